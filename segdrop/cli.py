@@ -1,0 +1,192 @@
+"""The command line: `segdrop train`, `segdrop evaluate`. TensorFlow is imported inside the commands."""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from . import __version__
+from .config import TrainConfig
+from .errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Score a run's best model: IoU and Dice per class, on whole images."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    data: str | None = None
+    """Data set; by default the run's own, with the run's split."""
+    split: str = "test"
+    """train, val, test, or all."""
+
+
+COMMANDS = {"train": TrainConfig, "evaluate": EvaluateOptions}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or 2 for wrong input, told in one line on stderr."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # TensorFlow's start-up messages would bury ours.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        message = _describe(error)
+    except KeyboardInterrupt:
+        message = "interrupted; a training goes on with --resume and its --run-dir."
+    print(f"segdrop: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name == "--version":
+        print(f"segdrop {__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        print("usage: segdrop COMMAND [OPTIONS]\n")
+        for command, options in COMMANDS.items():
+            print(f"  {command:10} {(options.__doc__ or '').splitlines()[0]}")
+        print("\n`segdrop COMMAND --help` lists a command's options; `segdrop --version` tells the version.")
+        return 0
+    if name not in COMMANDS:
+        raise InputError(f"no such command: {name!r}; there are {', '.join(COMMANDS)}.")
+    options = _parse(name, rest)
+    if isinstance(options, TrainConfig):
+        if options.resume:
+            from .run import stored_config
+
+            # What is not given is as the run was started; what is given and differs is found by train.
+            stored = stored_config(str(options.run_dir))
+            options = _parse(name, rest, dataclasses.replace(stored, run_dir=options.run_dir))
+        from .training import train
+
+        train(options)
+    else:
+        from .evaluation import evaluate
+
+        _print_scores(evaluate(options.run, options.data, options.split), options.split)
+    return 0
+
+
+def _parse(name: str, arguments: list[str], default: TrainConfig | None = None):
+    """The options of a command; tyro's boxed error messages become an InputError of one line."""
+    os.environ["COLUMNS"], columns = "1000", os.environ.get("COLUMNS")  # so that tyro does not wrap them
+    stderr = io.StringIO()
+    try:
+        if {"-h", "--help"} & set(arguments):
+            os.environ["COLUMNS"] = columns or str(min(110, shutil.get_terminal_size().columns))
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(
+                COMMANDS[name],
+                prog=f"segdrop {name}",
+                args=arguments,
+                registry=_registry,
+                **({} if default is None else {"default": default}),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_first_block(stderr.getvalue())) from None
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns:
+            os.environ["COLUMNS"] = columns
+
+
+def _first_block(box: str) -> str:
+    """What a box of tyro's says before its first ruled line."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
+    return re.sub(r"^Error parsing (TrainConfig|EvaluateOptions): ", "", " ".join(lines[:rule]))
+
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _rates(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """One rate, or stage3=0.1,stage4=0.2."""
+    if info.type != (float | dict[str, float]):
+        return None
+
+    def parse(words: list[str]) -> float | dict[str, float]:
+        if "=" not in words[0]:
+            return float(words[0])
+        parts = [part.partition("=") for part in words[0].split(",")]
+        if len({block for block, _, _ in parts}) < len(parts):
+            raise ValueError(f"a block is named twice in {words[0]}")
+        return {block: float(rate) for block, _, rate in parts}
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="RATE",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, (int, float, dict)),
+        str_from_instance=lambda value: [
+            ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        ],
+    )
+
+
+@_registry.primitive_rule
+def _names(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Names separated by commas."""
+    if info.type != (tuple[str, ...] | None):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME,NAME,...",
+        instance_from_str=lambda words: tuple(words[0].split(",")),
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["None" if value is None else ",".join(value)],
+    )
+
+
+def _describe(error: OSError) -> str:
+    """An OSError in one line: ours as they are, the system's with the file and what to do."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    where = f": {error.filename}" if error.filename else ""
+    advice = {
+        errno.ENOSPC: "; free some space, then continue the run with --resume",
+        errno.EACCES: "; choose another place or change the permissions",
+        errno.EROFS: "; choose another place",
+    }.get(error.errno, "")
+    return f"{error.strerror}{where}{advice}."
+
+
+def _print_scores(result: dict, split: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def number(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.4f}"
+
+    table = Table(title=f"{result['data']}, {split}: {result['images']} images")
+    for column in ("class", "Dice", "IoU", "Dice per image", "images without it"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, scores in result["classes"].items():
+        table.add_row(
+            name,
+            *(number(scores[key]) for key in ("dice", "iou", "dice_per_image")),
+            str(scores["images_undefined"]),
+        )
+    table.add_section()
+    table.add_row("foreground mean", number(result["dice"]), number(result["iou"]), "", "")
+    console = Console()
+    console.print(table)
+    if "warning" in result:
+        console.print(f"[bold yellow]Warning: {result['warning']}.")

@@ -1,0 +1,9 @@
+"""The one exception type that means "the input is wrong", as opposed to "the program is"."""
+
+
+class InputError(ValueError):
+    """A value, file or combination of options that the caller can put right.
+
+    The message is one sentence: what is wrong, where, and what to do. The command line prints it as
+    one line and exits with code 2; every other exception keeps its traceback.
+    """

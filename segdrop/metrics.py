@@ -1,0 +1,139 @@
+"""IoU and Dice from confusion counts: plain functions and the same numbers as Keras metrics.
+
+Pixels whose truth is `IGNORED` count nowhere. A score is undefined (NaN) where neither truth nor prediction has
+the class, left out of every mean, and 0 where only one of them has it.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from .dataset import IGNORED
+
+
+def to_labels(probabilities, threshold: float = 0.5) -> np.ndarray:
+    """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C): at the threshold for C = 1, else argmax."""
+    probabilities = np.asarray(probabilities)
+    if probabilities.shape[-1] == 1:
+        return (probabilities[..., 0] >= threshold).astype(np.uint8)
+    return probabilities.argmax(axis=-1).astype(np.uint8)
+
+
+def confusion_counts(truth, pred, classes: int = 2) -> np.ndarray:
+    """True positives, false positives and false negatives of each class.
+
+    Args:
+        truth: class indices of any shape, IGNORED (255) where not scored.
+        pred: class indices of the same shape.
+        classes: number of classes counting the background, at least 2.
+
+    Returns:
+        int64 (classes, 3); counts of several images may be added before a score is taken.
+
+    Raises:
+        ValueError: the shapes differ, or a class index lies outside 0..classes - 1.
+    """
+    truth, pred = np.asarray(truth), np.asarray(pred)
+    if truth.shape != pred.shape:
+        raise ValueError(f"`truth` and `pred` must have one shape, got {truth.shape} and {pred.shape}.")
+    valid = truth != IGNORED
+    truth, pred = truth[valid].astype(np.int64), pred[valid].astype(np.int64)
+    for name, array in (("truth", truth), ("pred", pred)):
+        if array.size and not 0 <= array.min() <= array.max() < classes:
+            raise ValueError(f"`{name}` must hold classes 0..{classes - 1}, got {array.min()}..{array.max()}.")
+    matrix = np.bincount(truth * classes + pred, minlength=classes**2).reshape(classes, classes)
+    hits = matrix.diagonal()
+    return np.stack([hits, matrix.sum(axis=0) - hits, matrix.sum(axis=1) - hits], axis=1)
+
+
+def dice_from_counts(counts) -> np.ndarray:
+    """Dice 2TP / (2TP + FP + FN), float64 (...), of counts (..., 3); NaN where there is nothing to count."""
+    tp, fp, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    return _divide(2 * tp, 2 * tp + fp + fn)
+
+
+def iou_from_counts(counts) -> np.ndarray:
+    """IoU TP / (TP + FP + FN), float64 (...), of counts (..., 3); NaN where there is nothing to count."""
+    tp, fp, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    return _divide(tp, tp + fp + fn)
+
+
+def dice(truth, pred, classes: int = 2) -> np.ndarray:
+    """Dice of each class over all pixels given (micro), float64 (classes,); arguments as in `confusion_counts`."""
+    return dice_from_counts(confusion_counts(truth, pred, classes))
+
+
+def iou(truth, pred, classes: int = 2) -> np.ndarray:
+    """IoU of each class over all pixels given (micro), float64 (classes,); arguments as in `confusion_counts`."""
+    return iou_from_counts(confusion_counts(truth, pred, classes))
+
+
+def foreground_mean(scores) -> float:
+    """Mean over the classes but the background (index 0) that are defined; NaN where none is."""
+    scores = np.asarray(scores)[1:]
+    defined = scores[~np.isnan(scores)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(b.shape, np.nan), where=b > 0)
+
+
+class _Overlap(keras.metrics.Metric):
+    """Confusion counts over an epoch; see `Dice` and `IoU`."""
+
+    def __init__(self, classes: int = 2, threshold: float = 0.5, name: str | None = None):
+        super().__init__(name=name)
+        self.classes, self.threshold = classes, threshold
+        # Whole numbers: float32 would stop counting at 2^24 pixels.
+        self.counts = self.add_variable((3, classes), initializer="zeros", dtype="int64", name="counts")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        truth = ops.cast(ops.squeeze(y_true, -1), "int32")
+        pred = (
+            ops.cast(y_pred[..., 0] >= self.threshold, "int32")
+            if y_pred.shape[-1] == 1
+            else ops.argmax(y_pred, axis=-1)
+        )
+        valid = truth != IGNORED
+        counts = []
+        for index in range(self.classes):
+            t, p = ops.logical_and(truth == index, valid), ops.logical_and(pred == index, valid)
+            both = ops.count_nonzero(ops.logical_and(t, p))
+            counts.append((both, ops.count_nonzero(p) - both, ops.count_nonzero(t) - both))
+        table = ops.stack([ops.stack(column) for column in zip(*counts, strict=True)])
+        self.counts.assign_add(ops.cast(table, self.counts.dtype))
+
+    def result(self):
+        tp, fp, fn = (ops.cast(self.counts[row], "float32") for row in range(3))
+        score, defined = self._score(tp, fp, fn)
+        defined = ops.cast(defined, "float32")[1:]
+        return ops.sum(score[1:] * defined) / ops.sum(defined)
+
+    def get_config(self):
+        return {"name": self.name, "classes": self.classes, "threshold": self.threshold}
+
+
+class Dice(_Overlap):
+    """Mean over the foreground classes of the micro Dice; NaN where no class is defined.
+
+    Args:
+        classes: number of classes counting the background, at least 2.
+        threshold: for models with one output channel.
+
+    Call arguments:
+        y_true: (N, H, W, 1) class indices, IGNORED (255) where not scored.
+        y_pred: (N, H, W, C) probabilities.
+    """
+
+    def _score(self, tp, fp, fn):
+        total = 2 * tp + fp + fn
+        return 2 * tp / ops.maximum(total, 1), total > 0
+
+
+class IoU(_Overlap):
+    """Mean over the foreground classes of the micro IoU; arguments as in `Dice`."""
+
+    def _score(self, tp, fp, fn):
+        total = tp + fp + fn
+        return tp / ops.maximum(total, 1), total > 0

@@ -1,0 +1,457 @@
+"""Training: from a configuration to a run's folder with the best model, its history and its scores."""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import os
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.panel import Panel
+
+from . import plots
+from .augment import A, Sampler, describe, load_augmentation, restore
+from .config import TrainConfig, default_run_dir
+from .dataset import Dataset, open_dataset, split_dataset
+from .errors import InputError
+from .evaluation import score, store_scores
+from .losses import SegmentationLoss
+from .metrics import Dice, IoU, to_labels
+from .pipeline import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
+from .run import (
+    CONFIG,
+    HISTORY,
+    MODEL,
+    SPLIT,
+    STATE,
+    create_run,
+    load_history,
+    open_run,
+    package_versions,
+    restore_state,
+    save_state,
+    stored_config,
+    write_atomically,
+    write_csv,
+    write_json,
+)
+from .unet import build_unet, imagenet_file, resolve_kind, set_encoder_trainable
+
+RANDOM_WEIGHTS = (
+    "The encoder starts from RANDOM weights: no ImageNet weights are cached and none could be downloaded. "
+    "Expect worse results than with them, on small data sets much worse."
+)
+_console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a training leaves.
+
+    Attributes:
+        run_dir: the run's folder.
+        history: one dict per epoch: epoch, learning_rate, loss, dice, iou and their `val_` twins.
+        metrics: scores of the best model by split ("val", "test"); see `segdrop.evaluate`.
+        model: the best model by validation Dice.
+    """
+
+    run_dir: Path
+    history: list[dict]
+    metrics: dict[str, dict]
+    model: keras.Model
+
+
+def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> TrainResult:
+    """Train a U-Net as `config` says and write everything to its run folder.
+
+    Everything that can be wrong with the configuration and the data is found before the folder is made.
+
+    Args:
+        config: the configuration.
+        augmentation: a pipeline of your own instead of `config.augment`; it is applied to the crops, with masks
+            always interpolated by nearest neighbour, and must keep their size.
+
+    Raises:
+        InputError, FileNotFoundError, FileExistsError: the configuration, data or folder cannot be used, or the
+            loss is no longer finite.
+    """
+    history: list[dict] = []
+    record = None
+    if config.resume:
+        run_dir = Path(config.run_dir)
+        record = open_run(run_dir)
+        _check_same(config, stored_config(run_dir), run_dir)
+        history = load_history(run_dir)
+        augmentation = restore(record["augmentation"])
+    else:
+        run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(datetime.now())
+        augmentation = augmentation or load_augmentation(config.augment)
+        if run_dir.exists():
+            create_run(run_dir, 0)  # says so before the data set is read
+    dataset = open_dataset(
+        config.data,
+        classes=config.classes,
+        ignore_value=config.ignore_value,
+        stratify=config.stratify,
+        cache_mb=config.cache_mb,
+    )
+    if record and record["data_sha256"] != dataset.digest:
+        raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
+    split = split_dataset(dataset, config.seed, config.val_fraction)
+    device, policy = _choose_device(config.mixed_precision if record is None else record["mixed_precision"])
+    weights = _find_weights(config) if record is None else record["encoder_weights"]
+
+    keras.utils.set_random_seed(config.seed)
+    with _policy(policy):
+        model = build_unet(
+            config.encoder,
+            classes=1 if len(dataset.class_names) == 2 and config.classes != 2 else len(dataset.class_names),
+            # A resumed run's weights come from its state.
+            encoder_weights=None if record or weights == "random" else weights,
+            encoder_dropout=config.encoder_dropout,
+            kind=resolve_kind(config.dropout_kind, config.spatial),
+            placement=config.dropout_placement,
+            blocks=config.dropout_blocks,
+            skips=config.skips,
+            seed=config.seed,
+        )
+    sampler = Sampler(augmentation, config.crop_size)
+    session = _Session(config, run_dir, model, dataset, split, sampler, history)
+    if record is None:
+        record = {
+            "config": {**config.to_json(), "run_dir": str(run_dir)},
+            "classes": model.output_shape[-1],
+            "class_names": list(dataset.class_names),
+            "images": {name: len(indices) for name, indices in split.items()},
+            "data_sha256": dataset.digest,
+            "encoder_weights": weights,
+            "warnings": [RANDOM_WEIGHTS] if _fell_back(config, weights) else [],
+            "mixed_precision": policy,
+            "device": device,
+            "augmentation": describe(augmentation),
+            "versions": package_versions(),
+        }
+        # The best model, and weights and moments of the state twice while one replaces the other.
+        create_run(run_dir, 8 * 4 * model.count_params())
+        write_json(run_dir / CONFIG, record)
+        _write_split(run_dir / SPLIT, dataset, split)
+    _announce(record, dataset, split, model, run_dir, config.resume)
+    started = time.monotonic()
+    session.fit()
+    metrics = session.finish()
+    _report(metrics, record, run_dir, session.history, time.monotonic() - started)
+    return TrainResult(run_dir, session.history, metrics, session.best)
+
+
+class _Session:
+    """The fitting of one run: its phases, and what is kept from each epoch."""
+
+    def __init__(self, config: TrainConfig, run_dir, model, dataset, split, sampler, history):
+        self.config, self.run_dir, self.model, self.history = config, run_dir, model, history
+        self.sampler, self.dataset, self.split = sampler, dataset, split
+        self.steps = steps_per_epoch(len(split["train"]), config.batch_size)
+        self.validation = self._evaluation("val")
+        self.best: keras.Model | None = None
+
+    def fit(self) -> None:
+        """Train the frozen and the free phase, from the first epoch that the history does not have."""
+        config = self.config
+        resumed_at = len(self.history)
+        for first, last, frozen in ((0, config.freeze_epochs, True), (config.freeze_epochs, config.epochs, False)):
+            if first == last or resumed_at >= last:
+                continue
+            self._compile(first, frozen)
+            if self.history and resumed_at > first:
+                restore_state(self.run_dir, self._variables())
+            elif self.history:
+                restore_state(self.run_dir, self.model.variables)
+            if self._out_of_patience():
+                return
+            self._fit_phase(max(first, len(self.history)), last)
+
+    def _compile(self, first_epoch: int, frozen: bool) -> None:
+        # Each phase has its own optimizer. One that had seen the frozen phase would correct its moments' bias for
+        # the steps it counted, not for those the encoder took part in, and move the encoder several times too far.
+        set_encoder_trainable(self.model, not frozen)
+        config = self.config
+        optimizer = keras.optimizers.AdamW(
+            WarmupCosine(config.lr, config.epochs * self.steps, offset=first_epoch * self.steps), weight_decay=1e-4
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        classes = len(self.dataset.class_names)
+        self.model.compile(
+            optimizer,
+            SegmentationLoss(config.loss),
+            metrics=[Dice(classes, name="dice"), IoU(classes, name="iou")],
+            # On a CPU, XLA's convolutions took 1.6 times as long as oneDNN's.
+            jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
+        )
+        # Under float16 compile wraps the optimizer; build what it made, so that a state can be put into it.
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    def _fit_phase(self, first: int, last: int) -> None:
+        config = self.config
+        batches = training_batches(
+            self.dataset,
+            self.split["train"],
+            self.sampler,
+            batch_size=config.batch_size,
+            crop_size=config.crop_size,
+            seed=config.seed,
+            first_epoch=first,
+            epochs=last,
+        )
+        self.model.fit(
+            batches,
+            epochs=last,
+            initial_epoch=first,
+            steps_per_epoch=self.steps,
+            validation_data=self.validation.as_tf_dataset(),
+            callbacks=[
+                _StopWhenNotFinite(self.steps),
+                _Recorder(self),
+                keras.callbacks.TensorBoard(self.run_dir / "tensorboard", write_graph=False),
+                _TensorBoardPanels(self),
+            ],
+        )
+
+    def record_epoch(self, row: dict) -> None:
+        """Keep an epoch: the model if it is the best yet, the state, and the history, in this order.
+
+        Whatever a kill leaves, the state tells what is finished, and an epoch that is run again writes the same.
+        """
+        self.history.append(row)
+        if best_epoch(self.history) == row["epoch"]:
+            bare = keras.Model(self.model.input, self.model.output, name=self.model.name)  # not compiled
+            write_atomically(self.run_dir / MODEL, bare.save)
+        save_state(self.run_dir, self._variables(), self.history)
+        write_csv(self.run_dir / HISTORY, self.history)
+        if self._out_of_patience():
+            self.model.stop_training = True
+
+    def finish(self) -> dict[str, dict]:
+        """Score the best model, draw the curves and examples, and declare the run finished."""
+        write_csv(self.run_dir / HISTORY, self.history)
+        self.best = keras.saving.load_model(self.run_dir / MODEL, compile=False)
+        plots.save_curves(self.run_dir / "curves.png", self.history)
+        metrics = {}
+        for name in ("val", "test"):
+            if len(self.split[name]):
+                batches = self._evaluation(name)
+                scores = score(self.best, batches, self.dataset.class_names)
+                metrics[name] = {"data": str(self.dataset.path), "data_sha256": self.dataset.digest, **scores}
+        panels, titles = self.example_panels(self.best, 4)
+        plots.save_examples(self.run_dir / "examples.png", panels, titles)
+        for name, scores in metrics.items():
+            store_scores(self.run_dir, name, scores)
+        (self.run_dir / STATE).unlink(missing_ok=True)
+        return metrics
+
+    def example_panels(self, model: keras.Model, count: int) -> tuple[list[np.ndarray], list[str]]:
+        """Panels of validation images, evenly spread over the split, and the images' ids."""
+        members = [batch[0] for batch in self.validation.plan]
+        chosen = [members[i] for i in np.linspace(0, len(members) - 1, min(count, len(members))).round().astype(int)]
+        panels = []
+        for index in chosen:
+            images, truth = self.validation.read([index])
+            panels.append(plots.panel(images[0], truth[0, ..., 0], to_labels(model.predict_on_batch(images))[0]))
+        return panels, [self.dataset.ids[index] for index in chosen]
+
+    def _evaluation(self, name: str) -> EvaluationBatches:
+        config = self.config
+        return evaluation_batches(self.dataset, self.split[name], config.batch_size * config.crop_size**2)
+
+    def _variables(self) -> list:
+        """Everything that training changes: weights, BatchNorm and dropout state, then the optimizer's."""
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def _out_of_patience(self) -> bool:
+        if not self.history:
+            return False
+        reference = max(best_epoch(self.history), self.config.freeze_epochs - 1)
+        return self.history[-1]["epoch"] - reference >= self.config.patience
+
+
+def best_epoch(history: list[dict]) -> int:
+    """The first epoch with the highest validation Dice; an undefined one is the lowest."""
+    scores = [-math.inf if math.isnan(row["val_dice"]) else row["val_dice"] for row in history]
+    return history[int(np.argmax(scores))]["epoch"]
+
+
+@keras.saving.register_keras_serializable("segdrop")
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up over the first twentieth of the steps, then cosine decay to zero.
+
+    Args:
+        peak: learning rate after warm-up.
+        steps: length of the whole training.
+        offset: steps already taken by an earlier phase.
+    """
+
+    def __init__(self, peak: float, steps: int, offset: int = 0):
+        self.peak, self.steps, self.offset = peak, steps, offset
+        warmup = max(1, steps // 20)
+        self._schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, max(1, steps - warmup), warmup_target=peak, warmup_steps=warmup
+        )
+
+    def __call__(self, step):
+        return self._schedule(step + self.offset)
+
+    def get_config(self):
+        return {"peak": self.peak, "steps": self.steps, "offset": self.offset}
+
+
+class _StopWhenNotFinite(keras.callbacks.Callback):
+    def __init__(self, steps: int):
+        super().__init__()
+        self._steps, self._epoch = steps, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"The loss became {logs['loss']} at step {batch + 1} of {self._steps} in epoch {self._epoch + 1}; "
+                "use a smaller --lr or --mixed-precision off."
+            )
+
+
+class _Recorder(keras.callbacks.Callback):
+    def __init__(self, session: _Session):
+        super().__init__()
+        self._session = session
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+        names = ["loss", "dice", "iou"]
+        row = {"epoch": epoch, "learning_rate": logs["learning_rate"]}
+        row |= {key: float(logs[key]) for key in [*names, *(f"val_{name}" for name in names)]}
+        self._session.record_epoch(row)
+
+
+class _TensorBoardPanels(keras.callbacks.Callback):
+    """Validation images with truth and prediction, once an epoch."""
+
+    def __init__(self, session: _Session):
+        super().__init__()
+        self._session = session
+
+    def on_train_begin(self, logs=None):
+        self._writer = tf.summary.create_file_writer(str(self._session.run_dir / "tensorboard" / "images"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        panels, ids = self._session.example_panels(self.model, 3)
+        with self._writer.as_default():
+            for number, (picture, _) in enumerate(zip(panels, ids, strict=True)):
+                tf.summary.image(f"image, truth, prediction/{number}", picture[None], step=epoch)
+
+    def on_train_end(self, logs=None):
+        self._writer.close()
+
+
+def _check_same(config: TrainConfig, stored: TrainConfig, run_dir: Path) -> None:
+    for field in dataclasses.fields(config):
+        given, kept = getattr(config, field.name), getattr(stored, field.name)
+        if field.name not in ("resume", "run_dir") and given != kept:
+            raise InputError(f"`{field.name}` is {given!r}, but {run_dir} was started with {kept!r}; resume with that.")
+
+
+def _choose_device(precision: str) -> tuple[str, str]:
+    """What the training runs on, in words, and the precision it computes in (off, float16 or bfloat16)."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # already in use by the caller's own program
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        device = f"GPU, {details.get('device_name', 'unknown model')}"
+        auto = "float16" if details.get("compute_capability", (0, 0)) >= (7, 0) else "off"
+    else:
+        device = f"CPU, {os.cpu_count()} cores"
+        auto = "bfloat16" if _cpu_has_bfloat16() else "off"
+    return device, auto if precision == "auto" else precision
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16 (Linux tells; elsewhere the answer is no)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+@contextlib.contextmanager
+def _policy(precision: str) -> Iterator[None]:
+    """Build layers under a precision; the caller's own policy is put back."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32" if precision == "off" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _find_weights(config: TrainConfig) -> str:
+    """Path of the encoder's weight file, or "random"."""
+    if config.encoder_weights == "none":
+        return "random"
+    if config.encoder_weights not in ("auto", "imagenet"):
+        return config.encoder_weights
+    try:
+        return str(imagenet_file(config.encoder))
+    except InputError:
+        if config.encoder_weights == "imagenet":
+            raise
+        return "random"
+
+
+def _fell_back(config: TrainConfig, weights: str) -> bool:
+    return config.encoder_weights == "auto" and weights == "random"
+
+
+def _write_split(path: Path, dataset: Dataset, split: dict[str, np.ndarray]) -> None:
+    """Which image is in which split; groups as hashes salted anew, so that no name or id can be recovered."""
+    salt = os.urandom(16)
+    home = {int(index): name for name, indices in split.items() for index in indices}
+    rows = []
+    for index, name in enumerate(dataset.ids):
+        row = {"id": name, "split": home[index]}
+        if dataset.grouped:
+            row["group"] = hashlib.blake2b(dataset.groups[index].encode(), key=salt, digest_size=8).hexdigest()
+        rows.append(row)
+    write_csv(path, rows)
+
+
+def _announce(record, dataset: Dataset, split, model: keras.Model, run_dir: Path, resumed: bool) -> None:
+    sites = sum("dropout" in layer.name for layer in model.layers)
+    counts = ", ".join(f"{len(split[name])} {name}" for name in ("train", "val", "test"))
+    _console.print(f"Device:  {record['device']}; mixed precision: {record['mixed_precision']}")
+    _console.print(f"Images:  {counts}, from {dataset.path} ({dataset.cached} of {len(dataset)} held in memory)")
+    _console.print(f"Classes: {', '.join(dataset.class_names)}")
+    _console.print(f"Encoder: {record['config']['encoder']}, dropout at {sites} sites")
+    _console.print(f"Weights: {record['encoder_weights']}")
+    _console.print(f"Run:     {run_dir}{' (resumed)' if resumed else ''}")
+    _warn(record)
+
+
+def _report(metrics, record, run_dir: Path, history, seconds: float) -> None:
+    best = best_epoch(history)
+    _console.print(f"\nBest epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
+    for name, scores in metrics.items():
+        _console.print(f"{name:5} Dice {scores['dice']:.4f}  IoU {scores['iou']:.4f}  ({scores['images']} images)")
+    _warn(record)
+
+
+def _warn(record) -> None:
+    for warning in record["warnings"]:
+        _console.print(Panel(warning, title="WARNING", style="bold yellow"))
