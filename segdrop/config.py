@@ -47,6 +47,8 @@ class TrainConfig:
     """Where in a unit: before its last convolution, or after its addition."""
     skips: Literal["clean", "dropped"] = "clean"
     """Whether the decoder receives a skip as it was before dropout."""
+    bn_momentum: float = 0.9
+    """Momentum of BatchNorm's moving statistics: 0.99, Keras's default, lags by more steps than a small set has."""
     freeze_epochs: int = 0
     """Epochs at the start in which the encoder is frozen, BatchNorm included."""
     classes: int | None = None
@@ -76,6 +78,8 @@ class TrainConfig:
             raise InputError(f"`crop_size` must be a multiple of 32, got crop_size={self.crop_size}.")
         if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
             raise InputError(f"`lr` must be a positive number, got lr={self.lr!r}.")
+        if not 0 <= self.bn_momentum < 1:
+            raise InputError(f"`bn_momentum` must be in [0, 1), got bn_momentum={self.bn_momentum!r}.")
         if not 0 < self.val_fraction <= 0.5:
             raise InputError(f"`val_fraction` must be in (0, 0.5], got val_fraction={self.val_fraction!r}.")
         if self.classes is not None:

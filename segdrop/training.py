@@ -122,6 +122,9 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
             skips=config.skips,
             seed=config.seed,
         )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = config.bn_momentum
     sampler = Sampler(augmentation, config.crop_size)
     session = _Session(config, run_dir, model, dataset, split, sampler, history)
     if record is None:
@@ -376,6 +379,10 @@ def _choose_device(precision: str) -> tuple[str, str]:
         device = f"GPU, {details.get('device_name', 'unknown model')}"
         auto = "float16" if details.get("compute_capability", (0, 0)) >= (7, 0) else "off"
     else:
+        # Operations that run side by side share oneDNN's threads in an order that changes from run to run, and the
+        # last bits of sums with it; one after the other, each with all threads, two runs are the same.
+        with contextlib.suppress(RuntimeError):  # too late: the caller's program has used TensorFlow already
+            tf.config.threading.set_inter_op_parallelism_threads(1)
         device = f"CPU, {os.cpu_count()} cores"
         auto = "bfloat16" if _cpu_has_bfloat16() else "off"
     return device, auto if precision == "auto" else precision
@@ -454,4 +461,4 @@ def _report(metrics, record, run_dir: Path, history, seconds: float) -> None:
 
 def _warn(record) -> None:
     for warning in record["warnings"]:
-        _console.print(Panel(warning, title="WARNING", style="bold yellow"))
+        Console().print(Panel(warning, title="WARNING", style="bold yellow"))
