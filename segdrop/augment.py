@@ -19,7 +19,7 @@ from .dataset import IGNORED
 from .errors import InputError
 
 _REFLECT = cv2.BORDER_REFLECT_101
-# At least this share of the crops holds foreground, where an image has any: most random crops of a small
+# This share of the crops is placed around a foreground pixel, where an image has any: most random crops of a small
 # structure would be empty.
 FOREGROUND_CROPS = 0.5
 
@@ -102,20 +102,8 @@ class Sampler:
 
     def __init__(self, augmentation: A.Compose, crop_size: int):
         self._crop_size = crop_size
-        self._template = A.Compose(
-            [
-                A.PadIfNeeded(crop_size, crop_size, border_mode=_REFLECT),
-                A.OneOf(
-                    [
-                        A.CropNonEmptyMaskIfExists(crop_size, crop_size, ignore_values=[IGNORED], p=FOREGROUND_CROPS),
-                        A.RandomCrop(crop_size, crop_size, p=1 - FOREGROUND_CROPS),
-                    ],
-                    p=1,
-                ),
-                augmentation,
-            ],
-            mask_interpolation=cv2.INTER_NEAREST,  # in a user's transforms, too
-        )
+        # Masks are never interpolated, by a user's transforms neither.
+        self._template = A.Compose([augmentation], mask_interpolation=cv2.INTER_NEAREST)
         self._local = threading.local()
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +120,9 @@ class Sampler:
         if not hasattr(self._local, "transform"):
             self._local.transform = copy.deepcopy(self._template)
         transform = self._local.transform
-        transform.set_random_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        rng = np.random.default_rng(seed)
+        image, mask = random_crop(image, mask, self._crop_size, rng)
+        transform.set_random_seed(int(rng.integers(2**32)))
         if image.dtype == np.uint8:
             result = transform(image=image, mask=mask)
             image = result["image"].astype(np.float32)
@@ -147,3 +137,26 @@ class Sampler:
                 f"it gave an image of shape {image.shape} and a mask of shape {mask.shape}."
             )
         return image, mask
+
+
+def random_crop(
+    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a square out of a pair, reflect-padded first where it is smaller.
+
+    A share of `FOREGROUND_CROPS` is drawn uniformly among the crops that hold a random pixel of a random class of
+    those in the image; Albumentations' CropNonEmptyMaskIfExists clips its crops to the image and so takes half of
+    them from the edges where an image is twice as large as the crop.
+    """
+    bottom, right = (max(0, size - n) for n in mask.shape)
+    if bottom or right:
+        image, mask = (cv2.copyMakeBorder(a, 0, bottom, 0, right, cv2.BORDER_REFLECT_101) for a in (image, mask))
+    height, width = mask.shape
+    low, high = np.zeros(2, int), np.array([height - size, width - size])
+    if rng.random() < FOREGROUND_CROPS:
+        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:IGNORED]) + 1
+        if present.size:
+            pixel = np.array(divmod(int(rng.choice(np.flatnonzero(mask == rng.choice(present)))), width))
+            low, high = np.maximum(low, pixel - size + 1), np.minimum(high, pixel)
+    y, x = rng.integers(low, high, endpoint=True)
+    return image[y : y + size, x : x + size], mask[y : y + size, x : x + size]

@@ -36,8 +36,6 @@ COMMANDS = {"train": TrainConfig, "evaluate": EvaluateOptions}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 for wrong input, told in one line on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # TensorFlow's start-up messages would bury ours.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         return _dispatch(arguments)
     except InputError as error:
@@ -71,14 +69,32 @@ def _dispatch(arguments: list[str]) -> int:
             # What is not given is as the run was started; what is given and differs is found by train.
             stored = stored_config(str(options.run_dir))
             options = _parse(name, rest, dataclasses.replace(stored, run_dir=options.run_dir))
+        _import_tensorflow()
         from .training import train
 
         train(options)
     else:
+        _import_tensorflow()
         from .evaluation import evaluate
 
         _print_scores(evaluate(options.run, options.data, options.split), options.split)
     return 0
+
+
+def _import_tensorflow() -> None:
+    """Import TensorFlow without the start-up messages that its libraries write straight to file descriptor 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _parse(name: str, arguments: list[str], default: TrainConfig | None = None):

@@ -375,7 +375,7 @@ def _decode(content: bytes) -> np.ndarray:
         if isinstance(error, UnidentifiedImageError) and content[:2] in (b"II", b"MM"):
             return _decode_with_opencv(content)  # Pillow knows no TIFF of 16 bits in several channels
         raise ValueError("cannot be decoded: it is corrupt, truncated, too large or not an image") from error
-    if picture.mode.startswith(("I", "F")) or _is_sixteen_bit(content):
+    if picture.mode.startswith(("I", "F")) or _is_sixteen_bit(picture, content):
         return _decode_with_opencv(content)  # Pillow would cut to 8 bits
     if picture.mode in ("1", "L", "LA"):
         return np.array(picture.convert("L"))
@@ -383,7 +383,7 @@ def _decode(content: bytes) -> np.ndarray:
 
 
 def _decode_with_opencv(content: bytes) -> np.ndarray:
-    cv2.setLogLevel(0)  # it would write to stderr what is raised here
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would write to stderr what is raised here
     array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ValueError("cannot be decoded: it is corrupt, truncated, too large or not an image")
@@ -392,9 +392,12 @@ def _decode_with_opencv(content: bytes) -> np.ndarray:
     return array if array.ndim == 2 else np.ascontiguousarray(array[..., 2::-1])
 
 
-def _is_sixteen_bit(content: bytes) -> bool:
-    """Whether a PNG stores 16 bits per channel (byte 24 of the file, in its first chunk)."""
-    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24] == 16
+def _is_sixteen_bit(picture: Image.Image, content: bytes) -> bool:
+    """Whether a PNG or TIFF stores 16 bits per channel, which Pillow's mode does not tell for colour."""
+    if picture.format == "PNG":
+        return content[24] == 16  # the bit depth in the file's first chunk
+    bits_per_sample = 258
+    return picture.format == "TIFF" and 16 in picture.tag_v2.get(bits_per_sample, ())
 
 
 def _decode_mask(content: bytes, colours: dict | None) -> np.ndarray:

@@ -98,6 +98,8 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
 
 def _functional_view(model) -> keras.Model:
     """An uncompiled functional model over the layers of `model`: one form for Sequential and functional models."""
+    if isinstance(model, keras.Sequential) and model.built:
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if isinstance(model, keras.Model):
         try:
             return keras.Model(model.input, model.output, name=model.name)

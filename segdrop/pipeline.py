@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
@@ -114,10 +115,9 @@ def _shuffle(indices: Sequence[int], batch_size: int, seed: int, epoch: int) -> 
 
 def _pad(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scale to 0..255 by the dtype's range and pad at the bottom and right to a multiple of 32."""
-    height, width = mask.shape
-    border = ((0, -height % MULTIPLE), (0, -width % MULTIPLE))
+    bottom, right = (-n % MULTIPLE for n in mask.shape)
     image = image.astype(np.float32) * np.float32(255 / np.iinfo(image.dtype).max)
     return (
-        np.pad(image, (*border, (0, 0)), mode="symmetric" if min(height, width) < MULTIPLE else "reflect"),
-        np.pad(mask, border, constant_values=IGNORED)[..., None],
+        cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT_101),
+        cv2.copyMakeBorder(mask, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORED)[..., None],
     )

@@ -1,0 +1,83 @@
+import csv
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import cv2
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from segdrop.cells import draw_cells
+from segdrop.unet import build_unet, encoder_layers
+
+
+def write_pairs(folder, pairs):
+    """Write {id: (image, mask)} as a data set's images/ and masks/; colours in RGB."""
+    for part, number in (("images", 0), ("masks", 1)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for name, pair in pairs.items():
+            picture = pair[number]
+            if picture is not None:
+                picture = picture if picture.ndim == 2 else picture[..., ::-1]
+                assert cv2.imwrite(str(folder / part / f"{name}.png"), picture)
+    return folder
+
+
+def write_table(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_weight_file(path, model):
+    """Write the encoder's weights as Keras 2 does: the format and layout of the published ImageNet files."""
+    with h5py.File(path, "w") as file:
+        layers = [layer for layer in encoder_layers(model) if "dropout" not in layer.name]
+        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.2.4"
+        for layer in layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{weight.name}:0".encode() for weight in layer.weights]
+            group.attrs["weight_names"] = names
+            for name, value in zip(names, layer.get_weights(), strict=True):
+                group.create_dataset(name.decode(), data=value)
+    return path
+
+
+def randomise(model, seed=0):
+    """Give every weight, moving statistics too, a value of its own, so that a lost or swapped one shows."""
+    rng = np.random.default_rng(seed)
+    model.set_weights(
+        [
+            rng.uniform(0.5, 1.5, w.shape) if "moving" in w.path or "gamma" in w.path else rng.normal(0, 0.05, w.shape)
+            for w in model.weights
+        ]
+    )
+    return model
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory):
+    """Eight 64 x 64 pictures of cells, split 4 / 2 / 2."""
+    folder = tmp_path_factory.mktemp("data") / "cells"
+    pairs = {f"cell_{i}": draw_cells(np.random.default_rng(i), 64) for i in range(8)}
+    write_pairs(folder, pairs)
+    splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    write_table(folder / "splits.csv", [{"id": i, "split": s} for i, s in zip(pairs, splits, strict=True)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """A resnet18 U-Net without dropout, every weight set."""
+    return randomise(build_unet("resnet18", encoder_weights=None))
+
+
+@pytest.fixture
+def float32_after():
+    """Put the precision policy back."""
+    yield
+    keras.config.set_dtype_policy("float32")

@@ -1,0 +1,157 @@
+"""Augmentation: geometric changes alike for image and mask, and nothing left to chance."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+
+from segdrop import InputError
+from segdrop.augment import PRESETS, Sampler, describe, load_augmentation, restore
+from segdrop.cells import draw_cells
+
+IMAGE, MASK = draw_cells(np.random.default_rng(0), 160)
+IMAGE = np.repeat(IMAGE[..., None], 3, axis=-1)
+
+
+def sample(augmentation, seed=0, image=IMAGE, mask=MASK, size=96):
+    return Sampler(augmentation, size)(image, mask, (seed,))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_sample_has_the_stated_shape_type_and_range(preset):
+    image, mask = sample(load_augmentation(preset))
+    assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((96, 96, 3), "float32", (96, 96), "uint8")
+    assert 0 <= image.min() and 1 < image.max() <= 255
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_masks_are_never_interpolated(preset):
+    mask = MASK * 2  # an interpolated edge would hold a 1
+    transform = Sampler(load_augmentation(preset), 96)
+    values = {v for seed in range(40) for v in np.unique(transform(IMAGE, mask, (seed,))[1])}
+    assert values == {0, 2}
+
+
+def test_a_user_s_interpolation_of_masks_is_overruled():
+    smooth = A.Compose([A.Affine(rotate=(30, 30), mask_interpolation=cv2.INTER_LINEAR, p=1)])
+    _, mask = sample(smooth, mask=MASK * 2)
+    assert set(np.unique(mask)) <= {0, 2}
+
+
+@pytest.mark.parametrize("preset", ["light", "medical", "microscopy"])
+def test_image_and_mask_move_together(preset):
+    """Where the image is its own mask, it stays so but for the interpolated edges and the noise."""
+    image = np.repeat(MASK[..., None] * 200, 3, axis=-1)
+    transform = Sampler(load_augmentation(preset), 96)
+    agreement = []
+    for seed in range(30):
+        picture, mask = transform(image, MASK, (seed,))
+        middle = (picture.min() + picture.max()) / 2
+        agreement.append(((picture.mean(axis=-1) > middle) == mask).mean())
+    assert np.median(agreement) > 0.97
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_sample_depends_on_its_seed_alone_whatever_the_threads(preset):
+    alone = [sample(load_augmentation(preset), seed) for seed in range(16)]
+    shared = Sampler(load_augmentation(preset), 96)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda seed: shared(IMAGE, MASK, (seed,)), reversed(range(16))))
+    for (image, mask), (other_image, other_mask) in zip(alone, reversed(together), strict=True):
+        np.testing.assert_array_equal(image, other_image)
+        np.testing.assert_array_equal(mask, other_mask)
+
+
+def test_different_seeds_give_different_samples():
+    images = {sample(load_augmentation("medical"), seed)[0].tobytes() for seed in range(10)}
+    assert len(images) == 10
+
+
+def test_crops_around_foreground_are_not_drawn_to_the_edges():
+    """Uniform over the 65 x 65 places there are, 200 draws give 195 different ones on average."""
+    images = {sample(load_augmentation("none"), seed, mask=np.ones_like(MASK))[0].tobytes() for seed in range(200)}
+    assert len(images) > 180
+
+
+def test_every_class_is_looked_for_equally():
+    mask = np.ones((512, 512), np.uint8)
+    mask[30:36, 470:476] = 2
+    transform = Sampler(load_augmentation("none"), 96)
+    image = np.zeros((512, 512, 3), np.uint8)
+    share = np.mean([(transform(image, mask, (seed,))[1] == 2).any() for seed in range(300)])
+    assert 0.2 < share < 0.35  # half of the crops around foreground, which are half of all
+
+
+def test_at_least_a_third_of_the_crops_show_a_small_structure():
+    mask = np.zeros((512, 512), np.uint8)
+    mask[30:36, 470:476] = 1  # a uniform crop of 96 pixels holds it in 2% of the cases
+    transform = Sampler(load_augmentation("none"), 96)
+    image = np.zeros((512, 512, 3), np.uint8)
+    share = np.mean([transform(image, mask, (seed,))[1].any() for seed in range(300)])
+    assert 1 / 3 < share < 0.65
+
+
+def test_ignored_pixels_do_not_count_as_foreground_of_a_crop():
+    mask = np.zeros((512, 512), np.uint8)
+    mask[:100, :100] = 255
+    transform = Sampler(load_augmentation("none"), 96)
+    image = np.zeros((512, 512, 3), np.uint8)
+    assert np.mean([(transform(image, mask, (seed,))[1] == 255).any() for seed in range(100)]) < 0.3
+
+
+def test_an_image_smaller_than_the_crop_is_padded_by_reflection():
+    image, mask = sample(load_augmentation("none"), image=IMAGE[:40, :50], mask=MASK[:40, :50])
+    assert image.shape == (96, 96, 3)
+    assert set(np.unique(image)) <= set(np.unique(IMAGE[:40, :50]))
+    assert abs(mask.mean() - MASK[:40, :50].mean()) < 0.2
+
+
+def test_16_bit_values_keep_their_precision():
+    image = np.arange(96 * 96 * 3, dtype=np.uint16).reshape(96, 96, 3)
+    result, _ = sample(load_augmentation("none"), image=image, mask=MASK[:96, :96])
+    np.testing.assert_allclose(result, image / 65535 * 255, atol=1e-4)
+
+
+def test_no_augmentation_is_a_plain_crop():
+    image, mask = sample(load_augmentation("none"), seed=5)
+    found = [
+        (y, x)
+        for y in range(65)
+        for x in range(65)
+        if (IMAGE[y : y + 96, x : x + 96] == image).all() and (MASK[y : y + 96, x : x + 96] == mask).all()
+    ]
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_an_albumentations_file_gives_the_pipeline_that_was_saved(tmp_path, suffix):
+    path = tmp_path / f"mine.{suffix}"
+    mine = A.Compose([A.VerticalFlip(p=1), A.RandomBrightnessContrast(p=1)])
+    A.save(mine, path, data_format=suffix)
+    for ours, theirs in zip(sample(load_augmentation(str(path)), 3), sample(mine, 3), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_description_restores_the_pipeline():
+    medical = load_augmentation("medical")
+    for ours, theirs in zip(sample(restore(describe(medical)), 3), sample(medical, 3), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_unknown_preset_lists_those_there_are():
+    with pytest.raises(InputError, match="`augment` must be one of none, light, medical, microscopy or an Albumentat"):
+        load_augmentation("heavy")
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1}')
+    with pytest.raises(InputError, match=r"x\.json is not an Albumentations file"):
+        load_augmentation(str(path))
+
+
+def test_a_transform_that_changes_the_size_is_an_error():
+    with pytest.raises(InputError, match=r"must keep the crop's size 96x96; it gave an image of shape \(48, 48, 3\)"):
+        sample(A.Compose([A.Resize(48, 48)]))

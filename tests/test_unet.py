@@ -1,0 +1,319 @@
+"""build_unet: the U-Net of segmentation_models, with dropout in its encoder and nothing else changed."""
+
+import os
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import randomise, write_weight_file
+
+from segdrop import InputError, build_unet
+from segdrop.unet import encoder_layers, imagenet_file, set_encoder_trainable
+
+IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+DEFAULT_UNITS = [f"stage3_unit{n}" for n in range(1, 7)] + ["stage4_unit1", "stage4_unit2"]
+
+
+def library_unet(encoder, **options):
+    from segdrop.unet import sm  # imported there, after the framework has been chosen
+
+    return sm.Unet(encoder, encoder_weights=None, **options)
+
+
+def dropout_names(model):
+    return [layer.name for layer in model.layers if "dropout" in layer.name]
+
+
+def build(encoder="resnet18", **options):
+    return build_unet(encoder, **{"encoder_weights": None, **options})
+
+
+def config_without_counter(layer):
+    """A layer's config; names that Keras numbers by a global counter differ from one build to the next."""
+    return {k: v for k, v in layer.get_config().items() if k != "name" or not re.fullmatch(r"(add|zero_\w+?)_\d+", v)}
+
+
+def test_the_default_has_eight_sites_between_the_convolutions_of_stages_3_and_4():
+    model = build("resnet34", encoder_dropout=0.2)
+    assert dropout_names(model) == [f"{unit}_relu2_dropout" for unit in DEFAULT_UNITS]
+    assert model.count_params() == 24_456_154
+
+
+def test_the_library_s_unet_is_what_is_built():
+    ours, theirs = build("resnet34"), library_unet("resnet34", activation="sigmoid")
+    assert [w.path for w in ours.weights if "add" not in w.path] == [w.path for w in theirs.weights]
+    ours.set_weights(theirs.get_weights())
+    np.testing.assert_array_equal(ours.predict(IMAGES, verbose=0), theirs.predict(IMAGES, verbose=0))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_decoder_is_the_plain_one_layer_by_layer(classes):
+    plain = randomise(build(classes=classes))
+    dropped = build(classes=classes, encoder_dropout=0.5, spatial=True)
+    dropped.set_weights(plain.get_weights())
+    names = {layer.name for layer in encoder_layers(plain)}
+    decoder = [layer for layer in plain.layers if layer.name not in names]
+    assert len(decoder) > 30
+    for layer in decoder:
+        twin = dropped.get_layer(layer.name)
+        assert twin.get_config() == layer.get_config()
+        for ours, theirs in zip(twin.get_weights(), layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["element", "spatial"])
+@pytest.mark.parametrize("placement", ["between_convs", "block_end"])
+@pytest.mark.filterwarnings("ignore:placement='block_end'")
+def test_inference_equals_the_plain_model_also_after_saving(plain, kind, placement, tmp_path):
+    dropped = build(encoder_dropout=0.5, kind=kind, placement=placement, blocks="stage*")
+    assert len(dropout_names(dropped)) == 8
+    dropped.set_weights(plain.get_weights())
+    dropped.save(tmp_path / "m.keras")
+    wanted = plain.predict(IMAGES, verbose=0)
+    np.testing.assert_array_equal(dropped.predict(IMAGES, verbose=0), wanted)
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "m.keras").predict(IMAGES, verbose=0), wanted)
+    assert not np.allclose(dropped(IMAGES, training=True), plain(IMAGES, training=True))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "units", "last_relu"),
+    [("resnet18", 3, 2), ("resnet34", 8, 2), ("resnet50", 8, 3), ("resnet101", 25, 3), ("resnet152", 38, 3)],
+)
+def test_every_encoder_gets_its_default_sites_before_the_last_convolution(encoder, units, last_relu):
+    names = dropout_names(build(encoder, encoder_dropout=0.1))
+    assert len(names) == units
+    assert all(name.endswith(f"_relu{last_relu}_dropout") for name in names)
+
+
+def test_between_convs_feeds_the_last_convolution_only():
+    model = build(encoder_dropout=0.2, blocks="stage3_unit2")
+    dropped = model.get_layer("stage3_unit2_relu2_dropout").output
+    consumers = [layer.name for layer in model.layers if any(t is dropped for t in _inputs(layer))]
+    # The convolution pads by a layer of its own.
+    assert len(consumers) == 1 and consumers[0].startswith("zero_padding2d")
+    padded = model.get_layer(consumers[0]).output
+    assert [layer.name for layer in model.layers if any(t is padded for t in _inputs(layer))] == ["stage3_unit2_conv2"]
+
+
+@pytest.mark.parametrize(("encoder", "last"), [("resnet34", "conv2"), ("resnet50", "conv3")])
+def test_block_end_drops_the_sum_of_the_unit_and_warns(encoder, last):
+    with pytest.warns(UserWarning, match="shifts BatchNorm's variance: 8.5-fold at rate 0.2"):
+        model = build(encoder, encoder_dropout=0.2, placement="block_end", blocks="stage3_unit2")
+    (name,) = dropout_names(model)
+    addition = model.get_layer(name.removesuffix("_dropout"))
+    assert isinstance(addition, keras.layers.Add)
+    assert any(t is model.get_layer(f"stage3_unit2_{last}").output for t in addition.input)
+    assert any(t is model.get_layer(name).output for t in _inputs(model.get_layer("stage3_unit3_bn1")))
+
+
+def _inputs(layer):
+    return [] if isinstance(layer, keras.layers.InputLayer) else keras.tree.flatten(layer.input)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "units"),
+    [
+        ("stage2", ["stage2_unit1", "stage2_unit2"]),
+        (["stage1_unit2", "stage4"], ["stage1_unit2", "stage4_unit1", "stage4_unit2"]),
+        ("stage[23]_unit1", ["stage2_unit1", "stage3_unit1"]),
+        ("*_unit2", ["stage1_unit2", "stage2_unit2", "stage3_unit2", "stage4_unit2"]),
+    ],
+)
+def test_blocks_are_stages_units_or_globs(blocks, units):
+    assert dropout_names(build(encoder_dropout=0.2, blocks=blocks)) == [f"{unit}_relu2_dropout" for unit in units]
+
+
+def test_a_mapping_gives_each_block_whole_its_rate():
+    model = build(encoder_dropout={"stage3": 0.1, "stage4": 0.2, "stage2_unit1": 0.3, "stage1": 0})
+    assert {name: model.get_layer(name).rate for name in dropout_names(model)} == {
+        "stage2_unit1_relu2_dropout": 0.3,
+        "stage3_unit1_relu2_dropout": 0.1,
+        "stage3_unit2_relu2_dropout": 0.1,
+        "stage4_unit1_relu2_dropout": 0.2,
+        "stage4_unit2_relu2_dropout": 0.2,
+    }
+
+
+def test_rate_zero_is_the_plain_network():
+    assert dropout_names(build(encoder_dropout=0.0)) == []
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_head_is_float32_and_compute_dtypes_survive_saving(policy, classes, tmp_path, float32_after):
+    keras.config.set_dtype_policy(policy)
+    model = build(classes=classes, encoder_dropout=0.2, spatial=True)
+    model.save(tmp_path / "m.keras")
+    keras.config.set_dtype_policy("float32")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    wanted = policy.removeprefix("mixed_")
+    for net in (model, loaded):
+        dtypes = {layer.name: layer.compute_dtype for layer in net.layers[1:]}
+        head = {"final_conv", "sigmoid" if classes == 1 else "softmax"}
+        assert {dtypes.pop(name) for name in head} == {"float32"}
+        assert set(dtypes.values()) == {wanted}
+        assert net(IMAGES).dtype == "float32"
+
+
+@pytest.mark.parametrize(("classes", "name"), [(1, "sigmoid"), (3, "softmax")])
+def test_the_output_is_probabilities(classes, name):
+    model = build(classes=classes)
+    probabilities = np.array(model(IMAGES))
+    assert probabilities.shape == (2, 64, 64, classes)
+    assert model.layers[-1].name == name
+    assert 0 <= probabilities.min() and probabilities.max() <= 1
+
+
+def test_linear_activation_gives_logits():
+    probabilities, logits = build(), build(activation="linear")
+    logits.set_weights(probabilities.get_weights())
+    np.testing.assert_allclose(keras.ops.sigmoid(logits(IMAGES)), probabilities(IMAGES), atol=1e-6)
+
+
+def test_seeded_dropout_repeats():
+    first, second = (build(encoder_dropout=0.5, seed=7) for _ in range(2))
+    second.set_weights(first.get_weights())
+    np.testing.assert_array_equal(first(IMAGES, training=True), second(IMAGES, training=True))
+
+
+def test_a_frozen_encoder_has_no_trainable_weight_and_its_batchnorm_stands_still():
+    model = build(encoder_dropout=0.2, encoder_freeze=True)
+    encoder = encoder_layers(model)
+    assert [w.path for layer in encoder for w in layer.trainable_weights] == []
+    assert all(w.path.split("/")[0].startswith(("decoder_", "final_conv")) for w in model.trainable_weights)
+    before = [w for layer in encoder for w in layer.get_weights()]
+    model(IMAGES, training=True)
+    for old, now in zip(before, [w for layer in encoder for w in layer.get_weights()], strict=True):
+        np.testing.assert_array_equal(old, now)
+
+
+def test_unfreezing_gives_the_weights_back():
+    model = build(encoder_freeze=True)
+    set_encoder_trainable(model, True)
+    assert len(model.trainable_weights) == len(build().trainable_weights)
+
+
+def test_a_keras_2_weight_file_loads_by_name(plain, tmp_path):
+    path = write_weight_file(tmp_path / "resnet18.h5", plain)
+    model = build(encoder_weights=path, encoder_dropout=0.2)
+    for layer in [layer for layer in encoder_layers(plain) if layer.weights]:
+        for ours, theirs in zip(model.get_layer(layer.name).get_weights(), layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_keras_model_file_serves_as_encoder_weights(plain, tmp_path):
+    plain.save(tmp_path / "m.keras")
+    model = build(encoder_weights=tmp_path / "m.keras", classes=3)
+    np.testing.assert_array_equal(model.get_layer("conv0").get_weights()[0], plain.get_layer("conv0").get_weights()[0])
+
+
+def first_features(model, images):
+    return np.array(keras.Model(model.input, model.get_layer("conv0").output)(images))
+
+
+def test_six_channels_see_two_copies_of_an_rgb_image_as_the_image(plain, tmp_path):
+    path = write_weight_file(tmp_path / "w.h5", plain)
+    six = build(encoder_weights=path, input_shape=(None, None, 6))
+    doubled = np.concatenate([IMAGES, IMAGES], axis=-1)
+    np.testing.assert_allclose(first_features(six, doubled), first_features(plain, IMAGES), rtol=1e-4, atol=1e-3)
+
+
+def test_four_channels_take_the_pretrained_ones_in_turn_scaled_by_three_quarters(plain, tmp_path):
+    path = write_weight_file(tmp_path / "w.h5", plain)
+    four = build(encoder_weights=path, input_shape=(None, None, 4))
+    kernel, source = (m.get_layer("conv0").get_weights()[0] for m in (four, plain))
+    np.testing.assert_allclose(kernel, source[:, :, [0, 1, 2, 0]] * 0.75, rtol=1e-6)
+    for ours, theirs in zip(
+        four.get_layer("bn_data").get_weights(), plain.get_layer("bn_data").get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs[[0, 1, 2, 0]])
+
+
+def test_one_channel_sees_a_grey_image_as_three_equal_channels(tmp_path):
+    source = randomise(build(), seed=1)
+    statistics = source.get_layer("bn_data")
+    statistics.set_weights([np.full(3, w.mean()) for w in statistics.get_weights()])
+    one = build(encoder_weights=write_weight_file(tmp_path / "w.h5", source), input_shape=(None, None, 1))
+    grey = IMAGES[..., :1]
+    wanted = first_features(source, np.repeat(grey, 3, axis=-1))
+    np.testing.assert_allclose(first_features(one, grey), wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_a_file_of_another_encoder_is_refused(plain, tmp_path):
+    path = write_weight_file(tmp_path / "w.h5", plain)
+    with pytest.raises(InputError, match="has no weights for layer 'stage1_unit3_bn1'"):
+        build("resnet34", encoder_weights=path)
+
+
+def test_a_file_that_is_no_weight_file_is_refused(tmp_path):
+    path = tmp_path / "w.h5"
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(InputError, match=r"w\.h5 is neither a Keras 2 HDF5 weight file nor a \.keras model"):
+        build(encoder_weights=path)
+
+
+def test_a_missing_weight_file_is_named():
+    with pytest.raises(FileNotFoundError, match="`encoder_weights` names no file: nowhere.h5"):
+        build(encoder_weights="nowhere.h5")
+
+
+def test_imagenet_weights_come_from_the_cache(plain, tmp_path, monkeypatch):
+    """The real look-up, on a file of the published layout; only its published checksum is replaced."""
+    import hashlib
+
+    from segdrop import unet
+
+    cached = write_weight_file(tmp_path / "resnet18_imagenet_1000_no_top.h5", plain)
+    entry = next(e for e in unet.WEIGHTS_COLLECTION if e["name"] == cached.name)
+    monkeypatch.setitem(entry, "md5", hashlib.md5(cached.read_bytes()).hexdigest())
+    monkeypatch.setitem(entry, "url", cached.as_uri())
+    monkeypatch.setattr(keras.config, "keras_home", lambda: str(tmp_path), raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    original = keras.utils.get_file
+    monkeypatch.setattr(keras.utils, "get_file", lambda *a, **k: original(*a, cache_dir=tmp_path, **k))
+    model = build(encoder_weights="imagenet")
+    np.testing.assert_array_equal(model.get_layer("conv0").get_weights()[0], plain.get_layer("conv0").get_weights()[0])
+
+
+def test_imagenet_weights_that_cannot_be_had_are_a_full_explanation(monkeypatch):
+    def fail(*arguments, **options):
+        raise Exception("URL fetch failure on https://github.com/...: None -- no route")
+
+    monkeypatch.setattr(keras.utils, "get_file", fail)
+    with pytest.raises(InputError, match=r"resnet18_imagenet_1000_no_top\.h5 into .*models, or use encoder_weights=None"):
+        imagenet_file("resnet18")
+
+
+def test_legacy_keras_is_refused():
+    code = "import segdrop; segdrop.build_unet"
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "segdrop needs Keras 3; unset TF_USE_LEGACY_KERAS" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_dropout": 1.0}, r"`encoder_dropout` must be a number in \[0, 1\), got encoder_dropout=1.0"),
+        ({"encoder_dropout": -0.1}, r"`encoder_dropout` must be a number in \[0, 1\)"),
+        ({"encoder_dropout": {"stage3": "a"}}, r"`encoder_dropout` must be a number in \[0, 1\)"),
+        ({"encoder_dropout": 0.1, "blocks": "stage5"}, r"names no unit of this encoder: 'stage5'. It has stage1 \(2 u"),
+        ({"encoder_dropout": {"stage9": 0.1}}, "names no unit of this encoder: 'stage9'"),
+        ({"encoder_dropout": {"stage4": 0.1, "stage4_unit1": 0.2}}, "gives 'stage4_unit1' two rates: 0.1 and 0.2"),
+        ({"encoder_dropout": {"stage4": 0.1}, "blocks": "stage4"}, "`blocks` must be left out"),
+        ({"kind": "block"}, "`kind` must be one of element, spatial, got kind='block'"),
+        ({"kind": "element", "spatial": True}, "contradicts kind='element'"),
+        ({"placement": "everywhere"}, "`placement` must be one of between_convs, block_end"),
+        ({"skips": "dirty"}, "`skips` must be one of clean, dropped"),
+        ({"encoder": "vgg16"}, "`encoder` must be one of resnet18, resnet34"),
+        ({"classes": 0}, "`classes` must be a whole number of at least 1, got classes=0"),
+        ({"input_shape": (100, 64, 3)}, "multiples of 32 or None"),
+        ({"input_shape": (64, 64)}, r"`input_shape` must be \(height, width, channels\)"),
+    ],
+)
+def test_a_wrong_argument_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        build(**options)
