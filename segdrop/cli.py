@@ -123,10 +123,11 @@ def _parse(name: str, arguments: list[str], default: TrainConfig | None = None):
 
 
 def _first_block(box: str) -> str:
-    """What a box of tyro's says before its first ruled line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
-    return re.sub(r"^Error parsing (TrainConfig|EvaluateOptions): ", "", " ".join(lines[:rule]))
+    """What a box of tyro's, drawn in Unicode or ASCII, says before its first ruled line."""
+    lines = [line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|"))]
+    rule = next((i for i, line in enumerate(lines) if line.startswith(("──", "--" * 10))), len(lines))
+    text = re.sub(r"^Error parsing (TrainConfig|EvaluateOptions): ", "", " ".join(lines[:rule]))
+    return text or " ".join(box.split())
 
 
 _registry = tyro.constructors.ConstructorRegistry()
@@ -206,3 +207,7 @@ def _print_scores(result: dict, split: str) -> None:
     console.print(table)
     if "warning" in result:
         console.print(f"[bold yellow]Warning: {result['warning']}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

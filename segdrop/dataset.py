@@ -164,13 +164,14 @@ def open_dataset(
     if problems:
         raise InputError(f"{path}: " + "; ".join(problems) + ".")
 
+    default_names = {0: "background"} | ({1: "foreground"} if count == 2 else {})
     digest = hashlib.sha256()
     for name, scan in zip(ids, scans, strict=True):
         digest.update(f"{name}\0{scan.image_digest}\0{scan.mask_digest}\n".encode())
     return Dataset(
         path=path,
         ids=tuple(ids),
-        class_names=tuple(names.get(i, "background" if i == 0 else f"class {i}") for i in range(count)),
+        class_names=tuple(names.get(i, default_names.get(i, f"class {i}")) for i in range(count)),
         groups=given["group"] or tuple(s.image_digest for s in scans),
         grouped=given["group"] is not None,
         splits=splits,

@@ -51,7 +51,6 @@ def training_batches(
         shape = (batch_size, crop_size, crop_size)
         return tf.ensure_shape(images, (*shape, 3)), tf.ensure_shape(masks, (*shape, 1))
 
-    load(np.array(order[:1]))  # an error here is the sampler's own; inside the graph it would be TensorFlow's
     return (
         tf.data.Dataset.from_tensor_slices(np.array(order))
         .batch(batch_size, drop_remainder=True)

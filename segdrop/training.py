@@ -126,6 +126,7 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = config.bn_momentum
     sampler = Sampler(augmentation, config.crop_size)
+    sampler(*dataset.read(int(split["train"][0])), (0,))  # an augmentation that fails does so here
     session = _Session(config, run_dir, model, dataset, split, sampler, history)
     if record is None:
         record = {
@@ -216,6 +217,7 @@ class _Session:
             epochs=last,
             initial_epoch=first,
             steps_per_epoch=self.steps,
+            shuffle=False,  # the pipeline does
             validation_data=self.validation.as_tf_dataset(),
             callbacks=[
                 _StopWhenNotFinite(self.steps),

@@ -1,0 +1,180 @@
+"""The command line as a user meets it: in processes of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import write_pairs
+
+from segdrop.cli import main
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--encoder", "resnet18", "--encoder-weights", "none", "--batch-size", "2", "--crop-size", "32"]
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, **options)
+
+
+def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path):
+    """Two uninterrupted runs are equal, and so is one that was killed; in the frozen phase, with dropout."""
+    options = [*TINY, "--data", cells, "--epochs", "4", "--freeze-epochs", "1", "--encoder-dropout", "0.3", "--spatial"]
+    whole = run(*options, "--run-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    history = tmp_path / "killed" / "history.csv"
+    process = subprocess.Popen(
+        command(*options, "--run-dir", tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if history.exists() and len(history.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(history.read_text().splitlines()) - 1
+    assert 2 <= done < 4 and not (tmp_path / "killed" / "metrics.json").exists()
+    resumed = run("--resume", "--run-dir", tmp_path / "killed")
+    assert resumed.returncode == 0, resumed.stderr
+    for name in ("history.csv", "split.csv"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+    first, second = (keras.saving.load_model(tmp_path / name / "model.keras") for name in ("whole", "killed"))
+    for ours, theirs in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "Device:" in resumed.stdout and "Weights: random" in resumed.stdout and "4 train" in resumed.stdout
+
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "segdrop.cli", "evaluate", str(tmp_path / "whole")], capture_output=True, text=True
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "foreground mean" in evaluated.stdout
+
+
+def small_set(folder):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+    return write_pairs(folder, {f"p{i}": (np.roll(noise, i), np.eye(40, dtype=np.uint8)) for i in range(10)})
+
+
+def without_a_mask(folder):
+    (small_set(folder) / "masks" / "p3.png").unlink()
+
+
+def undecodable(folder):
+    (small_set(folder) / "images" / "p3.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "message"),
+    [
+        (None, [], "`data` does not exist: "),
+        (without_a_mask, [], "1 image(s) have no mask in masks/; first: p3.png"),
+        (undecodable, [], "images/p3.png: cannot be decoded"),
+        (small_set, ["--dropout-blocks", "stage5", "--encoder-dropout", "0.1"], "names no unit of this encoder: 'stage5'"),
+        (small_set, ["--encoder-dropout", "1.3"], "`encoder_dropout` must be a number in [0, 1), got encoder_dropout=1.3"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_on_stderr_exit_code_2_and_no_folder(tmp_path, prepare, arguments, message):
+    if prepare:
+        prepare(tmp_path / "data")
+    done = run(*TINY, "--data", tmp_path / "data", "--run-dir", tmp_path / "run", *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("segdrop: ") and message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--encoder-dropout", "lots"], "--encoder-dropout"),
+        (["train", "--encoder-dropout", "stage3=0.1,stage3=0.2"], "a block is named twice"),
+        (["train", "--encoder-dropout", "stage3=1.5"], "`encoder_dropout` must be a number in [0, 1)"),
+        (["train", "--encoder", "vgg16"], "'resnet152'"),
+        (["train", "--dropout-kind", "gauss"], "'gauss'"),
+        (["train", "--epochs", "many"], "'many'"),
+        (["train", "--epochz", "3"], "--epochz"),
+        (["train", "--resume"], "`resume` needs run_dir"),
+        (["train", "--resume", "--run-dir", "nowhere"], "The run does not exist: nowhere"),
+        (["evaluate"], "PATH"),
+        (["evaluate", "nowhere"], "The run does not exist: nowhere"),
+        (["dance"], "no such command: 'dance'; there are train, evaluate"),
+    ],
+)
+def test_a_wrong_command_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("segdrop: ") and message in line
+
+
+def test_an_existing_run_and_a_foreign_one_are_refused(tmp_path, capsys):
+    assert main(["train", "--run-dir", str(tmp_path)]) == 2
+    assert "choose another name, or continue that run with --resume" in capsys.readouterr().err
+    assert main(["train", "--resume", "--run-dir", str(tmp_path)]) == 2
+    assert "is not a run of segdrop" in capsys.readouterr().err
+
+
+def test_no_permission_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    data = small_set(tmp_path / "data")
+    arguments = [*TINY, "--data", str(data), "--run-dir", str(tmp_path / "run")]
+    assert main(["train", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no permission to write in" in line
+
+
+def test_a_full_disk_is_one_line_with_advice(capsys, monkeypatch):
+    import errno
+
+    from segdrop import cli
+
+    def full(arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/state.npz")
+
+    monkeypatch.setattr(cli, "_dispatch", full)
+    assert main([]) == 2
+    assert capsys.readouterr().err == (
+        "segdrop: No space left on device: runs/x/state.npz; free some space, then continue the run with --resume.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["train", "evaluate", "--version"]),
+        (["train", "--help"], ["--encoder-dropout", "--mixed-precision", "--freeze-epochs", "--ignore-value"]),
+        (["evaluate", "--help"], ["--split", "--data"]),
+    ],
+)
+def test_help_needs_no_tensorflow(arguments, words):
+    code = f"import sys; from segdrop.cli import main; main({arguments}); sys.exit('tensorflow' in sys.modules)"
+    code = code.replace("main([", "\ntry: main([").replace("; sys.exit", "\nexcept SystemExit: pass\nsys.exit")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
+
+
+def test_importing_the_package_imports_no_tensorflow():
+    code = "import segdrop, sys; assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_interface_has_every_promised_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    promised = """--data --run-dir --epochs --batch-size --crop-size --lr --loss --augment --seed --encoder
+        --encoder-weights --encoder-dropout --spatial --dropout-kind --dropout-blocks --dropout-placement --skips
+        --freeze-epochs --classes --ignore-value --stratify --mixed-precision --resume""".split()
+    assert [option for option in promised if f"{option} " not in text and f"{option}," not in text] == []

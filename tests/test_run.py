@@ -1,0 +1,114 @@
+"""A run's folder: no file there in part, and clear words where it cannot be used."""
+
+import errno
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from segdrop import InputError
+from segdrop.run import (
+    create_run,
+    load_history,
+    open_run,
+    package_versions,
+    restore_state,
+    save_state,
+    write_atomically,
+    write_csv,
+    write_json,
+)
+
+
+class Variable:
+    def __init__(self, value):
+        self.value = np.asarray(value)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.value
+
+    def assign(self, value):
+        self.value = value
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, write)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_state_comes_back_with_its_history(tmp_path):
+    variables = [Variable(np.arange(3.0)), Variable(np.uint32(7))]
+    history = [{"epoch": 0, "loss": 0.1}]
+    save_state(tmp_path, variables, history)
+    restored = [Variable(np.zeros(3)), Variable(0)]
+    restore_state(tmp_path, restored)
+    np.testing.assert_array_equal(restored[0].value, [0, 1, 2])
+    assert restored[1].value == 7
+    assert load_history(tmp_path) == history
+
+
+def test_csv_keeps_all_digits(tmp_path):
+    write_csv(tmp_path / "h.csv", [{"loss": 0.1234567890123456}])
+    assert (tmp_path / "h.csv").read_text() == "loss\n0.1234567890123456\n"
+
+
+def test_an_existing_run_folder_is_refused(tmp_path):
+    with pytest.raises(FileExistsError, match="`run_dir` exists: .* choose another name, or continue that run"):
+        create_run(tmp_path, 0)
+
+
+def test_a_disk_that_is_too_small_is_found_before_the_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5, 5))
+    with pytest.raises(InputError, match=r"needs about 0.8 GB and its disk has 0.0 GB free"):
+        create_run(tmp_path / "run", 800_000_000)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_without_permission_is_found_before_the_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="no permission to write in"):
+        create_run(tmp_path / "run", 0)
+
+
+@pytest.mark.parametrize("content", [None, "not json", "[]", "{}"])
+def test_a_foreign_folder_is_not_a_run(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match="is not a run of segdrop"):
+        open_run(tmp_path)
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="The run does not exist: .*nowhere"):
+        open_run(tmp_path / "nowhere")
+
+
+def test_a_finished_run_has_nothing_to_resume(tmp_path):
+    write_json(tmp_path / "metrics.json", {})
+    with pytest.raises(InputError, match="is a finished run; there is nothing to resume"):
+        load_history(tmp_path)
+
+
+def test_a_run_without_a_finished_epoch_cannot_be_resumed(tmp_path):
+    with pytest.raises(InputError, match="ended before its first epoch did"):
+        load_history(tmp_path)
+
+
+def test_json_is_readable_by_others(tmp_path):
+    write_json(tmp_path / "x.json", {"name": "Zürich", "path": tmp_path})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["name"] == "Zürich"
+
+
+def test_versions_name_what_a_run_depends_on():
+    assert {"python", "segdrop", "tensorflow", "keras", "albumentations"} <= set(package_versions())

@@ -1,0 +1,315 @@
+"""Training end to end on eight small pictures: what a run leaves, and what it does at each turn."""
+
+import csv
+import dataclasses
+import errno
+import json
+import math
+import os
+
+import albumentations as A
+import keras
+import numpy as np
+import pytest
+from conftest import randomise, write_weight_file
+
+import segdrop
+from segdrop import InputError, TrainConfig, train, training
+from segdrop.augment import Sampler
+from segdrop.dataset import open_dataset
+from segdrop.metrics import dice, foreground_mean, to_labels
+from segdrop.training import WarmupCosine, best_epoch
+from segdrop.unet import build_unet, encoder_layers
+
+
+def tiny(cells, run_dir, **options):
+    defaults = {"encoder": "resnet18", "encoder_weights": "none", "epochs": 2, "batch_size": 2, "crop_size": 32}
+    return TrainConfig(**{**defaults, "data": str(cells), "run_dir": str(run_dir), "mixed_precision": "off", **options})
+
+
+@pytest.fixture(scope="module")
+def finished(cells, tmp_path_factory):
+    config = tiny(cells, tmp_path_factory.mktemp("runs") / "one", encoder_dropout=0.2, spatial=True)
+    return train(config)
+
+
+def read_history(run_dir):
+    with (run_dir / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_the_stated_files_and_no_state(finished):
+    names = {path.name for path in finished.run_dir.iterdir()}
+    assert names == {
+        "config.json",
+        "model.keras",
+        "history.csv",
+        "metrics.json",
+        "split.csv",
+        "tensorboard",
+        "curves.png",
+        "examples.png",
+    }
+
+
+def test_the_history_has_a_row_per_epoch(finished):
+    rows = read_history(finished.run_dir)
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    names = ["loss", "dice", "iou", "val_loss", "val_dice", "val_iou"]
+    assert list(rows[0]) == ["epoch", "learning_rate", *names]
+    assert [{key: float(value) for key, value in row.items()} for row in rows] == finished.history
+
+
+def test_the_config_records_what_the_run_depends_on(finished, cells):
+    record = json.loads((finished.run_dir / "config.json").read_text())
+    assert TrainConfig(**record["config"]) == tiny(cells, finished.run_dir, encoder_dropout=0.2, spatial=True)
+    assert record["images"] == {"train": 4, "val": 2, "test": 2}
+    assert record["encoder_weights"] == "random"
+    assert record["data_sha256"] == open_dataset(cells).digest
+    assert record["versions"]["keras"] == keras.__version__
+
+
+def test_the_best_model_is_a_plain_keras_model_with_its_dropout(finished):
+    model = keras.saving.load_model(finished.run_dir / "model.keras", safe_mode=True)
+    assert type(model).__module__.startswith("keras.")
+    assert not model.compiled
+    assert sum(isinstance(layer, keras.layers.SpatialDropout2D) for layer in model.layers) == 3
+
+
+def test_the_number_of_training_evaluation_and_hand_computation_is_one(finished, cells):
+    """Whole-image predictions of the saved model, scored by hand, give what the training printed."""
+    dataset = open_dataset(cells)
+    truth, pred = [], []
+    for index in (4, 5):  # the validation split
+        image, mask = dataset.read(index)
+        truth.append(mask)
+        pred.append(to_labels(finished.model.predict(image[None].astype("float32"), verbose=0))[0])
+    by_hand = foreground_mean(dice(np.stack(truth), np.stack(pred)))
+    printed = max(row["val_dice"] for row in finished.history)
+    assert segdrop.evaluate(finished.run_dir, split="val")["dice"] == pytest.approx(by_hand, rel=1e-12)
+    assert finished.metrics["val"]["dice"] == pytest.approx(by_hand, rel=1e-12)
+    assert printed == pytest.approx(by_hand, rel=1e-6)  # float32
+
+
+def test_metrics_json_holds_validation_and_test_scores(finished):
+    stored = json.loads((finished.run_dir / "metrics.json").read_text())
+    assert stored["test"]["images"] == 2
+    assert stored["test"] == json.loads(json.dumps(finished.metrics["test"]))
+
+
+def test_tensorboard_has_scalars_and_image_panels(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = {}
+    for folder in ("train", "validation", "images"):
+        events = EventAccumulator(str(finished.run_dir / "tensorboard" / folder))
+        tags[folder] = {tag for kind in ("tensors", "images", "scalars") for tag in events.Reload().Tags()[kind]}
+    assert "epoch_dice" in tags["train"] and "epoch_dice" in tags["validation"]
+    assert "epoch_learning_rate" in tags["train"]
+    assert "image, truth, prediction/0" in tags["images"]
+
+
+def test_groups_are_recorded_as_hashes_only(cells, tmp_path):
+    training._write_split(
+        tmp_path / "split.csv",
+        dataclasses.replace(open_dataset(cells), groups=("Jane Doe",) * 4 + ("John Doe",) * 4, grouped=True),
+        {"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(6, 8)},
+    )
+    with (tmp_path / "split.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    hashes = [row["group"] for row in rows]
+    assert len(set(hashes[:4])) == len(set(hashes[4:])) == 1 and hashes[0] != hashes[4]
+    assert "Doe" not in (tmp_path / "split.csv").read_text()
+
+
+def test_the_encoder_stands_still_while_frozen_and_moves_in_the_first_step_after(cells, tmp_path, monkeypatch):
+    source = randomise(build_unet("resnet18", encoder_weights=None))
+    weights = write_weight_file(tmp_path / "w.h5", source)
+    snapshots = []
+    original = training._Session.record_epoch
+
+    def snapshot(session, row):
+        snapshots.append([w for layer in encoder_layers(session.model) for w in layer.get_weights()])
+        original(session, row)
+
+    monkeypatch.setattr(training._Session, "record_epoch", snapshot)
+    config = tiny(cells, tmp_path / "run", encoder_weights=str(weights), freeze_epochs=2, epochs=3, batch_size=4)
+    result = train(config)  # four images in batches of four: one step per epoch
+    start = [w for layer in encoder_layers(source) for w in layer.get_weights()]
+    for frozen in snapshots[:2]:
+        for now, before in zip(frozen, start, strict=True):
+            np.testing.assert_array_equal(now, before)
+    moved = [not np.array_equal(now, before) for now, before in zip(snapshots[2], start, strict=True)]
+    assert np.mean(moved) > 0.95
+    schedule = WarmupCosine(config.lr, 3)
+    expected = [float(schedule(step)) for step in (1, 2, 3)]
+    assert [row["learning_rate"] for row in result.history] == pytest.approx(expected, rel=1e-5)
+
+
+def test_bfloat16_trains_with_a_float32_head_and_gives_the_policy_back(cells, tmp_path):
+    result = train(tiny(cells, tmp_path / "run", epochs=1, mixed_precision="bfloat16"))
+    dtypes = {layer.name: layer.compute_dtype for layer in result.model.layers}
+    assert dtypes["conv0"] == "bfloat16" and dtypes["final_conv"] == dtypes["sigmoid"] == "float32"
+    assert keras.config.dtype_policy().name == "float32"
+    assert math.isfinite(result.history[0]["loss"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_quantity(cells, tmp_path, monkeypatch):
+    original = training.SegmentationLoss.call
+    monkeypatch.setattr(training.SegmentationLoss, "call", lambda self, *a: original(self, *a) / 0.0)
+    with pytest.raises(InputError, match=r"The loss became inf at step 1 of 2 in epoch 1; use a smaller --lr"):
+        train(tiny(cells, tmp_path / "run", loss="focal"))
+
+
+def test_a_disk_that_fills_up_leaves_no_partial_file(cells, tmp_path, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"some")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        train(tiny(cells, tmp_path / "run", epochs=1))
+    assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name or path.name == "state.npz"]
+
+
+def test_a_pipeline_from_python_is_used_and_stored(cells, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(training, "Sampler", lambda pipeline, size: used.append(pipeline) or Sampler(pipeline, size))
+    own = A.Compose([A.InvertImg(p=1)])
+    result = train(tiny(cells, tmp_path / "run", epochs=1), augmentation=own)
+    assert used == [own]
+    stored = json.loads((result.run_dir / "config.json").read_text())["augmentation"]
+    assert stored["transform"]["transforms"][0]["__class_fullname__"] == "InvertImg"
+
+
+def unchanged(image, **_):
+    return image
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (A.Lambda(image=unchanged), "The augmentation cannot be stored with the run"),
+        (A.Resize(16, 16), "The augmentation must keep the crop's size 32x32"),
+    ],
+)
+def test_an_unusable_pipeline_leaves_no_folder(cells, tmp_path, transform, message):
+    with pytest.raises(InputError, match=message):
+        train(tiny(cells, tmp_path / "run"), augmentation=A.Compose([transform]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_falling_back_to_random_weights_is_said_at_the_start_at_the_end_and_in_the_record(
+    cells, tmp_path, monkeypatch, capsys
+):
+    def refuse(encoder):
+        raise InputError("no network")
+
+    monkeypatch.setattr(training, "imagenet_file", refuse)
+    result = train(tiny(cells, tmp_path / "run", epochs=1, encoder_weights="auto"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("The encoder starts from RANDOM weights") == 2
+    record = json.loads((result.run_dir / "config.json").read_text())
+    assert record["warnings"] and record["encoder_weights"] == "random"
+    with pytest.raises(InputError, match="no network"):
+        train(tiny(cells, tmp_path / "strict", encoder_weights="imagenet"))
+
+
+def history_of(*scores):
+    return [{"epoch": epoch, "val_dice": score} for epoch, score in enumerate(scores)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [((0.1, 0.3, 0.2), 1), ((0.3, 0.3), 0), ((math.nan, 0.1), 1), ((math.nan, math.nan), 0)],
+)
+def test_the_best_epoch_is_the_first_of_the_highest_dice(scores, best):
+    assert best_epoch(history_of(*scores)) == best
+
+
+@pytest.mark.parametrize(
+    ("scores", "freeze_epochs", "stops"),
+    [
+        ((0.5, 0.4, 0.4), 0, True),
+        ((0.5, 0.4, 0.6), 0, False),
+        ((0.5, 0.4), 0, False),
+        ((0.5, 0.4, 0.4), 2, False),  # patience counts from the last frozen epoch on
+        ((0.5, 0.4, 0.4, 0.4), 2, True),
+        ((), 0, False),
+    ],
+)
+def test_training_stops_when_patience_runs_out(scores, freeze_epochs, stops):
+    session = object.__new__(training._Session)
+    session.config = TrainConfig(patience=2, freeze_epochs=freeze_epochs)
+    session.history = history_of(*scores)
+    assert session._out_of_patience() is stops
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.0), (5, 0.5), (10, 1.0), (105, 0.5), (200, 0.0)])
+def test_the_learning_rate_warms_up_and_decays_by_a_cosine(step, rate):
+    assert float(WarmupCosine(1.0, 200)(step)) == pytest.approx(rate, abs=1e-6)
+
+
+def test_a_later_phase_goes_on_where_the_schedule_was():
+    assert float(WarmupCosine(1.0, 200, offset=100)(5)) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(FileExistsError, match="`run_dir` exists"):
+        train(tiny("nowhere", tmp_path))
+
+
+def test_wrong_data_leave_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`data` does not exist"):
+        train(tiny(tmp_path / "nowhere", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_block_leaves_no_folder(cells, tmp_path):
+    with pytest.raises(InputError, match="names no unit of this encoder: 'stage7'"):
+        train(tiny(cells, tmp_path / "run", encoder_dropout=0.1, dropout_blocks=("stage7",)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_not_resumed(finished, cells):
+    config = tiny(cells, finished.run_dir, encoder_dropout=0.2, spatial=True, resume=True)
+    with pytest.raises(InputError, match="is a finished run; there is nothing to resume"):
+        train(config)
+
+
+def test_resuming_with_another_option_names_it(finished, cells):
+    with pytest.raises(InputError, match="`lr` is 0.5, but .* was started with 0.001"):
+        train(tiny(cells, finished.run_dir, encoder_dropout=0.2, spatial=True, resume=True, lr=0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got epochs=0"),
+        ({"batch_size": 1.5}, "`batch_size` must be a whole number"),
+        ({"crop_size": 100}, "`crop_size` must be a multiple of 32"),
+        ({"lr": -1.0}, "`lr` must be a positive number"),
+        ({"lr": math.nan}, "`lr` must be a positive number"),
+        ({"encoder_dropout": 1.3}, r"`encoder_dropout` must be a number in \[0, 1\), got encoder_dropout=1.3"),
+        ({"encoder_dropout": {"stage3": -1}}, r"`encoder_dropout` must be a number in \[0, 1\)"),
+        ({"encoder": "vgg16"}, "`encoder` must be one of resnet18"),
+        ({"dropout_kind": "block"}, "`dropout_kind` must be one of element, spatial"),
+        ({"dropout_kind": "element", "spatial": True}, "`spatial` contradicts dropout_kind='element'"),
+        ({"classes": 0}, "`classes` must be a whole number of at least 1"),
+        ({"ignore_value": 300}, "`ignore_value` must be in 0..255"),
+        ({"freeze_epochs": 9, "epochs": 3}, "`freeze_epochs` must be at most epochs=3"),
+        ({"val_fraction": 0.9}, r"`val_fraction` must be in \(0, 0.5\]"),
+        ({"resume": True}, "`resume` needs run_dir"),
+    ],
+)
+def test_a_wrong_configuration_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**options)
+
+
+def test_a_configuration_survives_json():
+    config = TrainConfig(encoder_dropout={"stage3": 0.1}, dropout_blocks=None, classes=3)
+    assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
+    blocks = TrainConfig(dropout_blocks=("stage3", "stage4_unit1"))
+    assert TrainConfig(**json.loads(json.dumps(blocks.to_json()))) == blocks
