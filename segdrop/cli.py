@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import os
 import re
 import shutil
@@ -123,11 +124,11 @@ def _parse(name: str, arguments: list[str], default: TrainConfig | None = None):
 
 
 def _first_block(box: str) -> str:
-    """What a box of tyro's, drawn in Unicode or ASCII, says before its first ruled line."""
-    lines = [line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|"))]
-    rule = next((i for i, line in enumerate(lines) if line.startswith(("──", "--" * 10))), len(lines))
-    text = re.sub(r"^Error parsing (TrainConfig|EvaluateOptions): ", "", " ".join(lines[:rule]))
-    return text or " ".join(box.split())
+    """What a box of tyro's says before its first rule; without Unicode its title is a block of its own."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    grouped = itertools.groupby(lines, key=lambda line: bool(line.strip("─- ")))
+    blocks = [" ".join(block) for says_something, block in grouped if says_something]
+    return re.sub(r"^Error parsing (TrainConfig|EvaluateOptions): ", "", blocks[0 if "╭" in box else 1])
 
 
 _registry = tyro.constructors.ConstructorRegistry()

@@ -230,7 +230,7 @@ def _folds(dataset, indices, seed, fraction, needed) -> list[np.ndarray]:
         )
     strata = np.array(dataset.strata)[indices] if dataset.strata else np.zeros(len(indices), int)
     if max(Counter(strata.tolist()).values()) < count:
-        raise InputError(f"{dataset.path}: no stratum has the {count} images that {count} folds need; stratify coarser.")
+        raise InputError(f"{dataset.path}: no stratum has the {count} images for {count} folds; stratify coarser.")
     with warnings.catch_warnings():
         # A stratum smaller than the number of folds is spread as far as it goes, which is what is wanted.
         warnings.filterwarnings("ignore", message="The least populated class")

@@ -1,6 +1,6 @@
 """From a checked data set to batches: `tf.data` pipelines for training and for evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -61,7 +61,7 @@ def training_batches(
     )
 
 
-def evaluation_batches(dataset: Dataset, indices: Sequence[int], max_pixels: int) -> "EvaluationBatches":
+def evaluation_batches(dataset: Dataset, indices: Iterable[int], max_pixels: int) -> "EvaluationBatches":
     """Whole images, reflect-padded to a multiple of 32, in batches of equal size.
 
     Args:

@@ -17,7 +17,7 @@ from .errors import InputError
 
 CONFIG, MODEL, HISTORY, METRICS, SPLIT = "config.json", "model.keras", "history.csv", "metrics.json", "split.csv"
 STATE = "state.npz"  # everything that a resumed run needs; removed when the run is finished
-PACKAGES = ("segdrop", "tensorflow", "keras", "segmentation-models", "albumentations", "opencv-python-headless", "numpy")
+PACKAGES = ("segdrop", "tensorflow", "keras", "segmentation-models", "albumentations", "opencv-python-headless")
 
 
 def create_run(path: Path, needed_bytes: int) -> None:
@@ -105,7 +105,7 @@ def save_state(path: Path, variables: Sequence, history: Sequence[Mapping]) -> N
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez(file, history=json.dumps(list(history)), **arrays)
+            np.savez(file, history=np.array(json.dumps(list(history))), **arrays)  # pyright: ignore[reportArgumentType]
 
     write_atomically(path / STATE, write)
 

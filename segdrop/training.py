@@ -85,7 +85,7 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     history: list[dict] = []
     record = None
     if config.resume:
-        run_dir = Path(config.run_dir)
+        run_dir = Path(str(config.run_dir))
         record = open_run(run_dir)
         _check_same(config, stored_config(run_dir), run_dir)
         history = load_history(run_dir)
@@ -105,11 +105,11 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     if record and record["data_sha256"] != dataset.digest:
         raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
     split = split_dataset(dataset, config.seed, config.val_fraction)
-    device, policy = _choose_device(config.mixed_precision if record is None else record["mixed_precision"])
+    device, policy = choose_device(config.mixed_precision if record is None else record["mixed_precision"])
     weights = _find_weights(config) if record is None else record["encoder_weights"]
 
     keras.utils.set_random_seed(config.seed)
-    with _policy(policy):
+    with precision_policy(policy):
         model = build_unet(
             config.encoder,
             classes=1 if len(dataset.class_names) == 2 and config.classes != 2 else len(dataset.class_names),
@@ -323,6 +323,7 @@ class _StopWhenNotFinite(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
+        logs = logs or {}
         if not math.isfinite(logs["loss"]):
             raise InputError(
                 f"The loss became {logs['loss']} at step {batch + 1} of {self._steps} in epoch {self._epoch + 1}; "
@@ -336,6 +337,7 @@ class _Recorder(keras.callbacks.Callback):
         self._session = session
 
     def on_epoch_end(self, epoch, logs=None):
+        logs = {} if logs is None else logs  # the dict that the callbacks after this one get
         logs["learning_rate"] = float(self.model.optimizer.learning_rate)
         names = ["loss", "dice", "iou"]
         row = {"epoch": epoch, "learning_rate": logs["learning_rate"]}
@@ -370,7 +372,7 @@ def _check_same(config: TrainConfig, stored: TrainConfig, run_dir: Path) -> None
             raise InputError(f"`{field.name}` is {given!r}, but {run_dir} was started with {kept!r}; resume with that.")
 
 
-def _choose_device(precision: str) -> tuple[str, str]:
+def choose_device(precision: str) -> tuple[str, str]:
     """What the training runs on, in words, and the precision it computes in (off, float16 or bfloat16)."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -400,7 +402,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 @contextlib.contextmanager
-def _policy(precision: str) -> Iterator[None]:
+def precision_policy(precision: str) -> Iterator[None]:
     """Build layers under a precision; the caller's own policy is put back."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32" if precision == "off" else f"mixed_{precision}")

@@ -166,9 +166,7 @@ def imagenet_file(encoder: str) -> Path:
         InputError: it is not cached and cannot be downloaded; the message names file, folder and alternative.
     """
     entry = next(
-        e
-        for e in WEIGHTS_COLLECTION
-        if e["model"] == encoder and e["dataset"] == "imagenet" and not e["include_top"]
+        e for e in WEIGHTS_COLLECTION if e["model"] == encoder and e["dataset"] == "imagenet" and not e["include_top"]
     )
     try:
         # Progress goes to stdout, which belongs to the caller.
@@ -203,9 +201,7 @@ def _units(model) -> list[str]:
 
 def _match_units(units: list[str], pattern: str, argument: str) -> list[str]:
     matched = [
-        unit
-        for unit in units
-        if fnmatch.fnmatchcase(unit, pattern) or fnmatch.fnmatchcase(unit.split("_")[0], pattern)
+        unit for unit in units if fnmatch.fnmatchcase(unit, pattern) or fnmatch.fnmatchcase(unit.split("_")[0], pattern)
     ]
     if not matched:
         stages = sorted({unit.split("_")[0] for unit in units})
@@ -299,7 +295,7 @@ def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
         return {layer.name: layer.get_weights() for layer in keras.saving.load_model(path, compile=False).layers}
     try:
         with h5py.File(path) as file:
-            group = file["model_weights"] if "model_weights" in file else file
+            group = file.get("model_weights", file)
             return {
                 name: [np.asarray(group[name][weight]) for weight in group[name].attrs["weight_names"]]
                 for name in (_text(n) for n in group.attrs["layer_names"])

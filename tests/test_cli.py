@@ -79,10 +79,14 @@ def undecodable(folder):
         (None, [], "`data` does not exist: "),
         (without_a_mask, [], "1 image(s) have no mask in masks/; first: p3.png"),
         (undecodable, [], "images/p3.png: cannot be decoded"),
-        (small_set, ["--dropout-blocks", "stage5", "--encoder-dropout", "0.1"], "names no unit of this encoder: 'stage5'"),
-        (small_set, ["--encoder-dropout", "1.3"], "`encoder_dropout` must be a number in [0, 1), got encoder_dropout=1.3"),
+        (
+            small_set,
+            ["--dropout-blocks", "stage5", "--encoder-dropout", "0.1"],
+            "names no unit of this encoder: 'stage5",
+        ),
+        (small_set, ["--encoder-dropout", "1.3"], "`encoder_dropout` must be a number in [0, 1), got encoder_dropout="),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_on_stderr_exit_code_2_and_no_folder(tmp_path, prepare, arguments, message):
     if prepare:
         prepare(tmp_path / "data")
@@ -115,6 +119,14 @@ def test_a_wrong_command_is_one_line(arguments, message, capsys, tmp_path, monke
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("segdrop: ") and message in line
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_wrong_option_is_one_line_whatever_the_terminal_s_encoding(encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = run("--encoder", "vgg16", env=environment)
+    assert done.stderr.startswith("segdrop: invalid choice 'vgg16' for argument '--encoder'. Expected one of")
+    assert len(done.stderr.splitlines()) == 1 and "helptext" not in done.stderr
 
 
 def test_an_existing_run_and_a_foreign_one_are_refused(tmp_path, capsys):

@@ -45,11 +45,10 @@ def run(tmp_path):
 
 
 def by_hand(dataset, indices):
-    tp = fp = fn = 0
-    for index in indices:
-        image, truth = dataset.read(index)
-        pred = image[..., 0] > 128
-        tp, fp, fn = tp + (pred & (truth == 1)).sum(), fp + (pred & (truth == 0)).sum(), fn + (~pred & (truth == 1)).sum()
+    pairs = [dataset.read(index) for index in indices]
+    truth = np.concatenate([mask.ravel() == 1 for _, mask in pairs])
+    pred = np.concatenate([image[..., 0].ravel() > 128 for image, _ in pairs])
+    tp, fp, fn = (truth & pred).sum(), (~truth & pred).sum(), (truth & ~pred).sum()
     return 2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)
 
 
@@ -87,7 +86,8 @@ def test_ignored_pixels_are_not_scored(run):
 
 
 def test_another_data_set_is_scored_by_its_own_split(run, tmp_path):
-    other = write_pairs(tmp_path / "other", {f"q{i}": (RNG.integers(0, 256, (32, 32), np.uint8), np.eye(32, dtype=np.uint8)) for i in range(4)})  # fmt: skip # noqa: E501
+    noise = RNG.integers(0, 256, (4, 32, 32), np.uint8)
+    other = write_pairs(tmp_path / "other", {f"q{i}": (noise[i], np.eye(32, dtype=np.uint8)) for i in range(4)})
     with pytest.raises(InputError, match="gives no split; score all of it with split='all'"):
         evaluate(run, other)
     assert evaluate(run, other, "all")["images"] == 4

@@ -1,0 +1,88 @@
+"""What dropout costs a training step, and how far the input pipeline is ahead of it.
+
+    python benchmarks/overhead.py [--data data/cells] [--repeats 40]
+
+Steps of the plain U-Net and of one with dropout are timed in turn on the same batch; the cost is the ratio of the
+medians. The pipeline is timed alone, from the decoded images in memory to finished batches, and is compared with the
+median step. Crops of 128 x 128 in batches of 8, the precision that training chooses by itself.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+from segdrop import build_unet
+from segdrop.augment import PRESETS, Sampler, load_augmentation
+from segdrop.dataset import open_dataset
+from segdrop.losses import SegmentationLoss
+from segdrop.pipeline import training_batches
+from segdrop.training import choose_device, precision_policy
+
+BATCH, CROP = 8, 128
+
+
+def build(precision: str, gpu: bool, **dropout):
+    with precision_policy(precision):
+        model = build_unet(encoder_weights=None, seed=0, **dropout)
+    model.compile(keras.optimizers.AdamW(), SegmentationLoss(), jit_compile="auto" if gpu else False)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", default="data/cells")
+    parser.add_argument("--repeats", type=int, default=40)
+    options = parser.parse_args()
+    device, precision = choose_device("auto")
+    gpu = device.startswith("GPU")
+    models = {
+        "plain": build(precision, gpu),
+        "spatial 0.2, 8 sites": build(precision, gpu, encoder_dropout=0.2, spatial=True),
+        "element 0.2, 8 sites": build(precision, gpu, encoder_dropout=0.2),
+    }
+    dataset = open_dataset(options.data)
+
+    def pipeline(preset: str, epochs: int):
+        return training_batches(
+            dataset,
+            range(len(dataset)),
+            Sampler(load_augmentation(preset), CROP),
+            batch_size=BATCH,
+            crop_size=CROP,
+            seed=0,
+            first_epoch=0,
+            epochs=epochs,
+        )
+
+    images, masks = next(iter(pipeline("medical", 1)))
+    seconds = {name: [] for name in models}
+    for repeat in range(-3, options.repeats):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.train_on_batch(images, masks)
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    plain = statistics.median(seconds["plain"])
+    print(f"{device}, precision {precision}; {options.repeats} steps of each, in turn")
+    for name, times in seconds.items():
+        spread = np.percentile(times, [25, 75])
+        median = statistics.median(times)
+        print(
+            f"step, {name}: {median:.3f} s (quartiles {spread[0]:.3f}, {spread[1]:.3f}), {median / plain:.3f} x plain"
+        )
+    for preset in PRESETS:
+        epochs = max(1, 600 // len(dataset))
+        start = time.perf_counter()
+        count = sum(1 for _ in pipeline(preset, epochs)) * BATCH
+        rate = count / (time.perf_counter() - start)
+        print(f"pipeline, {preset}: {rate:.0f} images/s, {rate * plain / BATCH:.1f} x what the step takes")
+
+
+if __name__ == "__main__":
+    main()
