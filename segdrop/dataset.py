@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it would write to stderr what is raised here
+
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -231,10 +233,14 @@ def _folds(dataset, indices, seed, fraction, needed) -> list[np.ndarray]:
     strata = np.array(dataset.strata)[indices] if dataset.strata else np.zeros(len(indices), int)
     if max(Counter(strata.tolist()).values()) < count:
         raise InputError(f"{dataset.path}: no stratum has the {count} images for {count} folds; stratify coarser.")
+    # The splitter takes groups in the order of their labels; random labels shuffle them, alike in every version of
+    # scikit-learn, whose own shuffle had no effect before 1.8.
+    names, inverse = np.unique(groups, return_inverse=True)
+    labels = np.random.default_rng(seed).permutation(len(names))[inverse]
     with warnings.catch_warnings():
         # A stratum smaller than the number of folds is spread as far as it goes, which is what is wanted.
         warnings.filterwarnings("ignore", message="The least populated class")
-        folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(indices, strata, groups)
+        folds = StratifiedGroupKFold(count).split(indices, strata, labels)
         return [indices[held_out] for _, held_out in folds]
 
 
@@ -384,7 +390,6 @@ def _decode(content: bytes) -> np.ndarray:
 
 
 def _decode_with_opencv(content: bytes) -> np.ndarray:
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would write to stderr what is raised here
     array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ValueError("cannot be decoded: it is corrupt, truncated, too large or not an image")

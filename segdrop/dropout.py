@@ -160,6 +160,6 @@ def _check_site(layer, kind: str) -> None:
 def _copy_layer(layer):
     copy = layer.__class__.from_config(layer.get_config())
     # Some of Keras's layers (SpatialDropout2D) leave the policy out of their config.
-    if copy.compute_dtype != layer.compute_dtype:
+    if isinstance(layer, keras.Layer) and copy.compute_dtype != layer.compute_dtype:
         copy.dtype_policy = layer.dtype_policy
     return copy
