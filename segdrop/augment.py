@@ -19,6 +19,10 @@ from .dataset import IGNORED
 from .errors import InputError
 
 _REFLECT = cv2.BORDER_REFLECT_101
+_SCALES = (
+    "The augmentation must keep the image's dtype and range, the network scales it itself; "
+    "take out Normalize, ToFloat and ToTensor."
+)
 # This share of the crops is placed around a foreground pixel, where an image has any: most random crops of a small
 # structure would be empty.
 FOREGROUND_CROPS = 0.5
@@ -102,6 +106,8 @@ class Sampler:
 
     def __init__(self, augmentation: A.Compose, crop_size: int):
         self._crop_size = crop_size
+        if any(isinstance(transform, (A.Normalize, A.ToFloat, A.FromFloat)) for transform in _leaves(augmentation)):
+            raise InputError(_SCALES)
         # Masks are never interpolated, by a user's transforms neither.
         self._template = A.Compose([augmentation], mask_interpolation=cv2.INTER_NEAREST)
         self._local = threading.local()
@@ -123,20 +129,30 @@ class Sampler:
         rng = np.random.default_rng(seed)
         image, mask = random_crop(image, mask, self._crop_size, rng)
         transform.set_random_seed(int(rng.integers(2**32)))
-        if image.dtype == np.uint8:
-            result = transform(image=image, mask=mask)
-            image = result["image"].astype(np.float32)
-        else:
+        if image.dtype != np.uint8:
             # Albumentations takes floats in 0..1; 16-bit values would lose their low bits as uint8.
-            result = transform(image=image.astype(np.float32) / np.iinfo(image.dtype).max, mask=mask)
-            image = result["image"].astype(np.float32) * 255
-        mask = result["mask"]
+            image = image.astype(np.float32) / np.iinfo(image.dtype).max
+        try:
+            result = transform(image=image, mask=mask)
+        except Exception as error:  # a transform may raise anything
+            raise InputError(f"The augmentation failed: {type(error).__name__}: {error}") from error
+        dtype, (image, mask) = image.dtype, (result["image"], result["mask"])
+        if not isinstance(image, np.ndarray) or image.dtype != dtype:
+            raise InputError(_SCALES)
+        image = image.astype(np.float32) * (1 if dtype == np.uint8 else 255)
         if image.shape != (self._crop_size, self._crop_size, 3) or mask.shape != image.shape[:2]:
             raise InputError(
                 f"The augmentation must keep the crop's size {self._crop_size}x{self._crop_size}; "
                 f"it gave an image of shape {image.shape} and a mask of shape {mask.shape}."
             )
         return image, mask
+
+
+def _leaves(transform) -> list:
+    """The transforms of a pipeline, those inside OneOf and the like too."""
+    if isinstance(transform, A.BaseCompose):
+        return [leaf for member in transform.transforms for leaf in _leaves(member)]
+    return [transform]
 
 
 def random_crop(

@@ -62,14 +62,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise InputError(f"no such command: {name!r}; there are {', '.join(COMMANDS)}.")
-    options = _parse(name, rest)
+    options = _parse(name, rest, _resumed_config(rest) if name == "train" else None)
     if isinstance(options, TrainConfig):
-        if options.resume:
-            from .run import stored_config
-
-            # What is not given is as the run was started; what is given and differs is found by train.
-            stored = stored_config(str(options.run_dir))
-            options = _parse(name, rest, dataclasses.replace(stored, run_dir=options.run_dir))
         _import_tensorflow()
         from .training import train
 
@@ -80,6 +74,17 @@ def _dispatch(arguments: list[str]) -> int:
 
         _print_scores(evaluate(options.run, options.data, options.split), options.split)
     return 0
+
+
+def _resumed_config(arguments: list[str]) -> TrainConfig | None:
+    """The stored configuration of the run to resume: what is not given is as the run was started."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    if "--resume" not in words or "--run-dir" not in words[:-1]:
+        return None
+    from .run import stored_config
+
+    run_dir = words[words.index("--run-dir") + 1]
+    return dataclasses.replace(stored_config(run_dir), run_dir=run_dir)
 
 
 def _import_tensorflow() -> None:
@@ -188,17 +193,18 @@ def _describe(error: OSError) -> str:
 
 def _print_scores(result: dict, split: str) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     def number(value: float | None) -> str:
         return "undefined" if value is None else f"{value:.4f}"
 
-    table = Table(title=f"{result['data']}, {split}: {result['images']} images")
+    table = Table(title=escape(f"{result['data']}, {split}: {result['images']} images"))
     for column in ("class", "Dice", "IoU", "Dice per image", "images without it"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, scores in result["classes"].items():
         table.add_row(
-            name,
+            escape(name),
             *(number(scores[key]) for key in ("dice", "iou", "dice_per_image")),
             str(scores["images_undefined"]),
         )

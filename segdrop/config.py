@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import typing
 from pathlib import Path
 from typing import Literal
@@ -69,19 +70,24 @@ class TrainConfig:
     """Continue the run in --run-dir after its last finished epoch."""
 
     def __post_init__(self):
+        for name in ("data", "run_dir", "augment", "encoder_weights"):
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
         for name in ("epochs", "batch_size", "patience"):
             _require_whole(self, name, minimum=1)
         for name in ("seed", "freeze_epochs", "cache_mb"):
             _require_whole(self, name, minimum=0)
         _require_whole(self, "crop_size", minimum=32)
+        if self.seed >= 2**32:
+            raise InputError(f"`seed` must be below 2^32, got seed={self.seed}.")
         if self.crop_size % 32:
             raise InputError(f"`crop_size` must be a multiple of 32, got crop_size={self.crop_size}.")
         if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
             raise InputError(f"`lr` must be a positive number, got lr={self.lr!r}.")
         if not 0 <= self.bn_momentum < 1:
             raise InputError(f"`bn_momentum` must be in [0, 1), got bn_momentum={self.bn_momentum!r}.")
-        if not 0 < self.val_fraction <= 0.5:
-            raise InputError(f"`val_fraction` must be in (0, 0.5], got val_fraction={self.val_fraction!r}.")
+        if not 0 < self.val_fraction <= 1 / 3:  # validation and test may both be cut
+            raise InputError(f"`val_fraction` must be in (0, 1/3], got val_fraction={self.val_fraction!r}.")
         if self.classes is not None:
             _require_whole(self, "classes", minimum=1)
             if self.classes > 255:

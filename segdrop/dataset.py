@@ -23,6 +23,8 @@ from .errors import InputError
 
 IGNORED = 255  # the class index, in every mask that leaves this module, of a pixel that is not scored
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, past which it suspects a decompression bomb
+_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF tags
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -34,12 +36,12 @@ class Dataset:
         path: the folder or CSV file it was opened from.
         ids: one name per pair, sorted.
         class_names: names of class 0, 1, ...; at least two.
-        groups: what must stay together in a split: the given group, else the digest of the image's content,
-            so that copies of one image are never on both sides.
+        groups: what must stay together in a split: the given group; without groups the digest of the image's
+            file, so that copies of one file are never on both sides.
         splits: the given split ("train", "val", "test") of each pair, or None.
         strata: the value of the column to stratify by of each pair, or None.
         sizes: (N, 2) heights and widths in pixels.
-        digest: SHA-256 over ids and file contents.
+        digest: SHA-256 over classes, ids and file contents.
     """
 
     path: Path
@@ -130,44 +132,27 @@ def open_dataset(
     files = tuple(pairs[i] for i in ids)
 
     cache = _Cache(cache_mb * 2**20)
-    with ThreadPoolExecutor() as pool:
+    # The filters belong to the whole process: set here, once, and not by the workers.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.filterwarnings("ignore", module="PIL")
         scans = list(pool.map(lambda job: _scan(*job, colours, cache), enumerate(files)))
-    _add(problems, [f"{s.problem[0]}: {s.problem[1]}" for s in scans if s.problem], "{n} unreadable file(s)")
-    scanned = [(i, f, s) for i, f, s in zip(ids, files, scans, strict=True) if not s.problem]
-    _add(
-        problems,
-        [f"{f[0].name} is {s.size[1]}x{s.size[0]}, its mask {s.mask_size[1]}x{s.mask_size[0]}"
-         for _, f, s in scanned if s.size != s.mask_size],
-        "{n} pair(s) differ in size",
-    )  # fmt: skip
-    observed = set().union(*(s.values for *_, s in scanned)) - {ignore_value}
-    binary = 255 in observed and observed <= {0, 255}
-    count = max(2, classes or len(names) or (2 if binary else max(observed, default=1) + 1))
-    lut, allowed = _class_lut(count, binary, ignore_value)
-    _add(
-        problems,
-        [f"{f[1].name} has {sorted(s.values - allowed)[:5]}" for _, f, s in scanned if s.values - allowed],
-        f"{{n}} mask(s) with values outside the {count} classes 0..{count - 1}",
-    )
+    count, lut = _check_pairs(ids, files, scans, classes or len(names), ignore_value, problems)
     given = {column: _column(table, column, ids, problems) for column in ("split", "group")}
     strata = _column(table, stratify, ids, problems) if stratify else None
     if stratify and strata is None:
         columns = sorted({c for row in table.values() for c in row} - {"id"})
         problems.append(f"`stratify` names no column: {stratify!r}; there are: {', '.join(columns) or 'none'}")
-    splits = given["split"]
-    if splits:
-        unknown = sorted(set(splits) - set(SPLITS))
-        if unknown:
-            problems.append(f"unknown split {unknown[0]!r}; use train, val or test")
-        splits = tuple(SPLITS.get(s, s) for s in splits)
-        if given["group"]:
-            crossing = [g for g, s in _sides(given["group"], splits).items() if len(s) > 1]
-            _add(problems, crossing, "{n} group(s) on both sides of the given split", show=False)
+    splits = given["split"] and _check_splits(given["split"], given["group"], problems)
     if problems:
         raise InputError(f"{path}: " + "; ".join(problems) + ".")
+    if splits:
+        copies = [i for i, sides in _sides([s.image_digest for s in scans], splits).items() if len(sides) > 1]
+        if copies:
+            warnings.warn(f"{path}: {len(copies)} image(s) stand on both sides of the given split.", stacklevel=2)
 
     default_names = {0: "background"} | ({1: "foreground"} if count == 2 else {})
     digest = hashlib.sha256()
+    digest.update(repr((count, names, colours)).encode())
     for name, scan in zip(ids, scans, strict=True):
         digest.update(f"{name}\0{scan.image_digest}\0{scan.mask_digest}\n".encode())
     return Dataset(
@@ -185,6 +170,47 @@ def open_dataset(
         _colours=colours,
         _cache=cache,
     )
+
+
+def _check_pairs(ids, files, scans, classes: int, ignore_value, problems: list[str]) -> tuple[int, np.ndarray]:
+    """Note what is wrong with the decoded pairs; return the number of classes and the table of mask values."""
+    _add(problems, [f"{s.problem[0]}: {s.problem[1]}" for s in scans if s.problem], "{n} unreadable file(s)")
+    scanned = [(f, s) for f, s in zip(files, scans, strict=True) if not s.problem]
+    _add(
+        problems,
+        [f"{f[0].name} is {s.size[1]}x{s.size[0]}, its mask {s.mask_size[1]}x{s.mask_size[0]}"
+         for f, s in scanned if s.size != s.mask_size],
+        "{n} pair(s) differ in size",
+    )  # fmt: skip
+    observed = set().union(*(s.values for _, s in scanned)) - {ignore_value}
+    binary = 255 in observed and observed <= {0, 255}
+    if not classes and not binary and observed | {0} != set(range(max(observed, default=0) + 1)):
+        listed = ", ".join(map(str, sorted(observed)[:6])) + (", ..." if len(observed) > 6 else "")
+        problems.append(
+            f"the masks hold the values {listed}, not 0, 1, 2, ...; say how many classes there are (--classes or "
+            "classes.json) and what to ignore (--ignore-value), or save the masks as class indices"
+        )
+        return 2, np.zeros(256, np.uint8)
+    count = max(2, classes or (2 if binary else max(observed, default=1) + 1))
+    lut, allowed = _class_lut(count, binary, ignore_value)
+    _add(
+        problems,
+        [f"{f[1].name} has {sorted(s.values - allowed)[:5]}" for f, s in scanned if s.values - allowed],
+        f"{{n}} mask(s) with values outside the {count} classes 0..{count - 1}",
+    )
+    return count, lut
+
+
+def _check_splits(splits, groups, problems: list[str]) -> tuple[str, ...]:
+    """Note what is wrong with a given split; return it in the words train, val and test."""
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        problems.append(f"unknown split {unknown[0]!r}; use train, val or test")
+    splits = tuple(SPLITS.get(s, s) for s in splits)
+    if groups:
+        crossing = [g for g, sides in _sides(groups, splits).items() if len(sides) > 1]
+        _add(problems, crossing, "{n} group(s) on both sides of the given split", show=False)
+    return splits
 
 
 def split_dataset(dataset: Dataset, seed: int, fraction: float = 0.15) -> dict[str, np.ndarray]:
@@ -275,15 +301,21 @@ def _list_folder(path: Path, problems: list[str]):
     table: dict[str, dict[str, str]] = {i: {} for i in pairs}
     for file in sorted(path.glob("*.csv")):
         rows = _read_csv(file)
-        if rows and "id" in rows[0]:
-            unknown = [row["id"] for row in rows if row["id"] not in images]
+        needed = {"splits.csv": {"id", "split"}, "groups.csv": {"id", "group"}}.get(file.name, {"id"})
+        if not rows or not needed <= set(rows[0]):
             if file.name in ("splits.csv", "groups.csv"):
-                _add(problems, unknown, f"{{n}} id(s) in {file.name} have no image")
-            for row in rows:
-                if row["id"] in table:
-                    # A column of the same name in two files: splits.csv and groups.csv own theirs.
-                    owned = {"split": "splits.csv", "group": "groups.csv"}
-                    table[row["id"]].update({k: v for k, v in row.items() if owned.get(k, file.name) == file.name})
+                problems.append(f"{file.name} needs a header with the columns {' and '.join(sorted(needed, key=len))}")
+            continue
+        if file.name in ("splits.csv", "groups.csv"):
+            unknown = [row["id"] for row in rows if row["id"] not in images]
+            _add(problems, unknown, f"{{n}} id(s) in {file.name} have no image")
+        repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
+        _add(problems, repeated, f"{{n}} id(s) stand twice in {file.name}")
+        for row in rows:
+            if row["id"] in table:
+                # A column of the same name in two files: splits.csv and groups.csv own theirs.
+                owned = {"split": "splits.csv", "group": "groups.csv"}
+                table[row["id"]].update({k: v for k, v in row.items() if owned.get(k, file.name) == file.name})
     return pairs, table
 
 
@@ -292,25 +324,35 @@ def _list_csv(path: Path, problems: list[str]):
     if not rows or not {"image", "mask"} <= set(rows[0]):
         raise InputError(f"{path} needs a header with the columns image and mask.")
     pairs, table = {}, {}
-    for row in rows:
+    incomplete, repeated, missing = [], [], []
+    for number, row in enumerate(rows, start=2):
         if not row["image"] or not row["mask"]:
-            problems.append(f"a row without image or mask: {row}")
+            incomplete.append(f"line {number}")
             continue
         name = Path(row["image"]).with_suffix("").as_posix()
         if name in pairs:
-            problems.append(f"two rows for {row['image']}")
+            repeated.append(row["image"])
         files = path.parent / row["image"], path.parent / row["mask"]
-        problems += [f"no such file: {file}" for file in files if not file.is_file()]
-        pairs[name], table[name] = files, row
+        absent = [str(file) for file in files if not file.is_file()]
+        missing += absent
+        if not absent:
+            pairs[name], table[name] = files, row
+    _add(problems, incomplete, "{n} row(s) without image or mask")
+    _add(problems, repeated, "{n} image(s) listed twice")
+    _add(problems, missing, "{n} file(s) do not exist")
     return pairs, table
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a UTF-8 CSV file: {error}.") from error
+    longer = [number for number, row in enumerate(rows, start=2) if None in row]
+    if longer:
+        raise InputError(f"{path} has more fields than columns in line {longer[0]}; quote those that hold commas.")
+    return rows
 
 
 def _column(table, column: str, ids, problems: list[str]) -> tuple[str, ...] | None:
@@ -373,15 +415,18 @@ def _decode(content: bytes) -> np.ndarray:
     if not content:
         raise ValueError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            picture = Image.open(io.BytesIO(content))
-            picture.load()  # unlike OpenCV, Pillow refuses a truncated file and prints nothing
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        picture = Image.open(io.BytesIO(content))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"has {picture.width} x {picture.height} pixels; cut it into tiles")
+        picture.load()  # unlike OpenCV, Pillow refuses a truncated file and prints nothing
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, UnidentifiedImageError) and content[:2] in (b"II", b"MM"):
             return _decode_with_opencv(content)  # Pillow knows no TIFF of 16 bits in several channels
         raise ValueError("cannot be decoded: it is corrupt, truncated, too large or not an image") from error
+    if getattr(picture, "n_frames", 1) > 1:
+        raise ValueError(f"has {picture.n_frames} pages; save each as a file of its own")
+    if picture.format == "TIFF" and picture.mode in ("1", "L") and picture.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > 1:
+        raise ValueError(f"has {picture.tag_v2[_SAMPLES_PER_PIXEL]} bands; save it as grey, RGB or RGBA")
     if picture.mode.startswith(("I", "F")) or _is_sixteen_bit(picture, content):
         return _decode_with_opencv(content)  # Pillow would cut to 8 bits
     if picture.mode in ("1", "L", "LA"):
@@ -390,11 +435,16 @@ def _decode(content: bytes) -> np.ndarray:
 
 
 def _decode_with_opencv(content: bytes) -> np.ndarray:
-    array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        array = None
     if array is None:
         raise ValueError("cannot be decoded: it is corrupt, truncated, too large or not an image")
     if array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"holds {array.dtype} values; save it as 8- or 16-bit integers")
+    if array.ndim == 3 and array.shape[2] not in (3, 4):
+        raise ValueError(f"has {array.shape[2]} bands; save it as grey, RGB or RGBA")
     return array if array.ndim == 2 else np.ascontiguousarray(array[..., 2::-1])
 
 
@@ -402,8 +452,7 @@ def _is_sixteen_bit(picture: Image.Image, content: bytes) -> bool:
     """Whether a PNG or TIFF stores 16 bits per channel, which Pillow's mode does not tell for colour."""
     if picture.format == "PNG":
         return content[24] == 16  # the bit depth in the file's first chunk
-    bits_per_sample = 258
-    return picture.format == "TIFF" and 16 in picture.tag_v2.get(bits_per_sample, ())
+    return picture.format == "TIFF" and 16 in picture.tag_v2.get(_BITS_PER_SAMPLE, ())
 
 
 def _decode_mask(content: bytes, colours: dict | None) -> np.ndarray:

@@ -19,7 +19,7 @@ def insert_dropout(
     rate: float | None = None,
     *,
     kind: str = "element",
-    bypass: Iterable[str] = (),
+    bypass: str | Iterable[str] = (),
     seed: int | None = None,
 ) -> keras.Model:
     """Return a copy of `model` with a dropout layer after each of the layers in `sites`.
@@ -35,7 +35,7 @@ def insert_dropout(
         rate: probability of dropping, in [0, 1). Left out when `sites` is a mapping.
         kind: `"element"` drops single values (`keras.layers.Dropout`); `"spatial"` drops whole feature
             maps (`keras.layers.SpatialDropout2D`) and needs 4-D outputs (N, H, W, C).
-        bypass: names of layers that go on receiving a site's output as it was *before* dropout.
+        bypass: names or globs of layers that go on receiving a site's output as it was *before* dropout.
         seed: makes the masks reproducible; each site draws from a stream of its own, which depends on
             `seed` and the site's place in the order of `sites`.
 
@@ -56,8 +56,7 @@ def insert_dropout(
         _check_site(model.get_layer(name), kind)
         if f"{name}_dropout" in names:
             raise InputError(f"Site {name!r} is already followed by dropout; insert into the plain model.")
-    _match_layers(model, list(bypass), "bypass")
-    bypass = set(bypass)
+    bypass = set(_match_layers(model, [bypass] if isinstance(bypass, str) else bypass, "bypass"))
     # Seeds follow the order of the sites, not their names: Keras numbers unnamed layers by a global counter.
     order = {name: index for index, name in enumerate(rates)}
     # The tensor before dropout, by the identity of the one after it, which is kept alive beside it.
@@ -134,7 +133,7 @@ def _resolve_sites(model, sites, rate) -> dict[str, float]:
     return rates
 
 
-def _match_layers(model, patterns: list[str], argument: str) -> list[str]:
+def _match_layers(model, patterns: Iterable[str], argument: str) -> list[str]:
     names = [layer.name for layer in model.layers]
     matched = []
     for pattern in patterns:
@@ -148,6 +147,8 @@ def _match_layers(model, patterns: list[str], argument: str) -> list[str]:
 
 
 def _check_site(layer, kind: str) -> None:
+    if isinstance(layer, keras.layers.InputLayer):
+        raise InputError(f"Site {layer.name!r} is an input; name the layers that come after it.")
     output = layer.output
     if not hasattr(output, "dtype") or not keras.backend.is_float_dtype(output.dtype):
         raise InputError(f"The output of site {layer.name!r} is not one float tensor; choose another layer.")

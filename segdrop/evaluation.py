@@ -45,7 +45,7 @@ def evaluate(run: str | os.PathLike, data: str | os.PathLike | None = None, spli
         ignore_value=config.ignore_value,
         cache_mb=config.cache_mb,
     )
-    indices = _own_split(run, dataset, split) if own else _given_split(dataset, split)
+    indices = recorded_split(run, dataset, split) if own else _given_split(dataset, split)
     if not len(indices):
         raise InputError(f"{dataset.path} has no image in the split {split!r}.")
     model = keras.saving.load_model(run / MODEL, compile=False)
@@ -98,7 +98,8 @@ def store_scores(run: Path, key: str, result: dict) -> None:
     write_json(path, {**stored, key: result})
 
 
-def _own_split(run: Path, dataset: Dataset, split: str) -> np.ndarray:
+def recorded_split(run: Path, dataset: Dataset, split: str) -> np.ndarray:
+    """Indices of the images that the run's split.csv has in `split` ("all": in any)."""
     rows = read_csv(run / SPLIT)
     wanted = [row["id"] for row in rows if split in (row["split"], "all")]
     position = {name: i for i, name in enumerate(dataset.ids)}

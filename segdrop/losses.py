@@ -23,7 +23,8 @@ class SegmentationLoss(keras.losses.Loss):
     `dice_ce` is Dice plus cross-entropy, `focal` weights cross-entropy by (1 - p)^2 (Lin et al. 2017), `tversky`
     is Dice with false negatives weighing 0.7 against 0.3 for false positives (Salehi et al. 2017). Dice and Tversky
     are means over the foreground classes that are present in the image's truth: an absent class has no overlap to
-    improve, and cross-entropy is what keeps it absent. Cross-entropy and focal average over valid pixels.
+    improve, and in `dice_ce` cross-entropy is what keeps it absent. `dice` and `tversky` alone cost nothing where an
+    image has no foreground, whatever is predicted there. Cross-entropy and focal average over valid pixels.
 
     Args:
         name: one of `LOSSES`.

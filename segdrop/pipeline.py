@@ -1,6 +1,6 @@
 """From a checked data set to batches: `tf.data` pipelines for training and for evaluation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -27,12 +27,16 @@ def training_batches(
     seed: int,
     first_epoch: int,
     epochs: int,
+    failures: list[Exception] | None = None,
 ) -> tf.data.Dataset:
     """Batches of epochs `first_epoch` to `epochs - 1`, one after the other.
 
     Every epoch has `steps_per_epoch` full batches in an order of its own; the last is filled up with images of a
     second shuffle. A sample depends on (seed, epoch, image) alone, so neither the number of workers nor the
     epoch that a run is resumed at changes it.
+
+    Args:
+        failures: takes the exception of a sample that fails; what the pipeline raises is one of TensorFlow's.
 
     Yields:
         images: float32 (batch_size, crop_size, crop_size, 3), 0..255;
@@ -47,7 +51,7 @@ def training_batches(
         return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])[..., None]
 
     def load_in_graph(jobs):
-        images, masks = tf.numpy_function(load, [jobs], (tf.float32, tf.uint8))
+        images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (tf.float32, tf.uint8))
         shape = (batch_size, crop_size, crop_size)
         return tf.ensure_shape(images, (*shape, 3)), tf.ensure_shape(masks, (*shape, 1))
 
@@ -89,13 +93,14 @@ class EvaluationBatches:
         pairs = [_pad(*self._dataset.read(int(index))) for index in batch]
         return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
-    def as_tf_dataset(self) -> tf.data.Dataset:
-        """All batches, read ahead; for `model.fit(validation_data=...)`."""
+    def as_tf_dataset(self, failures: list[Exception] | None = None) -> tf.data.Dataset:
+        """All batches, read ahead; for `model.fit(validation_data=...)`. `failures`: as in `training_batches`."""
         images = tf.TensorSpec((None, None, None, 3), tf.float32)
         masks = tf.TensorSpec((None, None, None, 1), tf.uint8)
 
         def read_in_graph(number):
-            pair = tf.numpy_function(lambda n: self.read(self.plan[int(n)]), [number], (tf.float32, tf.uint8))
+            read = _keeping(failures, lambda n: self.read(self.plan[int(n)]))
+            pair = tf.numpy_function(read, [number], (tf.float32, tf.uint8))
             return tf.ensure_shape(pair[0], images.shape), tf.ensure_shape(pair[1], masks.shape)
 
         return (
@@ -103,6 +108,20 @@ class EvaluationBatches:
             .map(read_in_graph, num_parallel_calls=2, deterministic=True)
             .prefetch(1)
         )
+
+
+def _keeping(failures: list[Exception] | None, function: Callable) -> Callable:
+    """`function`, with what it raises put into `failures` on the way."""
+
+    def call(argument):
+        try:
+            return function(argument)
+        except Exception as error:
+            if failures is not None:
+                failures.append(error)
+            raise
+
+    return call
 
 
 def _shuffle(indices: Sequence[int], batch_size: int, seed: int, epoch: int) -> np.ndarray:

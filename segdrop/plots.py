@@ -21,10 +21,12 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.
 
 
 def panel(image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """Image, truth and prediction side by side, padding cut off; uint8 (H, 3W, 3)."""
+    """Image, truth and prediction side by side, without the ignored rows and columns at the end; uint8 (H, 3W, 3)."""
     inside = truth != IGNORED
-    height = int(np.flatnonzero(inside.any(axis=1)).max(initial=truth.shape[0] - 1)) + 1
-    width = int(np.flatnonzero(inside.any(axis=0)).max(initial=truth.shape[1] - 1)) + 1
+    if inside.any():
+        height, width = (int(np.flatnonzero(inside.any(axis=axis))[-1]) + 1 for axis in (1, 0))
+    else:
+        height, width = truth.shape
     image, truth, pred = image[:height, :width], truth[:height, :width], pred[:height, :width]
     return np.concatenate([overlay(image, np.zeros_like(truth)), overlay(image, truth), overlay(image, pred)], axis=1)
 

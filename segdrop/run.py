@@ -80,6 +80,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed `write_atomically` left."""
+    for path in folder.glob(".*.partial*"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Mapping) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))

@@ -21,7 +21,7 @@ from .augment import A, Sampler, describe, load_augmentation, restore
 from .config import TrainConfig, default_run_dir
 from .dataset import Dataset, open_dataset, split_dataset
 from .errors import InputError
-from .evaluation import score, store_scores
+from .evaluation import recorded_split, score, store_scores
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU, to_labels
 from .pipeline import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
@@ -35,6 +35,7 @@ from .run import (
     load_history,
     open_run,
     package_versions,
+    remove_partial,
     restore_state,
     save_state,
     stored_config,
@@ -48,7 +49,7 @@ RANDOM_WEIGHTS = (
     "The encoder starts from RANDOM weights: no ImageNet weights are cached and none could be downloaded. "
     "Expect worse results than with them, on small data sets much worse."
 )
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +90,11 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         record = open_run(run_dir)
         _check_same(config, stored_config(run_dir), run_dir)
         history = load_history(run_dir)
+        remove_partial(run_dir)
         augmentation = restore(record["augmentation"])
     else:
         run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(datetime.now())
-        augmentation = augmentation or load_augmentation(config.augment)
+        augmentation = load_augmentation(config.augment) if augmentation is None else augmentation
         if run_dir.exists():
             create_run(run_dir, 0)  # says so before the data set is read
     dataset = open_dataset(
@@ -104,27 +106,15 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     )
     if record and record["data_sha256"] != dataset.digest:
         raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
-    split = split_dataset(dataset, config.seed, config.val_fraction)
+    if record:
+        split = {name: recorded_split(run_dir, dataset, name) for name in ("train", "val", "test")}
+    else:
+        split = split_dataset(dataset, config.seed, config.val_fraction)
     device, policy = choose_device(config.mixed_precision if record is None else record["mixed_precision"])
     weights = _find_weights(config) if record is None else record["encoder_weights"]
 
-    keras.utils.set_random_seed(config.seed)
-    with precision_policy(policy):
-        model = build_unet(
-            config.encoder,
-            classes=1 if len(dataset.class_names) == 2 and config.classes != 2 else len(dataset.class_names),
-            # A resumed run's weights come from its state.
-            encoder_weights=None if record or weights == "random" else weights,
-            encoder_dropout=config.encoder_dropout,
-            kind=resolve_kind(config.dropout_kind, config.spatial),
-            placement=config.dropout_placement,
-            blocks=config.dropout_blocks,
-            skips=config.skips,
-            seed=config.seed,
-        )
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = config.bn_momentum
+    # A resumed run's weights come from its state.
+    model = _build_model(config, dataset.class_names, None if record or weights == "random" else weights, policy)
     sampler = Sampler(augmentation, config.crop_size)
     sampler(*dataset.read(int(split["train"][0])), (0,))  # an augmentation that fails does so here
     session = _Session(config, run_dir, model, dataset, split, sampler, history)
@@ -136,7 +126,7 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
             "images": {name: len(indices) for name, indices in split.items()},
             "data_sha256": dataset.digest,
             "encoder_weights": weights,
-            "warnings": [RANDOM_WEIGHTS] if _fell_back(config, weights) else [],
+            "warnings": [RANDOM_WEIGHTS] if config.encoder_weights == "auto" and weights == "random" else [],
             "mixed_precision": policy,
             "device": device,
             "augmentation": describe(augmentation),
@@ -146,7 +136,7 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         create_run(run_dir, 8 * 4 * model.count_params())
         write_json(run_dir / CONFIG, record)
         _write_split(run_dir / SPLIT, dataset, split)
-    _announce(record, dataset, split, model, run_dir, config.resume)
+    _announce({**record, "device": device}, dataset, split, model, run_dir, config.resume)
     started = time.monotonic()
     session.fit()
     metrics = session.finish()
@@ -202,6 +192,7 @@ class _Session:
 
     def _fit_phase(self, first: int, last: int) -> None:
         config = self.config
+        failures: list[Exception] = []
         batches = training_batches(
             self.dataset,
             self.split["train"],
@@ -211,14 +202,21 @@ class _Session:
             seed=config.seed,
             first_epoch=first,
             epochs=last,
+            failures=failures,
         )
+        try:
+            self._run_fit(batches, first, last, failures)
+        except tf.errors.OpError as error:
+            raise (failures[0] if failures else error) from None
+
+    def _run_fit(self, batches, first: int, last: int, failures: list[Exception]) -> None:
         self.model.fit(
             batches,
             epochs=last,
             initial_epoch=first,
             steps_per_epoch=self.steps,
             shuffle=False,  # the pipeline does
-            validation_data=self.validation.as_tf_dataset(),
+            validation_data=self.validation.as_tf_dataset(failures),
             callbacks=[
                 _StopWhenNotFinite(self.steps),
                 _Recorder(self),
@@ -245,7 +243,7 @@ class _Session:
         """Score the best model, draw the curves and examples, and declare the run finished."""
         write_csv(self.run_dir / HISTORY, self.history)
         self.best = keras.saving.load_model(self.run_dir / MODEL, compile=False)
-        plots.save_curves(self.run_dir / "curves.png", self.history)
+        write_atomically(self.run_dir / "curves.png", lambda path: plots.save_curves(path, self.history))
         metrics = {}
         for name in ("val", "test"):
             if len(self.split[name]):
@@ -253,10 +251,11 @@ class _Session:
                 scores = score(self.best, batches, self.dataset.class_names)
                 metrics[name] = {"data": str(self.dataset.path), "data_sha256": self.dataset.digest, **scores}
         panels, titles = self.example_panels(self.best, 4)
-        plots.save_examples(self.run_dir / "examples.png", panels, titles)
+        write_atomically(self.run_dir / "examples.png", lambda path: plots.save_examples(path, panels, titles))
         for name, scores in metrics.items():
             store_scores(self.run_dir, name, scores)
         (self.run_dir / STATE).unlink(missing_ok=True)
+        remove_partial(self.run_dir)
         return metrics
 
     def example_panels(self, model: keras.Model, count: int) -> tuple[list[np.ndarray], list[str]]:
@@ -426,8 +425,24 @@ def _find_weights(config: TrainConfig) -> str:
         return "random"
 
 
-def _fell_back(config: TrainConfig, weights: str) -> bool:
-    return config.encoder_weights == "auto" and weights == "random"
+def _build_model(config: TrainConfig, class_names, weights: str | None, precision: str) -> keras.Model:
+    keras.utils.set_random_seed(config.seed)
+    with precision_policy(precision):
+        model = build_unet(
+            config.encoder,
+            classes=1 if len(class_names) == 2 and config.classes != 2 else len(class_names),
+            encoder_weights=weights,
+            encoder_dropout=config.encoder_dropout,
+            kind=resolve_kind(config.dropout_kind, config.spatial),
+            placement=config.dropout_placement,
+            blocks=config.dropout_blocks,
+            skips=config.skips,
+            seed=config.seed,
+        )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = config.bn_momentum
+    return model
 
 
 def _write_split(path: Path, dataset: Dataset, split: dict[str, np.ndarray]) -> None:
@@ -459,7 +474,8 @@ def _report(metrics, record, run_dir: Path, history, seconds: float) -> None:
     best = best_epoch(history)
     _console.print(f"\nBest epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
     for name, scores in metrics.items():
-        _console.print(f"{name:5} Dice {scores['dice']:.4f}  IoU {scores['iou']:.4f}  ({scores['images']} images)")
+        dice, iou = ("undefined" if scores[key] is None else f"{scores[key]:.4f}" for key in ("dice", "iou"))
+        _console.print(f"{name:5} Dice {dice}  IoU {iou}  ({scores['images']} images)")
     _warn(record)
 
 

@@ -291,16 +291,16 @@ def _load_encoder(model, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
-    if path.suffix == ".keras":
-        return {layer.name: layer.get_weights() for layer in keras.saving.load_model(path, compile=False).layers}
     try:
+        if path.suffix == ".keras":
+            return {layer.name: layer.get_weights() for layer in keras.saving.load_model(path, compile=False).layers}
         with h5py.File(path) as file:
             group = file.get("model_weights", file)
             return {
                 name: [np.asarray(group[name][weight]) for weight in group[name].attrs["weight_names"]]
                 for name in (_text(n) for n in group.attrs["layer_names"])
             }
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} is neither a Keras 2 HDF5 weight file nor a .keras model: {str(error).splitlines()[0]}."
         ) from error

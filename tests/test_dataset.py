@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import cv2
 import numpy as np
@@ -105,7 +106,14 @@ def test_class_names_come_from_classes_json_and_its_count_wins(tmp_path):
 
 
 def test_without_classes_json_the_masks_tell_the_classes(tmp_path):
-    assert len(open_dataset(simple(tmp_path, 3, values=(1, 3))).class_names) == 4
+    assert open_dataset(simple(tmp_path, 3, values=(1, 2))).class_names == ("background", "class 1", "class 2")
+
+
+@pytest.mark.parametrize("values", [(0, 3, 254, 255), (0, 2, 255), (0, 200)])
+def test_values_that_are_no_class_indices_are_not_taken_for_classes(tmp_path, values):
+    """Masks of a JPEG, with a void class, or of one grey value."""
+    with pytest.raises(InputError, match=r"the masks hold the values 0, .*, not 0, 1, 2, ...; say how many classes"):
+        open_dataset(simple(tmp_path, 3, values=values))
 
 
 def test_a_csv_file_lists_pairs_splits_and_groups(tmp_path):
@@ -119,6 +127,38 @@ def test_a_csv_file_lists_pairs_splits_and_groups(tmp_path):
     assert dataset.splits == ("train", "train", "val")
     assert dataset.groups == ("a", "a", "b")
     assert dataset.read(2)[1].ravel()[0] == 1
+
+
+def test_a_faulty_list_names_lines_and_files_but_no_group(tmp_path):
+    simple(tmp_path / "set", 1)
+    good = {"image": "set/images/p00.png", "mask": "set/masks/p00.png", "group": "a"}
+    rows = [
+        good,
+        {"image": "x.png", "mask": "", "group": "Jane Doe"},
+        {"image": "y.png", "mask": "z.png", "group": "b"},
+    ]
+    write_table(tmp_path / "list.csv", rows)
+    with pytest.raises(
+        InputError, match=r"1 row\(s\) without image or mask; first: line 3; 2 file\(s\) do not"
+    ) as caught:
+        open_dataset(tmp_path / "list.csv")
+    assert "Doe" not in str(caught.value)
+
+
+def test_copies_on_both_sides_of_a_given_split_are_remarked(tmp_path):
+    simple(tmp_path, 4)
+    for name in ("p00", "p03"):
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), np.zeros((40, 48), np.uint8))
+    write_table(tmp_path / "splits.csv", [{"id": f"p{i:02d}", "split": "train" if i else "val"} for i in range(4)])
+    with pytest.warns(UserWarning, match=r"1 image\(s\) stand on both sides of the given split"):
+        open_dataset(tmp_path)
+
+
+def test_opening_leaves_the_process_s_warning_filters_alone(tmp_path):
+    simple(tmp_path)
+    before = list(warnings.filters)
+    open_dataset(tmp_path)
+    assert warnings.filters == before
 
 
 def test_what_does_not_fit_into_the_cache_is_read_from_disk(tmp_path):
@@ -157,6 +197,21 @@ def truncate_jpeg(folder):
     path = folder / "images" / "p01.jpg"
     cv2.imwrite(str(path), grey())
     path.write_bytes(path.read_bytes()[:-200])
+
+
+def several_pages(folder):
+    os.remove(folder / "images" / "p01.png")
+    pages = [Image.fromarray(grey()) for _ in range(2)]
+    pages[0].save(folder / "images" / "p01.tif", save_all=True, append_images=pages[1:])
+
+
+def several_bands(folder):
+    import tifffile
+
+    os.remove(folder / "images" / "p01.png")
+    tifffile.imwrite(
+        folder / "images" / "p01.tif", np.zeros((40, 48, 5), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
 
 
 def break_colour_mask(folder):
@@ -202,6 +257,24 @@ def break_colour_mask(folder):
             r"1 id\(s\) in splits.csv have no image; first: p10",
         ),
         (lambda f: (f / "classes.json").write_text("[]"), r"classes.json must look like"),
+        (
+            lambda f: (f / "groups.csv").write_text("id;group\np00;a\n"),
+            "groups.csv needs a header with the columns id and group",
+        ),
+        (
+            lambda f: write_table(f / "splits.csv", [{"image": "p00", "split": "train"}]),
+            "splits.csv needs a header with the columns id and split",
+        ),
+        (
+            lambda f: write_table(f / "groups.csv", [{"id": f"p{i % 10:02d}", "group": i} for i in range(11)]),
+            r"1 id\(s\) stand twice in groups.csv; first: p00",
+        ),
+        (
+            lambda f: (f / "meta.csv").write_text("id,stain\np00,a,b\n"),
+            "meta.csv has more fields than columns in line 2",
+        ),
+        (several_pages, r"images/p01.tif: has 2 pages; save each as a file of its own"),
+        (several_bands, r"images/p01.tif: cannot be decoded"),
     ],
 )
 def test_a_fault_is_found_and_named(tmp_path, damage, message):

@@ -91,6 +91,20 @@ def test_a_bypassed_consumer_gets_the_undropped_tensor():
     np.testing.assert_array_equal(second, ones)
 
 
+def test_a_bypass_may_be_a_glob():
+    inputs = keras.Input((8, 8, 50))
+    site = layers.Activation("linear", name="site")(inputs)
+    model = keras.Model(inputs, [layers.Activation("linear", name=n)(site) for n in ("concat_a", "concat_b")])
+    ones = np.ones((1, 8, 8, 50))
+    for output in insert_dropout(model, "site", 0.5, bypass="concat_*")(ones, training=True):
+        np.testing.assert_array_equal(output, ones)
+
+
+def test_an_input_is_no_site(small):
+    with pytest.raises(InputError, match="Site 'picture' is an input; name the layers that come after it"):
+        insert_dropout(small, "picture", 0.5)
+
+
 def test_each_site_can_have_its_own_rate(small):
     dropped = insert_dropout(small, {"act_a": 0.1, "conv_b": 0.4})
     assert dropped.get_layer("act_a_dropout").rate == 0.1
@@ -192,8 +206,17 @@ def test_spatial_kind_needs_a_4d_site():
         insert_dropout(model, "flat", 0.5, kind="spatial")
 
 
+def test_a_site_of_several_tensors_is_an_error():
+    inputs = keras.Input((4, 3))
+    output, *_ = layers.LSTM(2, return_state=True, name="states")(inputs)
+    model = keras.Model(inputs, layers.Dense(1)(output))
+    with pytest.raises(InputError, match="output of site 'states' is not one float tensor"):
+        insert_dropout(model, "states", 0.5)
+
+
 def test_a_site_of_whole_numbers_is_an_error():
-    inputs = keras.Input((4,), dtype="int32", name="numbers")
-    model = keras.Model(inputs, layers.Embedding(5, 2)(inputs))
-    with pytest.raises(InputError, match="output of site 'numbers' is not one float tensor"):
-        insert_dropout(model, "numbers", 0.5)
+    inputs = keras.Input((4,))
+    counts = layers.Discretization(bin_boundaries=[0.0, 1.0], name="counts")(inputs)
+    model = keras.Model(inputs, layers.Embedding(5, 2)(counts))
+    with pytest.raises(InputError, match="output of site 'counts' is not one float tensor"):
+        insert_dropout(model, "counts", 0.5)

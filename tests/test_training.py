@@ -16,7 +16,7 @@ from conftest import randomise, write_weight_file
 import segdrop
 from segdrop import InputError, TrainConfig, train, training
 from segdrop.augment import Sampler
-from segdrop.dataset import open_dataset
+from segdrop.dataset import Dataset, open_dataset
 from segdrop.metrics import dice, foreground_mean, to_labels
 from segdrop.training import WarmupCosine, best_epoch
 from segdrop.unet import build_unet, encoder_layers
@@ -260,6 +260,23 @@ def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path):
         train(tiny("nowhere", tmp_path))
 
 
+def test_a_file_that_vanishes_during_training_is_told_in_its_own_words(cells, tmp_path, monkeypatch):
+    def vanish(dataset, index, original=Dataset.read):
+        if index == 2 and (tmp_path / "run").exists():
+            raise FileNotFoundError("images/cell_2.png is gone")
+        return original(dataset, index)
+
+    monkeypatch.setattr(Dataset, "read", vanish)
+    with pytest.raises(FileNotFoundError, match="cell_2.png is gone"):
+        train(tiny(cells, tmp_path / "run", epochs=1))
+
+
+def test_an_undefined_score_is_reported_as_such(finished, capsys):
+    scores = {"dice": None, "iou": None, "images": 2}
+    training._report({"test": scores}, {"warnings": []}, finished.run_dir, finished.history, 60.0)
+    assert "test  Dice undefined  IoU undefined  (2 images)" in capsys.readouterr().out
+
+
 def test_wrong_data_leave_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="`data` does not exist"):
         train(tiny(tmp_path / "nowhere", tmp_path / "run"))
@@ -299,13 +316,18 @@ def test_resuming_with_another_option_names_it(finished, cells):
         ({"classes": 0}, "`classes` must be a whole number of at least 1"),
         ({"ignore_value": 300}, "`ignore_value` must be in 0..255"),
         ({"freeze_epochs": 9, "epochs": 3}, "`freeze_epochs` must be at most epochs=3"),
-        ({"val_fraction": 0.9}, r"`val_fraction` must be in \(0, 0.5\]"),
+        ({"val_fraction": 0.4}, r"`val_fraction` must be in \(0, 1/3\], got val_fraction=0.4"),
+        ({"seed": 2**32}, r"`seed` must be below 2\^32"),
         ({"resume": True}, "`resume` needs run_dir"),
     ],
 )
 def test_a_wrong_configuration_is_named(options, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**options)
+
+
+def test_paths_may_be_path_objects(tmp_path):
+    assert TrainConfig(data=tmp_path) == TrainConfig(data=str(tmp_path))
 
 
 def test_a_configuration_survives_json():

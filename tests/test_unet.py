@@ -255,6 +255,13 @@ def test_a_file_that_is_no_weight_file_is_refused(tmp_path):
         build(encoder_weights=path)
 
 
+def test_a_corrupt_keras_file_is_refused(tmp_path):
+    path = tmp_path / "w.keras"
+    path.write_bytes(b"not a zip")
+    with pytest.raises(InputError, match=r"w\.keras is neither a Keras 2 HDF5 weight file nor a \.keras model"):
+        build(encoder_weights=path)
+
+
 def test_a_missing_weight_file_is_named():
     with pytest.raises(FileNotFoundError, match="`encoder_weights` names no file: nowhere.h5"):
         build(encoder_weights="nowhere.h5")
