@@ -13,7 +13,7 @@ import numpy as np
 
 from .run import write_csv
 
-SPLIT_SIZES = {"train": 80, "val": 20, "test": 20}
+SPLIT_SIZES = {"train": 64, "val": 16, "test": 16}
 SIZE = 128
 
 
