@@ -63,13 +63,12 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise InputError(f"no such command: {name!r}; there are {', '.join(COMMANDS)}.")
     options = _parse(name, rest, _resumed_config(rest) if name == "train" else None)
+    _import_tensorflow()
     if isinstance(options, TrainConfig):
-        _import_tensorflow()
         from .training import train
 
         train(options)
     else:
-        _import_tensorflow()
         from .evaluation import evaluate
 
         _print_scores(evaluate(options.run, options.data, options.split), options.split)

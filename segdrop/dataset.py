@@ -260,7 +260,7 @@ def _folds(dataset, indices, seed, fraction, needed) -> list[np.ndarray]:
     if max(Counter(strata.tolist()).values()) < count:
         raise InputError(f"{dataset.path}: no stratum has the {count} images for {count} folds; stratify coarser.")
     # The splitter takes groups in the order of their labels; random labels shuffle them, alike in every version of
-    # scikit-learn, whose own shuffle had no effect before 1.8.
+    # scikit-learn, whose own shuffle had no effect in 1.7.
     names, inverse = np.unique(groups, return_inverse=True)
     labels = np.random.default_rng(seed).permutation(len(names))[inverse]
     with warnings.catch_warnings():

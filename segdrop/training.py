@@ -43,7 +43,7 @@ from .run import (
     write_csv,
     write_json,
 )
-from .unet import build_unet, imagenet_file, resolve_kind, set_encoder_trainable
+from .unet import build_unet, imagenet_file, set_encoder_trainable
 
 RANDOM_WEIGHTS = (
     "The encoder starts from RANDOM weights: no ImageNet weights are cached and none could be downloaded. "
@@ -355,9 +355,9 @@ class _TensorBoardPanels(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(str(self._session.run_dir / "tensorboard" / "images"))
 
     def on_epoch_end(self, epoch, logs=None):
-        panels, ids = self._session.example_panels(self.model, 3)
+        panels, _ = self._session.example_panels(self.model, 3)
         with self._writer.as_default():
-            for number, (picture, _) in enumerate(zip(panels, ids, strict=True)):
+            for number, picture in enumerate(panels):
                 tf.summary.image(f"image, truth, prediction/{number}", picture[None], step=epoch)
 
     def on_train_end(self, logs=None):
@@ -433,7 +433,8 @@ def _build_model(config: TrainConfig, class_names, weights: str | None, precisio
             classes=1 if len(class_names) == 2 and config.classes != 2 else len(class_names),
             encoder_weights=weights,
             encoder_dropout=config.encoder_dropout,
-            kind=resolve_kind(config.dropout_kind, config.spatial),
+            spatial=config.spatial,
+            kind=config.dropout_kind,
             placement=config.dropout_placement,
             blocks=config.dropout_blocks,
             skips=config.skips,
