@@ -7,24 +7,50 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .batchnorm import batchnorm_shift as batchnorm_shift
+    from .batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
     from .config import TrainConfig as TrainConfig
     from .dropout import insert_dropout as insert_dropout
+    from .dropout import monte_carlo as monte_carlo
+    from .dropout import remove_dropout as remove_dropout
     from .errors import InputError as InputError
+    from .errors import VerificationError as VerificationError
     from .evaluation import evaluate as evaluate
+    from .heads import add_head as add_head
+    from .inspection import draw_network as draw_network
+    from .inspection import dropout_table as dropout_table
+    from .schedules import DropoutSchedule as DropoutSchedule
+    from .schedules import set_dropout_rate as set_dropout_rate
+    from .surgery import activations as activations
+    from .surgery import insert_layers as insert_layers
     from .training import TrainResult as TrainResult
     from .training import train as train
     from .unet import build_unet as build_unet
+    from .verification import verify as verify
 
 __version__ = "0.1.0"
 
 _HOME = {
     "build_unet": "unet",
     "insert_dropout": "dropout",
+    "remove_dropout": "dropout",
+    "monte_carlo": "dropout",
+    "insert_layers": "surgery",
+    "activations": "surgery",
+    "add_head": "heads",
+    "dropout_table": "inspection",
+    "draw_network": "inspection",
+    "verify": "verification",
+    "batchnorm_shift": "batchnorm",
+    "recalibrate_batchnorm": "batchnorm",
+    "DropoutSchedule": "schedules",
+    "set_dropout_rate": "schedules",
     "train": "training",
     "TrainResult": "training",
     "TrainConfig": "config",
     "evaluate": "evaluation",
     "InputError": "errors",
+    "VerificationError": "errors",
 }
 
 __all__ = ["__version__", *_HOME]

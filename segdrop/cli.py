@@ -1,4 +1,4 @@
-"""The command line: `segdrop train`, `segdrop evaluate`. TensorFlow is imported inside the commands."""
+"""The command line: `segdrop train`, `evaluate` and `inspect`. TensorFlow is imported inside the commands."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,25 @@ class EvaluateOptions:
     """train, val, test, or all."""
 
 
-COMMANDS = {"train": TrainConfig, "evaluate": EvaluateOptions}
+@dataclasses.dataclass(frozen=True)
+class InspectOptions:
+    """Show the dropout layers of a run or a model file, and which layers each affects."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, or a .keras file."""
+    image_size: int | None = None
+    """Side of the images that shapes are shown for; by default a run's crop size, and open for a file."""
+    verify: bool = False
+    """Prove that the model is the plain one with working dropout in it and nothing else changed."""
+    svg: Path | None = None
+    """Write a picture of the network with its dropout marked."""
+    csv: Path | None = None
+    """Write the table as CSV, with the names of all layers affected."""
+    json: Path | None = None
+    """Write the table as JSON."""
+
+
+COMMANDS = {"train": TrainConfig, "evaluate": EvaluateOptions, "inspect": InspectOptions}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +86,8 @@ def _dispatch(arguments: list[str]) -> int:
         from .training import train
 
         train(options)
+    elif isinstance(options, InspectOptions):
+        _inspect(options)
     else:
         from .evaluation import evaluate
 
@@ -132,7 +152,7 @@ def _first_block(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     grouped = itertools.groupby(lines, key=lambda line: bool(line.strip("─- ")))
     blocks = [" ".join(block) for says_something, block in grouped if says_something]
-    return re.sub(r"^Error parsing (TrainConfig|EvaluateOptions): ", "", blocks[0 if "╭" in box else 1])
+    return re.sub(r"^Error parsing \w+(Config|Options): ", "", blocks[0 if "╭" in box else 1])
 
 
 _registry = tyro.constructors.ConstructorRegistry()
@@ -140,11 +160,14 @@ _registry = tyro.constructors.ConstructorRegistry()
 
 @_registry.primitive_rule
 def _rates(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """One rate, or stage3=0.1,stage4=0.2."""
-    if info.type != (float | dict[str, float]):
+    """One rate, a ramp 0.05..0.3, or stage3=0.1,stage4=0.2."""
+    if info.type != (float | dict[str, float] | tuple[float, float]):
         return None
 
-    def parse(words: list[str]) -> float | dict[str, float]:
+    def parse(words: list[str]) -> float | dict[str, float] | tuple[float, float]:
+        if ".." in words[0]:
+            first, _, last = words[0].partition("..")
+            return float(first), float(last)
         if "=" not in words[0]:
             return float(words[0])
         parts = [part.partition("=") for part in words[0].split(",")]
@@ -156,9 +179,13 @@ def _rates(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Primi
         nargs=1,
         metavar="RATE",
         instance_from_str=parse,
-        is_instance=lambda value: isinstance(value, (int, float, dict)),
+        is_instance=lambda value: isinstance(value, (int, float, dict, tuple)),
         str_from_instance=lambda value: [
-            ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+            ",".join(f"{k}={v}" for k, v in value.items())
+            if isinstance(value, dict)
+            else "..".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value)
         ],
     )
 
@@ -188,6 +215,40 @@ def _describe(error: OSError) -> str:
         errno.EROFS: "; choose another place",
     }.get(error.errno, "")
     return f"{error.strerror}{where}{advice}."
+
+
+def _inspect(options: InspectOptions) -> None:
+    import keras
+    from rich.console import Console
+
+    from . import layers as layers  # registers them for the model
+    from .dropout import remove_dropout
+    from .inspection import draw_network, dropout_table
+    from .run import MODEL, stored_config
+    from .verification import verify
+
+    path, side = options.model, options.image_size
+    if path.is_dir():
+        side = side or stored_config(path).crop_size
+        path = path / MODEL
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no model: {path}.")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"{path} is not a Keras model that can be loaded: {str(error).splitlines()[0]}") from error
+    size = (side, side) if side else None
+    table = dropout_table(model, size)
+    console = Console()
+    console.print(table.rich() if table else f"{path} has no dropout layer.")
+    if options.verify:
+        console.print(verify(remove_dropout(model), model).rich())
+    if options.csv:
+        table.to_csv(options.csv)
+    if options.json:
+        table.to_json(options.json)
+    if options.svg:
+        draw_network(model, options.svg, size)
 
 
 def _print_scores(result: dict, split: str) -> None:

@@ -9,6 +9,11 @@ from typing import Literal
 
 from .errors import InputError
 
+Kind = Literal["element", "spatial", "block", "path"]
+Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
+DROPOUT_KINDS: tuple[str, ...] = typing.get_args(Kind)
+PLACEMENTS: tuple[str, ...] = typing.get_args(Placement)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -36,20 +41,31 @@ class TrainConfig:
     """The encoder."""
     encoder_weights: str = "auto"
     """imagenet; none (random); a weight file; or auto: ImageNet if it can be had, else random with a warning."""
-    encoder_dropout: float | dict[str, float] = 0.0
-    """Probability of dropping, 0 <= rate < 1; or one per block: stage3=0.1,stage4=0.2."""
+    encoder_dropout: float | dict[str, float] | tuple[float, float] = 0.0
+    """Probability of dropping, 0 <= rate < 1; one per block: stage3=0.1,stage4=0.2; or a ramp over depth: 0.05..0.3."""
     spatial: bool = False
     """Drop whole feature maps: short for --dropout-kind spatial."""
-    dropout_kind: Literal["element", "spatial"] | None = None
-    """What is dropped together: single values (default) or whole feature maps."""
+    dropout_kind: Kind | None = None
+    """What is dropped together: single values (default), whole feature maps, squares of maps, or a sample's branch."""
+    dropout_block_size: int | None = None
+    """Side of the squares of --dropout-kind block in pixels of the feature map, by default 3."""
+    dropout_shared: bool = False
+    """Drop the same in all samples of a batch."""
     dropout_blocks: tuple[str, ...] | None = None
     """Stages, units or globs, comma-separated; by default stage3 and stage4 without the last unit."""
-    dropout_placement: Literal["between_convs", "block_end"] = "between_convs"
-    """Where in a unit: before its last convolution, or after its addition."""
-    skips: Literal["clean", "dropped"] = "clean"
-    """Whether the decoder receives a skip as it was before dropout."""
+    dropout_placement: Placement = "between_convs"
+    """Where: in the chosen units before the last convolution, at the end of the residual branch, after the addition, or
+    after every activation; or after the encoder's last activation; or on the skips."""
+    dropout_schedule: Literal["constant", "ramp", "anneal", "warmup"] = "constant"
+    """How rates change: not at all; rise from 0; fall to 0; or are 0 at first."""
+    dropout_schedule_epochs: int | None = None
+    """Epochs that the schedule's change takes, by default half of all."""
+    skips: Literal["clean", "dropped"] | None = None
+    """Whether the decoder receives a skip as it was before dropout (clean, unless the placement is skips)."""
     bn_momentum: float = 0.9
     """Momentum of BatchNorm's moving statistics: 0.99, Keras's default, lags by more steps than a small set has."""
+    recalibrate_batchnorm: bool = False
+    """Re-estimate BatchNorm's statistics with dropout off after training; kept if validation Dice does not fall."""
     freeze_epochs: int = 0
     """Epochs at the start in which the encoder is frozen, BatchNorm included."""
     classes: int | None = None
@@ -104,9 +120,23 @@ class TrainConfig:
             if choices and getattr(self, name) not in choices:
                 known = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise InputError(f"`{name}` must be one of {known}, got {name}={getattr(self, name)!r}.")
-        rates = self.encoder_dropout.values() if isinstance(self.encoder_dropout, dict) else [self.encoder_dropout]
+        if isinstance(self.encoder_dropout, list):  # as JSON writes it
+            object.__setattr__(self, "encoder_dropout", tuple(self.encoder_dropout))
+        rates = self.encoder_dropout
+        if isinstance(rates, tuple) and len(rates) != 2:
+            raise InputError(f"`encoder_dropout` as a ramp has two rates, got encoder_dropout={rates!r}.")
+        rates = list(rates.values()) if isinstance(rates, dict) else rates if isinstance(rates, tuple) else [rates]
         for rate in rates:
             check_rate(rate, "encoder_dropout")
+        for name in ("dropout_block_size", "dropout_schedule_epochs"):
+            if getattr(self, name) is not None:
+                _require_whole(self, name, minimum=1)
+        if self.dropout_schedule == "constant" and self.dropout_schedule_epochs is not None:
+            raise InputError("`dropout_schedule_epochs` needs a dropout_schedule other than constant.")
+        if self.dropout_schedule != "constant" and not any(rates):
+            raise InputError(f"`dropout_schedule` {self.dropout_schedule} needs an encoder_dropout above 0.")
+        if self.dropout_block_size is not None and self.dropout_kind != "block":
+            raise InputError(f"`dropout_block_size` needs dropout_kind='block', got {self.dropout_kind!r}.")
         if self.spatial and self.dropout_kind not in (None, "spatial"):
             raise InputError(f"`spatial` contradicts dropout_kind={self.dropout_kind!r}; give one of them.")
         if self.resume and self.run_dir is None:

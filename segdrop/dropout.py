@@ -1,166 +1,313 @@
-"""Insertion of dropout layers into an existing functional Keras model."""
+"""Dropout layers put into a functional Keras model, taken out of it, and left on for Monte Carlo sampling."""
 
-import difflib
-import fnmatch
 import zlib
 from collections.abc import Iterable, Mapping
 
 import keras
 
-from .config import check_rate
+from . import surgery
+from .config import DROPOUT_KINDS, check_rate
 from .errors import InputError
+from .layers import AdjustableDropout, DropBlock2D, FixedMode
+from .surgery import Call, Selector, functional_view, layer_paths, rebuild, select, select_sites, trace, upstream
 
-KINDS = {"element": keras.layers.Dropout, "spatial": keras.layers.SpatialDropout2D}
+SUFFIX = "_dropout"  # of the layer that is inserted after one
+SPATIAL = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
 
 
 def insert_dropout(
     model: keras.Model,
-    sites: str | Iterable[str] | Mapping[str, float],
-    rate: float | None = None,
+    sites: Selector | Iterable[Selector] | Mapping[Selector, float],
+    rate: float | tuple[float, float] | None = None,
     *,
     kind: str = "element",
-    bypass: str | Iterable[str] = (),
+    block_size: int | None = None,
+    shared_across_batch: bool = False,
+    adjustable: bool = False,
+    bypass: Selector | Iterable[Selector] = (),
+    nested: bool = False,
     seed: int | None = None,
 ) -> keras.Model:
     """Return a copy of `model` with a dropout layer after each of the layers in `sites`.
 
     The copy has its own variables holding the same values; `model` is left as it is. Dropout acts in
-    training mode only, so inference gives exactly what `model` gives. Weight order, paths and layer
-    names are those of `model`, hence weight files load both ways. The copy is not compiled.
+    training mode only, so inference gives exactly what `model` gives. Weight order, paths, layer names and
+    `trainable` flags are those of `model`, hence weight files load both ways. The copy is not compiled.
 
     Args:
         model: a functional or Sequential Keras 3 model, built.
-        sites: layer names or globs (`"stage3_*_relu2"`), or a mapping from them to a rate each. The new
-            layer after layer `L` is called `L_dropout`.
-        rate: probability of dropping, in [0, 1). Left out when `sites` is a mapping.
-        kind: `"element"` drops single values (`keras.layers.Dropout`); `"spatial"` drops whole feature
-            maps (`keras.layers.SpatialDropout2D`) and needs 4-D outputs (N, H, W, C).
-        bypass: names or globs of layers that go on receiving a site's output as it was *before* dropout.
+        sites: layer names or globs (`"stage3_*_relu2"`), layer classes, predicates of a layer
+            (`segdrop.activations` is one), several of them, or a mapping from them to a rate each. The new layer
+            after layer `L` is called `L_dropout`. A layer that is called several times gets one dropout layer,
+            which draws anew in each call.
+        rate: probability of dropping, in [0, 1); or (first, last), a linear ramp over the sites in the model's
+            order. Left out when `sites` is a mapping.
+        kind: what is dropped together. `"element"`: single values (`keras.layers.Dropout`). `"spatial"`: whole
+            feature maps (`SpatialDropout1D` to `3D`, by rank). `"block"`: squares of a map (`DropBlock2D`).
+            `"path"`: all of a sample, which needs the end of a residual branch (stochastic depth).
+        block_size: side of the squares of `kind="block"`, in pixels of the feature map; 3 by default.
+        shared_across_batch: drop the same in all samples of a batch.
+        adjustable: make layers whose rate can change in training (`segdrop.DropoutSchedule`); they are segdrop's
+            own and load after `import segdrop.layers`. So does `kind="block"`; all other layers are Keras's.
+        bypass: selectors of layers that go on receiving a site's output as it was *before* dropout.
+        nested: enter models within the model; their layers are called by path, `"backbone/conv1"`.
         seed: makes the masks reproducible; each site draws from a stream of its own, which depends on
             `seed` and the site's place in the order of `sites`.
-
-    Returns:
-        A new `keras.Model` of Keras's own layers; it saves to `.keras` and loads in safe mode.
 
     Raises:
         InputError: a selector that matches no layer, a site named twice or already followed by dropout, a
             rate outside [0, 1), a site whose output does not suit `kind`.
         TypeError: `model` is not a functional or Sequential Keras 3 model.
+
+    References:
+        Tompson et al. 2015 (spatial); Ghiasi et al. 2018 (block); Huang et al. 2016 (path, linear ramp).
     """
-    model = _functional_view(model)
-    if kind not in KINDS:
-        raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got kind={kind!r}.")
-    rates = _resolve_sites(model, sites, rate)
-    names = {layer.name for layer in model.layers}
-    for name in rates:
-        _check_site(model.get_layer(name), kind)
-        if f"{name}_dropout" in names:
-            raise InputError(f"Site {name!r} is already followed by dropout; insert into the plain model.")
-    bypass = set(_match_layers(model, [bypass] if isinstance(bypass, str) else bypass, "bypass"))
-    # Seeds follow the order of the sites, not their names: Keras numbers unnamed layers by a global counter.
-    order = {name: index for index, name in enumerate(rates)}
-    # The tensor before dropout, by the identity of the one after it, which is kept alive beside it.
-    undropped: dict[int, tuple] = {}
+    view = functional_view(model)
+    layers = layer_paths(view, nested)
+    check_kind(kind, block_size)
+    rates = _site_rates(layers, view, sites, rate)
+    calls = trace(view) if kind == "path" else []
+    for path in rates:
+        _check_kind_fits(layers[path], path, kind, calls)
+        if f"{path}{SUFFIX}" in layers:
+            raise InputError(f"Site {path!r} is already followed by dropout; insert into the plain model.")
 
-    def call(layer, *args, **kwargs):
-        if layer.name in bypass:
-            args, kwargs = keras.tree.map_structure(
-                lambda t: undropped[id(t)][0] if id(t) in undropped else t, (args, kwargs)
+    def maker(order: int, path: str):
+        def make(output):
+            return _dropout_layer(
+                kind,
+                rates[path],
+                len(output.shape),
+                block_size=block_size,
+                shared=shared_across_batch,
+                adjustable=adjustable,
+                # Seeds follow the order of the sites, not their names, some of which come from a global counter.
+                seed=None if seed is None else _stream(seed, order),
+                name=f"{layers[path].name}{SUFFIX}",
+                # The compute dtype, not the policy: SpatialDropout2D stores only a dtype in its config, so a
+                # mixed policy would come back from disk as float32. The layer has no weights to keep in float32.
+                dtype=output.dtype,
             )
-        output = layer(*args, **kwargs)
-        if layer.name not in rates:
-            return output
-        dropout = KINDS[kind](
-            rates[layer.name],
-            seed=None if seed is None else zlib.crc32(f"{seed}/{order[layer.name]}".encode()),
-            name=f"{layer.name}_dropout",
-            # The compute dtype, not the policy: SpatialDropout2D stores only a dtype in its config, so a
-            # mixed policy would come back from disk as float32. The layer has no weights to keep in float32.
-            dtype=output.dtype,
-        )
-        dropped = dropout(output)
-        undropped[id(dropped)] = (output, dropped)
-        return dropped
 
-    copy = keras.models.clone_model(model, clone_function=_copy_layer, call_function=call)
-    for layer in model.layers:
-        if layer.weights:
-            copy.get_layer(layer.name).set_weights(layer.get_weights())
-    return copy
+        return make
+
+    makers = {path: maker(order, path) for order, path in enumerate(rates)}
+    return surgery.insert_after(view, makers, select(layers, bypass, view, "bypass"))
 
 
-def nearest_names(name: str, known: Iterable[str]) -> str:
-    """A phrase that lists the known names most like `name`."""
-    known = list(known)
-    return ", ".join(difflib.get_close_matches(name, known, 3, cutoff=0.0) or known[:3])
+def remove_dropout(model: keras.Model, *, all: bool = False) -> keras.Model:
+    """Return a copy of `model` without the dropout that segdrop inserted, or without any.
+
+    Inference output, weights and their paths are those of `model`, which is left as it is.
+
+    Args:
+        all: take out every dropout layer, not only those called `L_dropout` behind a layer `L`.
+    """
+
+    def call(path, layer, args, kwargs):
+        if is_dropout(layer):
+            producer = args[0]._keras_history.operation
+            if all or layer.name == f"{producer.name}{SUFFIX}":
+                return args[0]
+        return layer(*args, **kwargs)
+
+    return rebuild(model, call)
 
 
-def _functional_view(model) -> keras.Model:
-    """An uncompiled functional model over the layers of `model`: one form for Sequential and functional models."""
-    if isinstance(model, keras.Sequential) and model.built:
-        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    if isinstance(model, keras.Model):
-        try:
-            return keras.Model(model.input, model.output, name=model.name)
-        except (AttributeError, ValueError):
-            pass
-    raise TypeError(
-        "`model` must be a functional or built Sequential Keras 3 model, "
-        f"got {type(model).__module__}.{type(model).__name__}."
-    )
+def monte_carlo(model: keras.Model, *, rate: float | None = None, seed: int | None = None) -> keras.Model:
+    """Return a twin of `model` whose dropout is always on: repeated calls sample its predictions.
+
+    The twin shares the layers and weights of `model`, so it follows its training. Only dropout is random, in
+    `predict`, `__call__` and `evaluate` alike, and BatchNorm always uses its moving statistics, which are not
+    moved, even under `training=True`. The dropout layers are fresh ones with the rates of now.
+
+    Args:
+        model: a functional or Sequential Keras 3 model with dropout layers, freshly built or loaded from disk;
+            nested models are entered. Dropout within other layers (attention, recurrent ones) is not seen.
+        rate: a rate for all sites instead of their own, in [0, 1): after a schedule that ends at 0, for instance.
+        seed: makes the sequence of samples reproducible.
+
+    Raises:
+        InputError: the model has no dropout layer, or every rate is 0.
+
+    References:
+        Gal and Ghahramani 2016, Dropout as a Bayesian approximation, https://arxiv.org/abs/1506.02142.
+    """
+    dropouts = [call.layer for call in trace(model) if is_dropout(call.layer)]
+    if not dropouts:
+        raise InputError("`model` has no dropout layer, so that its samples would all be equal; insert one first.")
+    if rate is not None:
+        check_rate(rate)
+    elif not any(rate_of(layer) for layer in dropouts):
+        raise InputError("Every dropout layer of `model` has rate 0 now, as a schedule leaves it; give `rate`.")
+    order = {id(layer): index for index, layer in enumerate(dropouts)}
+
+    def convert(path, layer):
+        if isinstance(layer, FixedMode):
+            layer = layer.layer
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return FixedMode(layer, False)
+        if id(layer) not in order:
+            return layer
+        config = layer.get_config()
+        changes = {"seed": None if seed is None else _stream(seed, order[id(layer)])} if "seed" in config else {}
+        if rate is not None:
+            changes["drop_path_rate" if "drop_path_rate" in config else "rate"] = rate
+        fresh = surgery.copy_layer(layer, **changes)
+        return FixedMode(fresh, True)
+
+    return rebuild(model, convert=convert)
 
 
-def _resolve_sites(model, sites, rate) -> dict[str, float]:
-    """Map the name of every matched layer to its rate."""
+def is_dropout(layer) -> bool:
+    """Whether a layer is a dropout layer: Keras's, segdrop's, or one that is always on."""
+    if isinstance(layer, FixedMode):
+        return is_dropout(layer.layer)
+    # keras.applications has a StochasticDepth layer of its own (ConvNeXt).
+    return isinstance(layer, _CLASSES) or type(layer).__name__ == "StochasticDepth"
+
+
+_CLASSES = (
+    keras.layers.Dropout,
+    *SPATIAL.values(),
+    keras.layers.GaussianDropout,
+    keras.layers.AlphaDropout,
+    AdjustableDropout,
+    DropBlock2D,
+)
+
+
+def rate_of(layer) -> float:
+    """The rate of a dropout layer at this moment."""
+    layer = layer.layer if isinstance(layer, FixedMode) else layer
+    return float(layer.drop_path_rate if type(layer).__name__ == "StochasticDepth" else layer.rate)
+
+
+def kind_of(layer) -> tuple[str, bool]:
+    """Kind of a dropout layer, and whether the batch shares its mask; "other" for a mask of no named kind."""
+    layer = layer.layer if isinstance(layer, FixedMode) else layer
+    if isinstance(layer, DropBlock2D):
+        return "block", layer.shared_across_batch
+    if isinstance(layer, tuple(SPATIAL.values())):
+        return "spatial", False
+    if isinstance(layer, (keras.layers.GaussianDropout, keras.layers.AlphaDropout)):
+        return type(layer).__name__.removesuffix("Dropout").lower(), False
+    if not isinstance(layer, (keras.layers.Dropout, AdjustableDropout)):
+        return "path", False
+    noise_shape = layer.noise_shape
+    if noise_shape is None:
+        return "element", False
+    shared, kind = noise_shape[0] == 1, tuple(noise_shape[1:])
+    for name in ("element", "path", "spatial"):
+        if kind == _noise_shape(name, len(noise_shape), False)[1:]:
+            return name, shared
+    return "other", shared
+
+
+def check_kind(kind: str, block_size: int | None = None) -> None:
+    """Raise InputError unless `kind` is known and goes with `block_size`."""
+    if kind not in DROPOUT_KINDS:
+        raise InputError(f"`kind` must be one of {', '.join(DROPOUT_KINDS)}, got kind={kind!r}.")
+    if block_size is not None and kind != "block":
+        raise InputError(f"`block_size` belongs to kind='block', got kind={kind!r}.")
+
+
+def _stream(seed: int, order: int) -> int:
+    return zlib.crc32(f"{seed}/{order}".encode())
+
+
+def _noise_shape(kind: str, rank: int, shared: bool) -> tuple:
+    batch = 1 if shared else None
+    if kind == "element":
+        return (batch, *[None] * (rank - 1))
+    if kind == "path":
+        return (batch, *[1] * (rank - 1))
+    if keras.config.image_data_format() == "channels_first":
+        return (batch, None, *[1] * (rank - 2))
+    return (batch, *[1] * (rank - 2), None)
+
+
+def _dropout_layer(kind, rate, rank, *, block_size, shared, adjustable, **options) -> keras.layers.Layer:
+    """Keras's own layer where it has one for this kind."""
+    if kind == "block":
+        return DropBlock2D(rate, 3 if block_size is None else block_size, shared, **options)
+    noise_shape = None if kind == "element" and not shared else _noise_shape(kind, rank, shared)
+    if adjustable:
+        return AdjustableDropout(rate, noise_shape, **options)
+    if kind == "spatial" and not shared:
+        return SPATIAL[rank](rate, **options)
+    return keras.layers.Dropout(rate, noise_shape, **options)
+
+
+def _site_rates(layers, view, sites, rate) -> dict[str, float]:
+    """Map the path of every matched layer to its rate."""
     if isinstance(sites, Mapping):
         if rate is not None:
             raise InputError(f"`rate` must be left out when `sites` maps names to rates, got rate={rate!r}.")
-        by_pattern = {pattern: check_rate(value) for pattern, value in sites.items()}
-    else:
-        patterns = [sites] if isinstance(sites, str) else list(sites)
-        if len(set(patterns)) < len(patterns):
-            twice = next(p for p in patterns if patterns.count(p) > 1)
-            raise InputError(f"`sites` names a layer twice: {twice!r}.")
-        by_pattern = dict.fromkeys(patterns, check_rate(rate))
-    if not by_pattern:
-        raise InputError("`sites` is empty; name at least one layer.")
-    rates: dict[str, float] = {}
-    for pattern, value in by_pattern.items():
-        for name in _match_layers(model, [pattern], "sites"):
-            if name in rates:
-                raise InputError(f"`sites` names a layer twice: {name!r}.")
-            rates[name] = value
-    return rates
+        by_selector = {selector: check_rate(value) for selector, value in sites.items()}
+        paths = select_sites(layers, by_selector, view)
+        values = [value for one, value in by_selector.items() for _ in select(layers, one, view, "sites")]
+        return dict(zip(paths, values, strict=True))
+    ramp = ramp_rates(rate)
+    if not isinstance(sites, str) and not callable(sites):
+        sites = list(sites)
+    paths = select_sites(layers, sites, view)
+    if not ramp:
+        return dict.fromkeys(paths, check_rate(rate))
+    by_depth = [path for path in layers if path in paths]
+    values = dict(zip(by_depth, linear_ramp(*ramp, len(by_depth)), strict=True))
+    return {path: values[path] for path in paths}
 
 
-def _match_layers(model, patterns: Iterable[str], argument: str) -> list[str]:
-    names = [layer.name for layer in model.layers]
-    matched = []
-    for pattern in patterns:
-        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not hits:
-            raise InputError(
-                f"`{argument}` matches no layer of this model: {pattern!r}. Nearest: {nearest_names(pattern, names)}."
-            )
-        matched += hits
-    return matched
+def ramp_rates(rate) -> tuple[float, float] | None:
+    """The two ends of a ramp, or None where `rate` is no pair."""
+    if not isinstance(rate, (tuple, list)):
+        return None
+    if len(rate) != 2:
+        raise InputError(f"`rate` must be one number or two, the first and the last of a ramp, got rate={rate!r}.")
+    return check_rate(rate[0]), check_rate(rate[1])
 
 
-def _check_site(layer, kind: str) -> None:
-    if isinstance(layer, keras.layers.InputLayer):
-        raise InputError(f"Site {layer.name!r} is an input; name the layers that come after it.")
-    output = layer.output
-    if not hasattr(output, "dtype") or not keras.backend.is_float_dtype(output.dtype):
-        raise InputError(f"The output of site {layer.name!r} is not one float tensor; choose another layer.")
-    if kind == "spatial" and len(output.shape) != 4:
+def linear_ramp(first: float, last: float, count: int) -> list[float]:
+    """`count` rates from `first` to `last`; a single one is `last`."""
+    if count == 1:
+        return [last]
+    return [round(first + (last - first) * i / (count - 1), 6) for i in range(count)]
+
+
+def _check_kind_fits(layer, path: str, kind: str, calls: list[Call]) -> None:
+    shape = tuple(layer.output.shape)
+    if kind == "block" and len(shape) != 4:
+        raise InputError(f"kind='block' needs 4-D outputs (N, H, W, C); site {path!r} gives {shape}.")
+    if kind == "spatial" and len(shape) not in SPATIAL:
+        raise InputError(f"kind='spatial' needs 4-D outputs (N, H, W, C), or 3-D or 5-D; site {path!r} gives {shape}.")
+    if kind == "path" and not all(_ends_branch(call, calls) for call in calls if call.path == path):
         raise InputError(
-            f"kind='spatial' needs 4-D outputs (N, H, W, C); site {layer.name!r} gives {tuple(output.shape)}."
+            f"kind='path' needs the end of a residual branch; the output of site {path!r} is not only added to its "
+            "own input or a projection of it."
         )
 
 
-def _copy_layer(layer):
-    copy = layer.__class__.from_config(layer.get_config())
-    # Some of Keras's layers (SpatialDropout2D) leave the policy out of their config.
-    if isinstance(layer, keras.Layer) and copy.compute_dtype != layer.compute_dtype:
-        copy.dtype_policy = layer.dtype_policy
-    return copy
+def _ends_branch(call: Call, calls: list[Call]) -> bool:
+    """Whether a call's output goes into additions alone, the other summand being a shortcut past the call."""
+    before = {tensor for one in upstream(calls, call.outputs) for tensor in one.inputs}
+    consumers = [one for one in calls if set(call.outputs) & set(one.inputs)]
+    return bool(consumers) and all(
+        type(consumer.layer).__name__ in _SUMS
+        and any(_is_shortcut(tensor, before, calls) for tensor in set(consumer.inputs) - set(call.outputs))
+        for consumer in consumers
+    )
+
+
+# The layer, the operation `a + b`, and InceptionResNetV2's scaled addition.
+_SUMS = ("Add", "CustomScaleLayer")
+
+
+def _is_shortcut(tensor: int, before: set[int], calls: list[Call]) -> bool:
+    """Whether the tensor is one of those before a call, or made of one by layers in a chain (a projection)."""
+    while tensor not in before:
+        maker = next((one for one in calls if tensor in one.outputs), None)
+        if maker is None or len(maker.inputs) != 1:
+            return False
+        (tensor,) = maker.inputs
+    return True

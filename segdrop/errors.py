@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one sentence: what is wrong, where, and what to do. The command line prints it as
     one line and exits with code 2; every other exception keeps its traceback.
     """
+
+
+class VerificationError(InputError):
+    """Two models differ where one should be the other with dropout in it, or a dropout layer does not do its work."""

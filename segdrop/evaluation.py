@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from . import layers as layers  # registers them for models that hold them
 from .dataset import Dataset, open_dataset
 from .errors import InputError
 from .metrics import confusion_counts, dice_from_counts, foreground_mean, iou_from_counts, to_labels

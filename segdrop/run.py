@@ -86,15 +86,15 @@ def remove_partial(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Mapping) -> None:
+def write_json(path: Path, content: Mapping | Sequence) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-    """Rows of equal keys; floats with all their digits."""
+def write_csv(path: Path, rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> None:
+    """Rows of equal keys, which are the columns unless these are given; floats with all their digits."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, lambda p: p.write_text(buffer.getvalue(), encoding="utf-8"))

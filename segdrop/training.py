@@ -18,6 +18,7 @@ from rich.panel import Panel
 
 from . import plots
 from .augment import A, Sampler, describe, load_augmentation, restore
+from .batchnorm import recalibrate_batchnorm
 from .config import TrainConfig, default_run_dir
 from .dataset import Dataset, open_dataset, split_dataset
 from .errors import InputError
@@ -43,6 +44,7 @@ from .run import (
     write_csv,
     write_json,
 )
+from .schedules import DropoutSchedule
 from .unet import build_unet, imagenet_file, set_encoder_trainable
 
 RANDOM_WEIGHTS = (
@@ -219,11 +221,18 @@ class _Session:
             validation_data=self.validation.as_tf_dataset(failures),
             callbacks=[
                 _StopWhenNotFinite(self.steps),
+                *self._schedule(),
                 _Recorder(self),
                 keras.callbacks.TensorBoard(self.run_dir / "tensorboard", write_graph=False),
                 _TensorBoardPanels(self),
             ],
         )
+
+    def _schedule(self) -> list[DropoutSchedule]:
+        config = self.config
+        if config.dropout_schedule == "constant":
+            return []
+        return [DropoutSchedule(config.dropout_schedule, config.dropout_schedule_epochs or -(-config.epochs // 2))]
 
     def record_epoch(self, row: dict) -> None:
         """Keep an epoch: the model if it is the best yet, the state, and the history, in this order.
@@ -243,6 +252,7 @@ class _Session:
         """Score the best model, draw the curves and examples, and declare the run finished."""
         write_csv(self.run_dir / HISTORY, self.history)
         self.best = keras.saving.load_model(self.run_dir / MODEL, compile=False)
+        recalibration = self._recalibrate(self.best) if self.config.recalibrate_batchnorm else None
         write_atomically(self.run_dir / "curves.png", lambda path: plots.save_curves(path, self.history))
         metrics = {}
         for name in ("val", "test"):
@@ -254,9 +264,31 @@ class _Session:
         write_atomically(self.run_dir / "examples.png", lambda path: plots.save_examples(path, panels, titles))
         for name, scores in metrics.items():
             store_scores(self.run_dir, name, scores)
+        if recalibration:
+            store_scores(self.run_dir, "batchnorm_recalibration", recalibration)
         (self.run_dir / STATE).unlink(missing_ok=True)
         remove_partial(self.run_dir)
         return metrics
+
+    def _recalibrate(self, model: keras.Model) -> dict:
+        """Re-estimate BatchNorm's statistics on the training images; keep them unless validation Dice falls."""
+
+        def dice() -> float | None:
+            return score(model, self.validation, self.dataset.class_names)["dice"]
+
+        before, old = dice(), [np.asarray(weight) for weight in model.non_trainable_weights]
+        training = self._evaluation("train")
+        recalibrate_batchnorm(model, (training.read(batch)[0] for batch in training.plan))
+        after = dice()
+        kept = before is None or (after is not None and after >= before)
+        if kept:
+            write_atomically(self.run_dir / MODEL, model.save)
+        else:
+            for weight, value in zip(model.non_trainable_weights, old, strict=True):
+                weight.assign(value)
+        verb = "kept" if kept else "discarded"
+        _console.print(f"\nBatchNorm recalibrated: validation Dice {before} before, {after} after; {verb}.")
+        return {"val_dice_before": before, "val_dice_after": after, "kept": kept}
 
     def example_panels(self, model: keras.Model, count: int) -> tuple[list[np.ndarray], list[str]]:
         """Panels of validation images, evenly spread over the split, and the images' ids."""
@@ -341,6 +373,8 @@ class _Recorder(keras.callbacks.Callback):
         names = ["loss", "dice", "iou"]
         row = {"epoch": epoch, "learning_rate": logs["learning_rate"]}
         row |= {key: float(logs[key]) for key in [*names, *(f"val_{name}" for name in names)]}
+        if "dropout_rate" in logs:
+            row["dropout_rate"] = logs["dropout_rate"]
         self._session.record_epoch(row)
 
 
@@ -438,6 +472,9 @@ def _build_model(config: TrainConfig, class_names, weights: str | None, precisio
             placement=config.dropout_placement,
             blocks=config.dropout_blocks,
             skips=config.skips,
+            block_size=config.dropout_block_size,
+            shared_across_batch=config.dropout_shared,
+            adjustable=config.dropout_schedule != "constant",
             seed=config.seed,
         )
     for layer in model.layers:

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,12 +25,12 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints the framework's nam
     import segmentation_models as sm
 from classification_models.weights import WEIGHTS_COLLECTION
 
-from .config import check_rate
-from .dropout import KINDS, insert_dropout, nearest_names
+from .config import PLACEMENTS, check_rate
+from .dropout import check_kind, insert_dropout, linear_ramp, ramp_rates
 from .errors import InputError
+from .surgery import nearest_names
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-PLACEMENTS = ("between_convs", "block_end")
 SKIPS = ("clean", "dropped")
 
 
@@ -40,12 +41,15 @@ def build_unet(
     classes: int = 1,
     activation: str | None = None,
     encoder_weights: str | os.PathLike | None = "imagenet",
-    encoder_dropout: float | Mapping[str, float] = 0.0,
+    encoder_dropout: float | tuple[float, float] | Mapping[str, float] = 0.0,
     spatial: bool = False,
     kind: str | None = None,
     placement: str = "between_convs",
     blocks: str | Iterable[str] | None = None,
-    skips: str = "clean",
+    skips: str | None = None,
+    block_size: int | None = None,
+    shared_across_batch: bool = False,
+    adjustable: bool = False,
     seed: int | None = None,
     encoder_freeze: bool = False,
     decoder_filters: tuple[int, ...] = (256, 128, 64, 32, 16),
@@ -69,16 +73,24 @@ def build_unet(
             (the format of the ImageNet files) or a `.keras` model whose encoder has the same layer names.
             With other than 3 channels, input channel i takes pretrained channel i mod 3 and the kernels are
             scaled by 3 / channels; for one channel they are summed.
-        encoder_dropout: probability of dropping, in [0, 1); or a mapping from blocks to rates,
-            `{"stage3": 0.1, "stage4_unit1": 0.2}`, each key taken whole.
+        encoder_dropout: probability of dropping, in [0, 1); or (first, last), a linear ramp over the depth of the
+            chosen units; or a mapping from blocks to rates, `{"stage3": 0.1, "stage4_unit1": 0.2}`, each key taken
+            whole.
         spatial: shorthand for `kind="spatial"`.
-        kind: `"element"` (default) drops single values, `"spatial"` whole feature maps.
-        placement: `"between_convs"`: before the last convolution of a unit, inside the residual branch;
-            `"block_end"`: after the addition, where it shifts BatchNorm's variance most.
+        kind: what is dropped together: `"element"` (default) single values, `"spatial"` whole feature maps,
+            `"block"` squares of maps, `"path"` a sample's whole residual branch (with `placement="branch_end"`).
+        placement: where in the chosen units. `"between_convs"`: before the last convolution, inside the residual
+            branch; `"branch_end"`: after the last convolution, before the addition; `"block_end"`: after the
+            addition, where it shifts BatchNorm's variance most; `"activations"`: after every activation. Or
+            `"bottleneck"`: after the encoder's last activation; `"skips"`: on the decoder's side of the skips.
         blocks: stages, units or globs (`"stage3"`, `"stage4_unit1"`, `"stage*_unit1"`). Default: stage3 and
-            stage4 without the encoder's last unit.
-        skips: `"clean"`: where a site's own output is a skip, the decoder receives it undropped;
-            `"dropped"`: it receives the dropped one.
+            stage4 without the encoder's last unit. Of the skips: `"relu0"`, `"stage2"`, `"stage3"`, `"stage4"`,
+            by default all; not for the bottleneck, which is one place.
+        skips: `"clean"` (default): where a site's own output is a skip, the decoder receives it undropped;
+            `"dropped"`: it receives the dropped one. `placement="skips"` is `"dropped"`.
+        block_size: side of the squares of `kind="block"` in pixels of the feature map, 3 by default.
+        shared_across_batch: drop the same in all samples of a batch.
+        adjustable: make the rates changeable during training (`segdrop.DropoutSchedule`).
         seed: seed of the dropout masks.
         encoder_freeze: freeze all encoder layers, BatchNorm included.
         decoder_filters, decoder_block_type, decoder_use_batchnorm: as in `segmentation_models.Unet`.
@@ -98,9 +110,16 @@ def build_unet(
         raise InputError(f"`classes` must be a whole number of at least 1, got classes={classes!r}.")
     if placement not in PLACEMENTS:
         raise InputError(f"`placement` must be one of {', '.join(PLACEMENTS)}, got placement={placement!r}.")
-    if skips not in SKIPS:
+    if skips not in (None, *SKIPS):
         raise InputError(f"`skips` must be one of {', '.join(SKIPS)}, got skips={skips!r}.")
+    if placement == "skips" and skips == "clean":
+        raise InputError("placement='skips' drops on the skips, which skips='clean' forbids; leave `skips` out.")
     kind = resolve_kind(kind, spatial)
+    check_kind(kind, block_size)
+    if kind == "path" and placement != "branch_end":
+        raise InputError(
+            f"kind='path' drops whole residual branches and needs placement='branch_end', got placement={placement!r}."
+        )
     _check_input_shape(input_shape)
 
     model = sm.Unet(
@@ -113,7 +132,8 @@ def build_unet(
         decoder_block_type=decoder_block_type,
         decoder_use_batchnorm=decoder_use_batchnorm,
     )
-    rates = _unit_rates(_units(model), encoder_dropout, blocks)
+    sites = _sites(model, placement)
+    rates = _unit_rates(list(sites), encoder_dropout, blocks, placement)
     if encoder_weights is not None:
         path = imagenet_file(encoder) if encoder_weights == "imagenet" else Path(encoder_weights)
         _load_encoder(model, path)
@@ -130,9 +150,12 @@ def build_unet(
         )
     return insert_dropout(
         model,
-        {_site(model, unit, placement): rate for unit, rate in rates.items()},
+        {site: rate for unit, rate in rates.items() for site in sites[unit]},
         kind=kind,
-        bypass=_skip_consumers(model) if skips == "clean" else (),
+        block_size=block_size,
+        shared_across_batch=shared_across_batch,
+        adjustable=adjustable,
+        bypass=_bypass(model, placement, skips),
         seed=seed,
     )
 
@@ -141,8 +164,7 @@ def resolve_kind(kind: str | None, spatial: bool) -> str:
     """The kind of dropout that `kind` and its shorthand `spatial` ask for together."""
     if kind is None:
         return "spatial" if spatial else "element"
-    if kind not in KINDS:
-        raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got kind={kind!r}.")
+    check_kind(kind)
     if spatial and kind != "spatial":
         raise InputError(f"`spatial` means kind='spatial' and contradicts kind={kind!r}; give one of them.")
     return kind
@@ -204,26 +226,37 @@ def _match_units(units: list[str], pattern: str, argument: str) -> list[str]:
         unit for unit in units if fnmatch.fnmatchcase(unit, pattern) or fnmatch.fnmatchcase(unit.split("_")[0], pattern)
     ]
     if not matched:
-        stages = sorted({unit.split("_")[0] for unit in units})
-        sizes = ", ".join(f"{s} ({sum(u.startswith(s + '_') for u in units)} units)" for s in stages)
+        counts = Counter(unit.split("_")[0] for unit in units)
+        sizes = ", ".join(f"{stage} ({count} units)" if count > 1 else stage for stage, count in counts.items())
         raise InputError(
             f"`{argument}` names no unit of this encoder: {pattern!r}. It has {sizes}; "
-            f"nearest: {nearest_names(pattern, [*stages, *units])}."
+            f"nearest: {nearest_names(pattern, [*counts, *units])}."
         )
     return matched
 
 
-def _unit_rates(units, encoder_dropout, blocks) -> dict[str, float]:
+def _unit_rates(units, encoder_dropout, blocks, placement) -> dict[str, float]:
     """Map each unit that gets dropout to its rate."""
-    if isinstance(encoder_dropout, Mapping):
+    by_block = isinstance(encoder_dropout, Mapping)
+    if placement == "bottleneck" and (by_block or blocks is not None):
+        raise InputError("placement='bottleneck' is one place: leave `blocks` out and give one rate.")
+    if by_block:
         if blocks is not None:
             raise InputError("`blocks` must be left out when `encoder_dropout` maps blocks to rates.")
         by_pattern = {pattern: check_rate(rate, "encoder_dropout") for pattern, rate in encoder_dropout.items()}
     else:
-        rate = check_rate(encoder_dropout, "encoder_dropout")
-        if blocks is None:
+        if blocks is None and placement not in ("bottleneck", "skips"):
             blocks = [unit for unit in units[:-1] if unit.startswith(("stage3_", "stage4_"))]
-        by_pattern = dict.fromkeys([blocks] if isinstance(blocks, str) else blocks, rate)
+        elif blocks is None:
+            blocks = units
+        ramp = ramp_rates(encoder_dropout)
+        patterns = [blocks] if isinstance(blocks, str) else list(blocks)
+        if ramp:
+            matched = {unit for pattern in patterns for unit in _match_units(units, pattern, "blocks")}
+            patterns = [unit for unit in units if unit in matched]
+            by_pattern = dict(zip(patterns, linear_ramp(*ramp, len(patterns)), strict=True))
+        else:
+            by_pattern = dict.fromkeys(patterns, check_rate(encoder_dropout, "encoder_dropout"))
     rates: dict[str, float] = {}
     for pattern, rate in by_pattern.items():
         for unit in _match_units(units, pattern, "blocks"):
@@ -233,25 +266,59 @@ def _unit_rates(units, encoder_dropout, blocks) -> dict[str, float]:
     return {unit: rate for unit, rate in rates.items() if rate > 0}
 
 
-def _site(model, unit: str, placement: str) -> str:
-    """Name of the layer of `unit` that dropout follows."""
+def _sites(model, placement: str) -> dict[str, list[str]]:
+    """For each unit, or each place of its own, the layers that dropout follows; in the order of depth."""
+    if placement == "bottleneck":
+        return {"relu1": ["relu1"]}
+    if placement == "skips":
+        skips = sorted(name for name, _ in _skips(model))
+        return {name.removesuffix("_relu1"): [name] for name in skips}
+    return {unit: _unit_sites(model, unit, placement) for unit in _units(model)}
+
+
+def _unit_sites(model, unit: str, placement: str) -> list[str]:
     last = max(int(m[1]) for layer in model.layers if (m := re.match(rf"{unit}_conv(\d)$", layer.name)))
     if placement == "between_convs":
-        return f"{unit}_relu{last}"
+        return [f"{unit}_relu{last}"]
+    if placement == "branch_end":
+        return [f"{unit}_conv{last}"]
+    if placement == "activations":
+        return [f"{unit}_relu{n}" for n in range(1, last + 1)]
     # The names of the additions come from a process-global counter: find this one by what it adds.
     branch = model.get_layer(f"{unit}_conv{last}").output
-    return next(
-        layer.name
+    return [layer.name for layer in _consumers(model, branch)]
+
+
+def _consumers(model, tensor) -> list:
+    return [
+        layer
         for layer in model.layers
-        if isinstance(layer, keras.layers.Add) and any(tensor is branch for tensor in layer.input)
-    )
+        if not isinstance(layer, keras.layers.InputLayer) and any(t is tensor for t in keras.tree.flatten(layer.input))
+    ]
 
 
-def _skip_consumers(model) -> list[str]:
+def _skips(model) -> list[tuple[str, str]]:
+    """For each skip the encoder's layer that it leaves and the decoder's that receives it."""
+    encoder = {id(layer.output): layer.name for layer in encoder_layers(model)}
+    return [
+        (encoder[id(tensor)], layer.name)
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Concatenate)
+        for tensor in layer.input
+        if id(tensor) in encoder
+    ]
+
+
+def _bypass(model, placement: str, skips: str | None) -> list[str]:
+    """The layers that receive a site's output undropped."""
+    decoder = [receiver for _, receiver in _skips(model)]
+    if placement != "skips":
+        return decoder if skips != "dropped" else []
     return [
         layer.name
-        for layer in model.layers
-        if isinstance(layer, keras.layers.Concatenate) and layer.name.startswith("decoder_")
+        for name, _ in _skips(model)
+        for layer in _consumers(model, model.get_layer(name).output)
+        if layer.name not in decoder
     ]
 
 

@@ -1,0 +1,102 @@
+"""An image-level output on a pretrained network: a classifier, or a second output beside a mask."""
+
+from collections.abc import Sequence
+
+import keras
+
+from .config import check_rate
+from .errors import InputError
+from .surgery import functional_view, layer_paths, nearest_names, rebuild
+
+POOLINGS = {
+    "avg": (keras.layers.GlobalAveragePooling2D,),
+    "max": (keras.layers.GlobalMaxPooling2D,),
+    "avgmax": (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D),
+}
+
+
+def add_head(
+    model: keras.Model,
+    classes: int,
+    *,
+    at: str | None = None,
+    beside: bool = False,
+    pooling: str = "avg",
+    units: Sequence[int] = (),
+    dropout: float = 0.5,
+    activation: str | None = None,
+    freeze_base: bool = False,
+    name: str = "label",
+    seed: int | None = None,
+) -> keras.Model:
+    """Return a copy of `model` with an image-level output: pooling, dense layers with dropout, and a last dense layer.
+
+    `model` is left as it is; its weights, layer names and `trainable` flags are in the copy, which is not compiled.
+    The last layer computes in float32 under every precision policy.
+
+    Args:
+        model: a functional or Sequential Keras 3 model: a classifier's base (`include_top=False`), or a U-Net.
+        classes: number of classes; 1 is a yes-no label or a number.
+        at: layer whose output is the head's input, (N, H, W, C) or (N, C). By default the model's output, and with
+            `beside=True`, for a U-Net of segdrop, the end of its encoder.
+        beside: keep the model's outputs. The copy then returns a dict of its outputs and of the head's under `name`:
+            `{"sigmoid": mask, "label": label}` for a binary U-Net; loss and metrics are dicts with these keys.
+        pooling: `"avg"`, `"max"`, or `"avgmax"`, both beside each other; unused for (N, C).
+        units: widths of hidden dense layers with ReLU.
+        dropout: probability of dropping before each dense layer, in [0, 1).
+        activation: of the last layer; by default sigmoid for one class and softmax for more; `"linear"` for logits.
+        freeze_base: freeze all layers of `model`, BatchNorm included.
+        name: of the last layer; the others begin with it.
+        seed: seed of the dropout masks.
+
+    Raises:
+        InputError: an argument outside its range, no layer called `at`, an input that is neither 4-D nor 2-D, or that
+            is probabilities already.
+    """
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise InputError(f"`classes` must be a whole number of at least 1, got classes={classes!r}.")
+    if pooling not in POOLINGS:
+        raise InputError(f"`pooling` must be one of {', '.join(POOLINGS)}, got pooling={pooling!r}.")
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in units):
+        raise InputError(f"`units` must be whole numbers of at least 1, got units={units!r}.")
+    check_rate(dropout, "dropout")
+    view = functional_view(model)
+    layers = layer_paths(view)
+    taken = [layer for layer in layers if layer == name or layer.startswith(f"{name}_")]
+    if taken:
+        raise InputError(f"`name` must be new to the model, which has {taken[0]!r}, got name={name!r}.")
+    if at is None and beside:
+        if "relu1" not in layers or (
+            "decoder_stage0_upsampling" not in layers and "decoder_stage0a_transpose" not in layers
+        ):
+            raise InputError("`at` must name the layer to put the head on: this model is not a U-Net of segdrop.")
+        at = "relu1"
+    if at is not None and at not in layers:
+        raise InputError(f"`at` names no layer of this model: {at!r}. Nearest: {nearest_names(at, layers)}.")
+    base = rebuild(view)
+    if freeze_base:
+        base.trainable = False
+        # The flag belongs to the layers: the copy that is returned has the head in it, too.
+    features = base.get_layer(at).output if at else base.output
+    if not hasattr(features, "shape") or len(features.shape) not in (2, 4):
+        raise InputError(f"The head needs one tensor (N, H, W, C) or (N, C); {at or 'the output'} gives another.")
+    last = features._keras_history.operation
+    if getattr(getattr(last, "activation", None), "__name__", "") in ("softmax", "sigmoid"):
+        raise InputError(f"The output of {last.name!r} is probabilities; name the layer with the features by `at`.")
+
+    x = features
+    if len(x.shape) == 4:
+        pools = [pool(name=f"{name}_{pool.__name__}") for pool in POOLINGS[pooling]]
+        pooled = [pool(x) for pool in pools]
+        x = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate(name=f"{name}_pooled")(pooled)
+    for i, width in enumerate([*units, classes]):
+        if dropout > 0:
+            x = keras.layers.Dropout(dropout, seed=None if seed is None else seed + i, name=f"{name}_dropout{i}")(x)
+        if i < len(units):
+            x = keras.layers.Dense(width, activation="relu", name=f"{name}_dense{i}")(x)
+    last_activation = activation or ("sigmoid" if classes == 1 else "softmax")
+    output = keras.layers.Dense(classes, activation=last_activation, dtype="float32", name=name)(x)
+    if not beside:
+        return keras.Model(base.input, output, name=model.name)
+    outputs = dict(zip(base.output_names, keras.tree.flatten(base.output), strict=True))
+    return keras.Model(base.input, {**outputs, name: output}, name=model.name)

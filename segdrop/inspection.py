@@ -1,0 +1,252 @@
+"""Which dropout a model has, and what it affects: as a table and as a picture."""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import keras
+
+from .dropout import is_dropout, kind_of, rate_of
+from .surgery import Call, downstream, trace, upstream
+from .tables import Table
+
+DECODER = ("decoder_", "center_block", "fpn_", "psp_")  # names of segmentation_models' decoders
+UNIT = re.compile(r"stage\d+_unit\d+")
+
+
+def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None) -> Table:
+    """List the dropout layers of `model` with what each affects, in the model's order.
+
+    A row has:
+        layer: path of the dropout layer; `after`: of the layer whose output it drops.
+        place: its placement as `build_unet` calls it; elsewhere "after" and the class of the layer before it.
+        part: "encoder" or "decoder" where the model has a decoder, else "".
+        kind: "element", "spatial", "block", "path", or another layer's; `shared`: one mask for the whole batch.
+        rate: the rate of now, in [0, 1).
+        shape: shape of the tensor without the batch's axis; None where it depends on the image.
+        units: what is dropped or kept as one in a sample: values, maps, or 1 for a whole branch; of "block" values.
+        dropped: units dropped per sample in the mean: units x rate; None where the shape is unknown.
+        changes: paths of the layers whose outputs it changes, all that depend on its own.
+        changes_decoder: how many of them are in the decoder.
+        skips: paths of the encoder's layers through whose skips its effect reaches the decoder.
+        trains: whether the weights before it train: "all", "some", "none" (frozen), or "-" where there are none.
+
+    Args:
+        image_size: height and width of the images, where the model's inputs leave them open.
+    """
+    calls = trace(model, image_size)
+    decoder = decoder_paths(calls)
+    rows = []
+    for call in calls:
+        if not is_dropout(call.layer):
+            continue
+        changed = downstream(calls, call.outputs)
+        kind, shared = kind_of(call.layer)
+        shape = call.shapes[0][1:]
+        units = {"spatial": shape[-1], "path": 1, "gaussian": None}.get(kind, _product(shape))
+        if kind == "spatial" and keras.config.image_data_format() == "channels_first":
+            units = shape[0]
+        rate = rate_of(call.layer)
+        before = [weight for one in upstream(calls, call.outputs) for weight in getattr(one.layer, "weights", ())]
+        after = _maker(calls, call.inputs[0])
+        rows.append(
+            {
+                "layer": call.path,
+                "after": after.path if after else "the input",
+                "place": _place(calls, call, after, decoder),
+                "part": "" if not decoder else "decoder" if call.path in decoder else "encoder",
+                "kind": kind,
+                "shared": shared,
+                "rate": rate,
+                "shape": shape,
+                "units": units,
+                "dropped": None if units is None else float(f"{units * rate:.6g}"),
+                "changes": _unique(one.path for one in changed),
+                "changes_decoder": len(_unique(one.path for one in changed if one.path in decoder)),
+                "skips": _skips_reached(calls, call, changed, decoder),
+                "trains": _trains(before),
+            }
+        )
+    shown = ["after", "place", "kind", "rate", "shape", "units", "dropped", "changes", "in_decoder", "skips", "trains"]
+    return _DropoutTable(rows, "Dropout" if rows else "No dropout layer.", shown)
+
+
+class _DropoutTable(Table):
+    def rich(self):
+        for_terminal = [
+            {
+                **row,
+                "kind": f"{row['kind']}, shared" if row["shared"] else row["kind"],
+                "changes": len(row["changes"]),
+                "in_decoder": row["changes_decoder"] if row["part"] else None,
+                "skips": row["skips"] or "none",
+            }
+            for row in self
+        ]
+        return Table(for_terminal, self.title, self.columns).rich()
+
+
+def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[int, int] | None = None) -> None:
+    """Draw `model` with its dropout marked; the name's ending chooses the format (.svg, .png, .pdf).
+
+    Each box is a unit of the network, further down the smaller its feature maps are; a line between two boxes that
+    do not follow each other is a skip.
+    """
+    from matplotlib.figure import Figure
+
+    size = image_size or (256, 256)
+    calls = trace(model, size)
+    groups = _groups(calls)
+    names = list(dict.fromkeys(groups.values()))
+    column = {name: i for i, name in enumerate(names)}
+    level = {}
+    for call in calls:  # a unit's place is that of its last output
+        shape = call.shapes[0]
+        if len(shape) == 4:
+            axis = 1 if keras.config.image_data_format() == "channels_last" else 2
+            level[groups[call.path]] = -math.log2(max(size[0] / max(shape[axis], 1), 1e-6))
+    lowest = min(level.values(), default=0)
+    level = {name: level.get(name, lowest - 1) for name in names}
+
+    figure = Figure(figsize=(max(6, 0.72 * len(names)), 6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    makers = {tensor: groups[call.path] for call in calls for tensor in call.outputs}
+    edges = {(makers[t], groups[call.path]) for call in calls for t in call.inputs if t in makers}
+    for start, end in sorted(edges, key=lambda edge: (column[edge[0]], column[edge[1]])):
+        if start == end:
+            continue
+        skip = column[end] - column[start] > 1
+        axes.annotate(
+            "",
+            (column[end], level[end]),
+            (column[start], level[start]),
+            arrowprops={
+                "arrowstyle": "->",
+                "color": "tab:blue" if skip else "0.4",
+                "shrinkA": 20,
+                "shrinkB": 20,
+                "linestyle": "--" if skip else "-",
+            },
+        )
+    marks = _marks(calls, groups)
+    for name in names:
+        mark = marks.get(name)
+        axes.text(
+            column[name],
+            level[name],
+            name.replace("_", "\n"),
+            ha="center",
+            va="center",
+            fontsize=7,
+            bbox={
+                "boxstyle": "round,pad=0.35",
+                "facecolor": "mistyrose" if mark else "white",
+                "edgecolor": "crimson" if mark else "0.5",
+            },
+        )
+        if mark:
+            axes.text(column[name], level[name] - 0.36, mark, ha="center", va="top", fontsize=6, color="crimson")
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    axes.set_ylim(min(level.values()) - 1, max(level.values()) + 0.6)
+    axes.set_title(
+        f"{model.name}: {sum(is_dropout(call.layer) for call in calls)} dropout layers (red, with rate and kind); "
+        f"lower is coarser, drawn for {size[0]} x {size[1]}; dashed: skips",
+        fontsize=9,
+    )
+    figure.savefig(path, format=Path(path).suffix.lstrip(".") or "svg")
+
+
+def _marks(calls, groups) -> dict[str, str]:
+    marks: dict[str, list[str]] = {}
+    for call in calls:
+        if is_dropout(call.layer):
+            kind, _ = kind_of(call.layer)
+            marks.setdefault(groups[call.path], []).append(f"{kind} {rate_of(call.layer):.3g}")
+    return {name: "\n".join(dict.fromkeys(lines)) for name, lines in marks.items()}
+
+
+def _groups(calls: list[Call]) -> dict[str, str]:
+    """The unit that each layer belongs to, by its name; a layer without a unit's name goes with what it works on."""
+    pattern = re.compile(
+        r"(?:.*/)?(stage\d+_unit\d+|decoder_stage\d+|conv\d+_block\d+|(?:expanded_conv|block|mixed|conv|stage)_?\d+\w?"
+        r"|final|center_block)(?:_|$)"
+    )
+    groups: dict[str, str] = {}
+    made: dict[int, str] = {}
+    for call in calls:
+        group = made.get(call.inputs[0], "stem") if call.inputs else "stem"
+        if not is_dropout(call.layer):
+            if match := pattern.match(call.path):
+                group = match[1]
+            elif call.path == "bn1":  # after the last unit of the ResNets
+                group = "end"
+        made.update(dict.fromkeys(call.outputs, group))
+        groups.setdefault(call.path, group)
+    return groups
+
+
+def decoder_paths(calls: list[Call]) -> set[str]:
+    """Paths of the decoder's layers: those named so, and all that depend on them."""
+    named = [call for call in calls if call.path.split("/")[-1].startswith(DECODER)]
+    outputs = [tensor for call in named for tensor in call.outputs]
+    return {call.path for call in [*named, *downstream(calls, outputs)]}
+
+
+def _maker(calls: list[Call], tensor: int) -> Call | None:
+    return next((call for call in calls if tensor in call.outputs), None)
+
+
+def _place(calls, call: Call, after: Call | None, decoder) -> str:
+    """The placement that puts dropout here, as `build_unet` calls it."""
+    if after is None:
+        return "input"
+    consumers = [one for one in calls if set(call.outputs) & set(one.inputs)]
+    if consumers and call.path not in decoder and all(one.path in decoder for one in consumers):
+        return "bottleneck" if after.path == "relu1" else "skips"
+    if after.path == "relu1":
+        return "bottleneck"
+    if match := re.fullmatch(r"(stage\d+_unit\d+)_(conv|relu)(\d)", after.path):
+        unit, part, number = match.groups()
+        last = max(int(m[1]) for one in calls if (m := re.fullmatch(rf"{unit}_conv(\d)", one.path)))
+        if int(number) == last:
+            return "branch_end" if part == "conv" else "between_convs"
+        return "activations" if part == "relu" else f"after {part}{number}"
+    if isinstance(after.layer, keras.layers.Add):
+        makers = [_maker(calls, tensor) for tensor in after.inputs]
+        if any(maker and UNIT.match(maker.path) for maker in makers):
+            return "block_end"
+    return f"after {type(after.layer).__name__}"
+
+
+def _skips_reached(calls, call: Call, changed: list[Call], decoder) -> list[str]:
+    """Encoder's layers whose tensor the decoder joins to its own, and that depend on this dropout."""
+    affected = {tensor for one in changed for tensor in one.outputs} | set(call.outputs)
+    inside = {tensor for one in calls if one.path in decoder for tensor in one.outputs}
+    joined = [
+        tensor
+        for one in calls
+        if one.path in decoder and inside & set(one.inputs)
+        for tensor in one.inputs
+        if tensor in affected - inside
+    ]
+    makers = [_maker(calls, tensor) for tensor in joined]
+    makers = [_maker(calls, m.inputs[0]) if m and is_dropout(m.layer) and m.inputs else m for m in makers]
+    return _unique(maker.path for maker in makers if maker)
+
+
+def _trains(weights) -> str:
+    # Moving statistics never train.
+    weights = [weight for weight in weights if "moving_" not in weight.path.split("/")[-1]]
+    trainable = [weight.trainable for weight in weights]
+    return "-" if not trainable else "all" if all(trainable) else "some" if any(trainable) else "none"
+
+
+def _product(shape: tuple) -> int | None:
+    return None if None in shape else math.prod(shape)
+
+
+def _unique(paths: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(paths))

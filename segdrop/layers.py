@@ -1,0 +1,221 @@
+"""Keras layers that Keras does not have. Importing this module registers them for `keras.saving.load_model`.
+
+They use `keras.ops` and `keras.random` only, so they run on every backend of Keras.
+"""
+
+import inspect
+
+import keras
+from keras import ops
+
+from .config import check_rate
+from .errors import InputError
+
+
+class _Rate(keras.random.SeedGenerator):
+    """A rate that can change between the steps of a model that is already traced.
+
+    Keras keeps the state of a `SeedGenerator` in `layer.variables` and out of `layer.weights`: a compiled step reads it
+    anew each time, and weight files do not know of it. A plain number would be baked into the step; a weight would
+    keep the files of the plain and the dropped-out network from loading into each other.
+    """
+
+    def __init__(self, rate: float, owner: str):
+        super().__init__(seed=0)
+        with keras.name_scope(owner):
+            self.state = keras.Variable(
+                rate, shape=(), dtype="float32", trainable=False, aggregation="none", name="rate"
+            )
+
+
+class _AdjustableLayer(keras.layers.Layer):
+    """A dropout layer whose `rate` can be assigned at any time and acts on the next step."""
+
+    def __init__(self, rate, target=None, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.target = check_rate(rate if target is None else target, "target")
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self._rate = _Rate(check_rate(rate), self.name)
+        self.supports_masking = True
+
+    @property
+    def rate(self) -> float:
+        """The rate that acts now; `target` is the one that a schedule takes parts of."""
+        return float(f"{float(ops.convert_to_numpy(self._rate.state)):.6g}")
+
+    @rate.setter
+    def rate(self, value: float):
+        self._rate.state.assign(check_rate(value))
+
+    def call(self, inputs, training=False):
+        if not training:
+            return inputs
+        rate = ops.convert_to_tensor(self._rate.state)
+        scale = ops.cast(1 / (1 - rate), inputs.dtype)
+        return ops.where(self._kept(inputs, rate), inputs * scale, ops.zeros((), inputs.dtype))
+
+    def _kept(self, inputs, rate):
+        """Booleans that broadcast to `inputs`: what is kept."""
+        raise NotImplementedError
+
+    def compute_output_spec(self, inputs, training=False):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        # `rate` is the current one, so that a saved model says with which rate it was saved.
+        return {**super().get_config(), "rate": self.rate, "target": self.target, "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable("segdrop")
+class AdjustableDropout(_AdjustableLayer):
+    """`keras.layers.Dropout` with a rate that can change during training: `layer.rate = 0.1`.
+
+    At inference it returns its input. In training each value, or each group of values that share an entry of the
+    mask, is zero with probability `rate` and multiplied by 1 / (1 - rate) otherwise.
+
+    Args:
+        rate: probability of dropping, in [0, 1).
+        noise_shape: shape of the mask, 1 where it is shared along an axis and None where it is as long as the
+            input's; None for no sharing. (None, 1, 1, None) drops whole feature maps.
+        target: the rate that schedules take parts of; by default `rate`.
+        seed: seed of the masks.
+    """
+
+    def __init__(self, rate, noise_shape=None, target=None, seed=None, **kwargs):
+        super().__init__(rate, target, seed, **kwargs)
+        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
+
+    def _kept(self, inputs, rate):
+        shape = ops.shape(inputs)
+        if self.noise_shape is not None:
+            shape = tuple(
+                actual if wanted is None else wanted for actual, wanted in zip(shape, self.noise_shape, strict=True)
+            )
+        return keras.random.uniform(shape, dtype="float32", seed=self.seed_generator) >= rate
+
+    def get_config(self):
+        return {**super().get_config(), "noise_shape": self.noise_shape}
+
+
+@keras.saving.register_keras_serializable("segdrop")
+class DropBlock2D(_AdjustableLayer):
+    """Drop contiguous squares of each feature map; every value is kept with probability exactly 1 - rate.
+
+    Neighbouring values of a feature map carry the same information, so dropping single ones takes little away.
+    At inference it returns its input.
+
+    The published rate of block seeds is an approximation, off near the borders and at high rates. Here seeds are
+    drawn on the map enlarged by block_size - 1 per axis, each with probability 1 - (1 - rate)^(1 / block_size^2): a
+    value is kept when none of the block_size^2 seeds that reach it is drawn. Kept values are multiplied by
+    1 / (1 - rate), not by the batch's actual share. Masks are independent for samples and channels.
+
+    Args:
+        rate: probability of dropping a value, in [0, 1).
+        block_size: side of the squares in pixels of the feature map. On a map of dynamic size it is clipped to the
+            map's shorter side.
+        shared_across_batch: one mask for all samples of a batch.
+        target: the rate that schedules take parts of; by default `rate`.
+        seed: seed of the masks.
+
+    Input: float (N, H, W, C), or (N, C, H, W) where Keras is set to channels_first.
+
+    Raises:
+        InputError: `block_size` is no whole number of at least 1, or larger than a map whose size is known.
+
+    References:
+        Ghiasi, Lin and Le 2018, DropBlock, https://arxiv.org/abs/1810.12890.
+    """
+
+    def __init__(self, rate, block_size, shared_across_batch=False, target=None, seed=None, **kwargs):
+        super().__init__(rate, target, seed, **kwargs)
+        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+            raise InputError(f"`block_size` must be a whole number of at least 1, got block_size={block_size!r}.")
+        self.block_size = block_size
+        self.shared_across_batch = bool(shared_across_batch)
+        self.data_format = keras.config.image_data_format()
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+    def build(self, input_shape):
+        known = [side for side in (input_shape[axis] for axis in self._map_axes) if side is not None]
+        if known and self.block_size > min(known):
+            raise InputError(
+                f"`block_size` must be at most the side of the feature map, got block_size={self.block_size} "
+                f"for {self.name!r} on a map of {' x '.join(str(input_shape[axis]) for axis in self._map_axes)}."
+            )
+        self.built = True
+
+    @property
+    def _map_axes(self):
+        return (1, 2) if self.data_format == "channels_last" else (2, 3)
+
+    def _kept(self, inputs, rate):
+        sides = list(ops.shape(inputs))
+        if self.shared_across_batch:
+            sides[0] = 1
+        size = self._clipped_size(sides)
+        area = ops.cast(size, "float32") ** 2
+        for axis in self._map_axes:
+            sides[axis] = sides[axis] + size - 1
+        seed_rate = 1 - (1 - rate) ** (1 / area)
+        seeds = keras.random.uniform(sides, dtype="float32", seed=self.seed_generator) < seed_rate
+        # How many seeds lie in each window, by differences of running sums: the window's size may be dynamic.
+        counts = ops.cast(seeds, "float32")
+        for axis in self._map_axes:
+            total = ops.cumsum(counts, axis=axis)
+            padding = [(int(axis == other), 0) for other in range(4)]
+            total = ops.pad(total, padding)
+            head = [slice(None)] * 4
+            tail = [slice(None)] * 4
+            head[axis], tail[axis] = slice(size, None), slice(None, -size)
+            counts = total[tuple(head)] - total[tuple(tail)]
+        return counts < 0.5
+
+    def _clipped_size(self, sides):
+        map_sides = [sides[axis] for axis in self._map_axes]
+        if all(isinstance(side, int) for side in map_sides):
+            return min(self.block_size, *map_sides)
+        return ops.minimum(self.block_size, ops.minimum(*map_sides))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "block_size": self.block_size,
+            "shared_across_batch": self.shared_across_batch,
+        }
+
+
+@keras.saving.register_keras_serializable("segdrop")
+class FixedMode(keras.layers.Layer):
+    """Call `layer` in training mode (`training=True`) or in inference mode, whatever the mode of the model.
+
+    It has the wrapped layer's name and weights.
+    """
+
+    def __init__(self, layer, mode: bool, **kwargs):
+        super().__init__(**{"name": layer.name, "dtype": layer.dtype_policy, **kwargs})
+        self.layer, self.mode = layer, bool(mode)
+        self.supports_masking = True
+        self._takes_mask = "mask" in inspect.signature(layer.call).parameters  # BatchNorm does
+
+    def call(self, inputs, training=None, mask=None):
+        if mask is not None and self._takes_mask:
+            return self.layer(inputs, training=self.mode, mask=mask)
+        return self.layer(inputs, training=self.mode)
+
+    def compute_output_shape(self, input_shape):
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "mode": self.mode,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})

@@ -1,0 +1,64 @@
+"""A table that prints in a terminal and is written as CSV or JSON."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .run import write_csv, write_json
+
+
+class Table(list):
+    """Rows, which are dicts of equal keys.
+
+    `print(table)` shows the columns chosen for a terminal, `table[0]["rate"]` is a value as it is.
+    """
+
+    def __init__(self, rows: Sequence[Mapping], title: str = "", columns: Sequence[str] | None = None):
+        super().__init__(rows)
+        self.title = title
+        self.columns = list(columns or (rows[0] if rows else ()))
+
+    def rich(self):
+        """The table for a `rich.console.Console`."""
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table as RichTable
+
+        table = RichTable(title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in self.columns:
+            numeric = all(isinstance(row[column], (int, float)) for row in self)
+            table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        for row in self:
+            table.add_row(*(escape(_shown(row[column])) for column in self.columns))
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        buffer = io.StringIO()
+        Console(file=buffer, width=140).print(self.rich() if self else self.title)
+        return buffer.getvalue().rstrip("\n")
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Write all columns; lists as their members separated by blanks. Without rows, the titles of the columns."""
+        rows = [
+            {k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()} for row in self
+        ]
+        write_csv(Path(path), rows, list(rows[0]) if rows else self.columns)
+
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Write a list of objects."""
+        write_json(Path(path), list(self))
+
+
+def _shown(value) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, type(None))) for v in value):
+        return " x ".join("?" if v is None else str(v) for v in value)
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

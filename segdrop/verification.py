@@ -1,0 +1,230 @@
+"""Proof that a model is another one with working dropout in it and nothing else changed."""
+
+import contextlib
+import re
+
+import keras
+import numpy as np
+
+from .dropout import is_dropout, kind_of, rate_of
+from .errors import VerificationError
+from .layers import DropBlock2D
+from .surgery import Call, functional_view, trace
+from .tables import Table
+
+STANDARD_ERRORS = 5.0  # two-sided, some ten comparisons: a sound layer fails in less than 1 of 10^5 tables
+KEPT_SIDE = 8  # side of the maps on which masks are drawn, which need not be the model's
+
+
+def verify(
+    plain: keras.Model,
+    dropped: keras.Model,
+    images: np.ndarray | None = None,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Table:
+    """Check that `dropped` is `plain` with working dropout in it, and nothing else changed.
+
+    Checked, in this order: that both give the same at inference, to the last bit; that every layer but the added
+    dropout has the same configuration; that every weight has the same path, shape and value; that training mode gives
+    something else; for each added dropout layer, over `draws` masks, that what is kept is multiplied by 1 / (1 - rate)
+    and nothing else happens to it, that the share kept is 1 - rate, and that the mean output equals the input; that
+    inference leaves BatchNorm's statistics as they are and training moves them. Both models are left as they were,
+    with their random state.
+
+    Args:
+        images: a batch of inputs for both; by default two images of uniform noise in 0..255 made from `seed`, with
+            sides of 64 where the model leaves them open.
+        draws: masks drawn from each dropout layer.
+
+    Returns:
+        A table with a row per check: `check`, `where`, `found`, `expected`.
+
+    Raises:
+        VerificationError: the first difference.
+    """
+    plain, dropped = functional_view(plain), functional_view(dropped)
+    if images is None:
+        images = _noise(plain, seed)
+    rows: list[dict] = []
+
+    def check(ok: bool, name: str, where: str, found, expected) -> None:
+        if not ok:
+            raise VerificationError(f"{name}: {where}: found {found}, expected {expected}.")
+        rows.append({"check": name, "where": where, "found": str(found), "expected": str(expected)})
+
+    with _states_kept(plain, dropped):
+        before = _statistics(dropped)
+        reference, output = _flat(plain(images, training=False)), _flat(dropped(images, training=False))
+        shapes = [output.shape for output in output], [output.shape for output in reference]
+        check(shapes[0] == shapes[1], "outputs have the same shapes", "outputs", *shapes)
+        difference = max(float(np.abs(a - b).max()) for a, b in zip(reference, output, strict=True))
+        check(difference == 0, "inference is the same", "outputs", f"largest difference {difference:g}", "0")
+        _check_configs(check, trace(plain), trace(dropped))
+        _check_weights(check, plain, dropped)
+
+        check(
+            _equal(before, _statistics(dropped)), "BatchNorm rests at inference", "moving statistics", "equal", "equal"
+        )
+        added = _added(trace(plain), trace(dropped))
+        check(bool(added), "dropout was added", "dropout layers", len(added), "at least 1")
+        for call in added:
+            _check_layer(check, call, draws)
+        acting = any(rate_of(call.layer) > 0 for call in added)
+        trained = _flat(dropped(images, training=True))
+        moved = _statistics(dropped)
+        again = _flat(plain(images, training=True))
+        same = all(np.array_equal(a, b) for a, b in zip(again, trained, strict=True))
+        check(same != acting, "training mode differs", "outputs", "equal" if same else "different", "different")
+        if before and any(_trains_batchnorm(call.layer) for call in trace(dropped)):
+            check(not _equal(before, moved), "BatchNorm is moved by training", "moving statistics", "moved", "moved")
+    return Table(rows, f"{len(rows)} checks passed")
+
+
+def _check_configs(check, plain: list[Call], dropped: list[Call]) -> None:
+    extra = {call.path for call in _added(plain, dropped)}
+    rest = [call for call in dropped if call.path not in extra]
+    # The order of calls that do not depend on each other may differ: compare by name.
+    ours, theirs = _by_name(rest), _by_name(plain)
+    for name in [*theirs, *ours]:
+        if ours.get(name) != theirs.get(name):
+            check(False, "layers are the same", name, _brief(ours.get(name)), _brief(theirs.get(name)))
+    decoder = sum(call.path.startswith(("decoder_", "final_conv")) for call in rest)
+    where = f"{len(ours)} layers, {decoder} of them the decoder's" if decoder else f"{len(ours)} layers"
+    check(True, "layers are the same", where, "equal configurations", "equal configurations")
+
+
+def _by_name(calls: list[Call]) -> dict[str, dict]:
+    """Configurations by name; layers that Keras numbers by a global counter by their order of appearance."""
+    counts: dict[str, int] = {}
+    result = {}
+    for call in sorted(calls, key=lambda call: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", call.path)]):
+        name, config = call.path, _config(call.layer)
+        if not getattr(call.layer, "weights", None) and (match := re.fullmatch(r"(.*?)_?\d*", name)):
+            kind = f"{match[1]} ({type(call.layer).__name__})"
+            counts[kind] = counts.get(kind, 0) + 1
+            name = f"{kind} {counts[kind]}"
+            config.pop("name", None)
+        result[name] = config
+    return result
+
+
+def _config(layer) -> dict:
+    try:
+        return {key: repr(value) for key, value in layer.get_config().items()}
+    except NotImplementedError:  # an operation of keras.ops without one
+        return {"class": type(layer).__name__}
+
+
+def _brief(config) -> str:
+    return "no such layer" if config is None else repr(config)
+
+
+def _check_weights(check, plain, dropped) -> None:
+    ours, theirs = dropped.weights, plain.weights
+    for i in range(max(len(ours), len(theirs))):
+        path = theirs[i].path if i < len(theirs) else "none"
+        other = ours[i].path if i < len(ours) else "none"
+        if path != other:
+            check(False, "weights have the same paths", f"weight {i}", other, path)
+    for one, other in zip(ours, theirs, strict=True):
+        if one.shape != other.shape:
+            check(False, "weights have the same shapes", one.path, one.shape, other.shape)
+        if not np.array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)):
+            check(False, "weights have the same values", one.path, "other values", "equal values")
+    check(True, "weights are the same", f"{len(ours)} weights", "equal path, shape, value", "equal path, shape, value")
+
+
+def _check_layer(check, call: Call, draws: int) -> None:
+    layer, rate, (kind, shared) = call.layer, rate_of(call.layer), kind_of(call.layer)
+    if kind in ("gaussian", "alpha", "other"):
+        return
+    mask = draw_masks(layer, len(call.shapes[0]), draws)
+    scale = 1 / (1 - rate)
+    tolerance = 2e-2 if layer.compute_dtype != "float32" else 1e-5
+    kept = mask != 0
+    wrong = np.abs(mask[kept] / scale - 1) > tolerance
+    label = f"{kind}, shared" if shared else kind
+    values = sorted(float(f"{v:.4g}") for v in np.unique(mask))
+    check(
+        not wrong.any(), f"kept values are rescaled ({label})", call.path, f"values {values[:4]}", f"0 and {scale:.4g}"
+    )
+    share, error = mean_and_error(kept)
+    check(
+        abs(share - (1 - rate)) <= STANDARD_ERRORS * error + 1e-12,
+        f"share kept ({label})",
+        call.path,
+        f"{share:.5f} +- {error:.5f}",
+        f"{1 - rate:.5f}",
+    )
+    mean, error = mean_and_error(mask)
+    # In half precision the scale itself is rounded.
+    check(
+        abs(mean - 1) <= STANDARD_ERRORS * error + (1e-12 if tolerance < 1e-3 else tolerance / 2),
+        f"mean output equals the input ({label})",
+        call.path,
+        f"{mean:.5f} +- {error:.5f}",
+        "1",
+    )
+
+
+def draw_masks(layer, rank: int, draws: int, channels: int = 8) -> np.ndarray:
+    """What a dropout layer makes of ones in training mode, `draws` times: float64 (draws, ...)."""
+    side = max(KEPT_SIDE, layer.block_size) if isinstance(layer, DropBlock2D) else KEPT_SIDE
+    shape = (*[side] * (rank - 2), channels)
+    if keras.config.image_data_format() == "channels_first" and rank > 2:
+        shape = (channels, *[side] * (rank - 2))
+    if kind_of(layer)[1]:  # the batch shares a mask: each draw is a call
+        parts = [layer(np.ones((1, *shape), "float32"), training=True) for _ in range(draws)]
+    else:
+        parts = [layer(np.ones((draws, *shape), "float32"), training=True)]
+    return np.concatenate([keras.ops.convert_to_numpy(keras.ops.cast(p, "float32")) for p in parts]).astype(float)
+
+
+def mean_and_error(masks: np.ndarray) -> tuple[float, float]:
+    """Mean over the draws and its standard error, from the spread of the draws' means."""
+    per_draw = masks.reshape(len(masks), -1).mean(axis=1)
+    return float(per_draw.mean()), float(per_draw.std(ddof=1) / np.sqrt(len(per_draw)))
+
+
+def _added(plain: list[Call], dropped: list[Call]) -> list[Call]:
+    there = {call.path for call in plain}
+    return list({call.path: call for call in dropped if is_dropout(call.layer) and call.path not in there}.values())
+
+
+def _noise(model, seed: int) -> list[np.ndarray] | np.ndarray:
+    rng = np.random.default_rng(seed)
+    batches = []
+    for tensor in model.inputs:
+        shape = (2, *(64 if side is None else side for side in tensor.shape[1:]))
+        batches.append(rng.uniform(0, 255, shape).astype(tensor.dtype))
+    return keras.tree.pack_sequence_as(model.input, batches)
+
+
+def _flat(outputs) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32")) for tensor in keras.tree.flatten(outputs)]
+
+
+def _statistics(model) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(weight) for weight in model.non_trainable_weights if "moving_" in weight.path]
+
+
+def _equal(first, second) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _trains_batchnorm(layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+
+
+@contextlib.contextmanager
+def _states_kept(*models):
+    """Put back what calls change: moving statistics and random state."""
+    variables = [variable for model in models for variable in model.non_trainable_variables]
+    values = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
