@@ -47,7 +47,9 @@ def batchnorm_shift(model: keras.Model, dataset: Iterable) -> Table:
     probe = keras.Model(view.inputs, [node.input_tensors[0] for node in nodes])
     sums = [np.zeros((3, 1))] * len(layers)
     for images in _images(dataset):
-        for i, (layer, values) in enumerate(zip(layers, probe.predict_on_batch(images), strict=True)):
+        for i, (layer, values) in enumerate(
+            zip(layers, keras.tree.flatten(probe.predict_on_batch(images)), strict=True)
+        ):
             values = np.moveaxis(np.asarray(values, "float64"), layer.axis, -1)
             values = values.reshape(-1, values.shape[-1])
             count = np.full(values.shape[-1], len(values))

@@ -31,8 +31,9 @@ def insert_dropout(
     """Return a copy of `model` with a dropout layer after each of the layers in `sites`.
 
     The copy has its own variables holding the same values; `model` is left as it is. Dropout acts in
-    training mode only, so inference gives exactly what `model` gives. Weight order, paths, layer names and
-    `trainable` flags are those of `model`, hence weight files load both ways. The copy is not compiled.
+    training mode only, so inference gives exactly what `model` gives. Weight paths, layer names and `trainable`
+    flags are those of `model`, and weight files load both ways, unless a warning says otherwise (networks with
+    parallel branches, see `insert_layers`). The copy is not compiled.
 
     Args:
         model: a functional or Sequential Keras 3 model, built.

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterable
 
 import keras
@@ -26,6 +27,8 @@ def insert_layers(
 
     The copy has its own variables holding the same values, and the layer names, weight paths and `trainable` flags
     of `model`, which is left as it is. The copy is not compiled: loss and metrics are the caller's to give again.
+    Weight files load both ways, unless Keras orders the layers of the copy differently (networks with parallel
+    branches, such as Inception's): a warning says so then.
 
     Args:
         model: a functional or built Sequential Keras 3 model.
@@ -73,7 +76,20 @@ def insert_after(
         before[id(after)] = (output, after)
         return after
 
-    return rebuild(view, call)
+    copy = rebuild(view, call)
+    known = {layer.name for layer in view.layers}
+    if [name for name in _weighted_layers(copy) if name in known] != _weighted_layers(view):
+        warnings.warn(
+            "Keras orders the layers of the new model differently, because only some of several parallel branches have "
+            "become longer: weight files do not load between it and the original. Exchange them by way of "
+            "segdrop.remove_dropout.",
+            stacklevel=3,
+        )
+    return copy
+
+
+def _weighted_layers(model) -> list[str]:
+    return [layer.name for layer in model.layers if layer.weights]
 
 
 def rebuild(
@@ -167,12 +183,12 @@ def copy_layer(layer, **changes):
 def functional_view(model) -> keras.Model:
     """An uncompiled functional model over the layers of `model`: one form for Sequential and functional models."""
     kind = f"{type(model).__module__}.{type(model).__name__}"
-    if isinstance(model, keras.Sequential) and model.built:
-        return _with_flag(keras.Model(model.inputs[0], model.outputs[0], name=model.name), model)
     if isinstance(model, keras.Model):
         try:
+            if isinstance(model, keras.Sequential):
+                return _with_flag(keras.Model(model.inputs[0], model.outputs[0], name=model.name), model)
             return _with_flag(keras.Model(model.input, model.output, name=model.name), model)
-        except (AttributeError, ValueError):
+        except (AttributeError, ValueError, TypeError):
             pass
     elif kind.startswith(("tf_keras.", "keras.engine.", "keras.src.engine.")):
         kind += ", of legacy Keras 2"

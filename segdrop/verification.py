@@ -122,18 +122,30 @@ def _brief(config) -> str:
 
 
 def _check_weights(check, plain, dropped) -> None:
-    ours, theirs = dropped.weights, plain.weights
-    for i in range(max(len(ours), len(theirs))):
-        path = theirs[i].path if i < len(theirs) else "none"
-        other = ours[i].path if i < len(ours) else "none"
-        if path != other:
-            check(False, "weights have the same paths", f"weight {i}", other, path)
-    for one, other in zip(ours, theirs, strict=True):
+    ours, theirs = _by_path(dropped), _by_path(plain)
+    for path in [*theirs, *ours]:
+        if path not in ours or path not in theirs:
+            place = "the first model" if path in theirs else "the second model"
+            check(False, "weights have the same paths", path, f"only in {place}", "in both")
+    for path, other in theirs.items():
+        one = ours[path]
         if one.shape != other.shape:
-            check(False, "weights have the same shapes", one.path, one.shape, other.shape)
+            check(False, "weights have the same shapes", path, one.shape, other.shape)
         if not np.array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)):
-            check(False, "weights have the same values", one.path, "other values", "equal values")
-    check(True, "weights are the same", f"{len(ours)} weights", "equal path, shape, value", "equal path, shape, value")
+            check(False, "weights have the same values", path, "other values", "equal values")
+    order = "" if list(ours) == list(theirs) else ", in another order: weight files do not load between the two"
+    check(True, "weights are the same", f"{len(ours)} weights", f"equal{order}", "equal path, shape, value")
+
+
+def _by_path(model) -> dict:
+    """Weights by path; unnamed ones, which Keras numbers by a global counter, and equal paths by their order."""
+    counts: dict[str, int] = {}
+    result = {}
+    for weight in model.weights:
+        path = re.sub(r"/variable(_\d+)?$", "/variable", weight.path)
+        counts[path] = counts.get(path, 0) + 1
+        result[path if counts[path] == 1 else f"{path} ({counts[path]})"] = weight
+    return result
 
 
 def _check_layer(check, call: Call, draws: int) -> None:

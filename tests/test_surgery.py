@@ -106,7 +106,9 @@ def nested():
     x = layers.Conv2D(4, 3, name="conv")(inner_input)
     x = layers.BatchNormalization(name="bn")(x)
     backbone = keras.Model(inner_input, layers.ReLU(name="relu")(x), name="backbone")
-    head = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="hidden"), layers.Dense(1, name="last")], name="head")
+    head = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(3, name="hidden"), layers.Dense(1, name="last")], name="head"
+    )
     one, two = keras.Input((8, 8, 3), name="one"), keras.Input((8, 8, 3), name="two")
     pool = layers.GlobalAveragePooling2D(name="pool")
     difference = layers.Subtract(name="difference")([pool(backbone(one)), pool(backbone(two))])
@@ -179,10 +181,14 @@ def test_flags_within_a_nested_model_survive(nested):
     source.get_layer("backbone").get_layer("conv").trainable = False
     source.get_layer("head").trainable = False
     copy = insert_dropout(source, "difference", 0.5)
-    assert [w.path for w in copy.trainable_weights] == [w.path for w in source.trainable_weights] == [
-        "bn/gamma",
-        "bn/beta",
-    ]
+    assert (
+        [w.path for w in copy.trainable_weights]
+        == [w.path for w in source.trainable_weights]
+        == [
+            "bn/gamma",
+            "bn/beta",
+        ]
+    )
 
 
 def test_a_twin_enters_nested_models(nested):
@@ -244,6 +250,7 @@ def largest_float_site(model):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Keras orders the layers of the new model differently")
 @pytest.mark.parametrize(
     "family",
     [
@@ -275,5 +282,60 @@ def test_the_families_of_keras_applications(family):
     assert names(removed) == names(plain)
 
 
-def test_every_backbone_family_and_architecture_of_segmentation_models():
-    pass
+ARCHITECTURES = ("Unet", "FPN", "Linknet", "PSPNet")
+
+
+# The families with grouped convolutions, hundreds of layers each, take minutes: they have the U-Net alone here.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Keras orders the layers of the new model differently")
+@pytest.mark.parametrize(
+    ("backbone", "architecture"),
+    [
+        *(("resnext50", "Unet"), ("seresnext50", "Unet")),
+        *(("senet154", "PSPNet"),),
+        *((backbone, name) for backbone in ("resnet18", "mobilenetv2") for name in ARCHITECTURES),
+        *(
+            (backbone, "Unet")
+            for backbone in (
+                "vgg16",
+                "seresnet18",
+                "densenet121",
+                "inceptionv3",
+                "inceptionresnetv2",
+                "mobilenet",
+                "efficientnetb0",
+            )
+        ),
+    ],
+)
+def test_the_families_and_architectures_of_segmentation_models(backbone, architecture):
+    from segdrop.unet import sm
+
+    side = 96 if architecture == "PSPNet" or backbone == "inceptionv3" else 64
+    plain = getattr(sm, architecture)(backbone, encoder_weights=None, input_shape=(side, side, 3))
+    dropped = insert_dropout(plain, activations, 0.3)
+    assert inserted(dropped)
+    image = np.random.default_rng(0).uniform(0, 255, (1, side, side, 3)).astype("float32")
+    np.testing.assert_array_equal(dropped(image), plain(image))
+    assert {w.path for w in dropped.weights} == {w.path for w in plain.weights}
+
+
+def branches():
+    """Two parallel branches of equal length with weights of equal shapes: their order decides what loads where."""
+    inputs = keras.Input((4,))
+    one = layers.Dense(4, name="one_b")(layers.Dense(4, name="one_a")(inputs))
+    two = layers.Dense(4, name="two_b")(layers.Dense(4, name="two_a")(inputs))
+    return keras.Model(inputs, layers.Add(name="sum")([one, two]))
+
+
+def test_a_changed_order_of_layers_is_told_and_files_are_exchanged_by_way_of_the_plain_model(tmp_path):
+    plain, x = branches(), np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="weight files do not load between it and the original"):
+        dropped = insert_dropout(plain, "two_b", 0.5)
+    np.testing.assert_array_equal(dropped(x), plain(x))
+    table = verify(plain, dropped)
+    assert any("another order: weight files do not load" in row["found"] for row in table)
+    segdrop.remove_dropout(dropped).save_weights(tmp_path / "w.weights.h5")
+    other = branches()
+    other.load_weights(tmp_path / "w.weights.h5")
+    np.testing.assert_array_equal(other(x), plain(x))

@@ -8,9 +8,10 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import randomise, write_weight_file
 
-from segdrop import InputError, build_unet
+from segdrop import InputError, build_unet, dropout_table, remove_dropout, verify
 from segdrop.unet import encoder_layers, imagenet_file, set_encoder_trainable
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
@@ -64,18 +65,66 @@ def test_the_decoder_is_the_plain_one_layer_by_layer(classes):
             np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", ["element", "spatial"])
-@pytest.mark.parametrize("placement", ["between_convs", "block_end"])
+PLACEMENTS = ["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
+
+
+@pytest.mark.parametrize(
+    ("placement", "kind", "sites"),
+    [
+        ("between_convs", "element", 8),
+        ("between_convs", "block", 8),
+        ("branch_end", "path", 8),
+        ("branch_end", "spatial", 8),
+        ("block_end", "spatial", 8),
+        ("activations", "spatial", 16),
+        ("bottleneck", "block", 1),
+        ("skips", "spatial", 4),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:placement='block_end'")
-def test_inference_equals_the_plain_model_also_after_saving(plain, kind, placement, tmp_path):
-    dropped = build(encoder_dropout=0.5, kind=kind, placement=placement, blocks="stage*")
-    assert len(dropout_names(dropped)) == 8
-    dropped.set_weights(plain.get_weights())
-    dropped.save(tmp_path / "m.keras")
+def test_every_placement_survives_every_way_of_saving(plain, placement, kind, sites, tmp_path):
+    blocks = "stage*" if sites > 4 else None
+    dropped = build(encoder_dropout=0.5, kind=kind, placement=placement, blocks=blocks)
+    assert len(dropout_names(dropped)) == sites
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    dropped.load_weights(tmp_path / "plain.weights.h5")
     wanted = plain.predict(IMAGES, verbose=0)
     np.testing.assert_array_equal(dropped.predict(IMAGES, verbose=0), wanted)
+    dropped.save(tmp_path / "m.keras")
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "m.keras").predict(IMAGES, verbose=0), wanted)
-    assert not np.allclose(dropped(IMAGES, training=True), plain(IMAGES, training=True))
+    dropped.save_weights(tmp_path / "dropped.weights.h5")
+    other = build()
+    other.load_weights(tmp_path / "dropped.weights.h5")
+    np.testing.assert_array_equal(other.predict(IMAGES, verbose=0), wanted)
+    dropped.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported.serve(IMAGES), wanted, atol=1e-5)
+    assert not np.allclose(dropped(IMAGES, training=True), other(IMAGES, training=True))
+
+
+@pytest.mark.parametrize("encoder", ["resnet34", "resnet50"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.filterwarnings("ignore:placement='block_end'")
+def test_every_placement_leaves_order_paths_and_values_of_weights(encoder, placement):
+    """A changed order would be warned of, and warnings are errors here; `verify` looks at paths and values."""
+    dropped = build(encoder, encoder_dropout=0.5, placement=placement, spatial=True)
+    verify(remove_dropout(dropped), dropped, draws=100)
+    assert [row["place"] for row in dropout_table(dropped)] == {
+        "activations": [
+            "between_convs" if i % last == last - 1 else "activations"
+            for last in [3 if encoder == "resnet50" else 2]
+            for i in range(8 * last)
+        ],
+        "bottleneck": ["bottleneck"],
+        "skips": ["skips"] * 4,
+    }.get(placement, [placement] * 8)
+
+
+def test_the_whole_unet_differs_from_the_library_s_by_its_dropout_alone():
+    theirs = library_unet("resnet18", activation="sigmoid")
+    ours = build(encoder_dropout=0.2, kind="block")
+    ours.set_weights(theirs.get_weights())
+    assert len(verify(theirs, ours, draws=200)) > 10
 
 
 @pytest.mark.parametrize(
@@ -111,6 +160,67 @@ def test_block_end_drops_the_sum_of_the_unit_and_warns(encoder, last):
 
 def _inputs(layer):
     return [] if isinstance(layer, keras.layers.InputLayer) else keras.tree.flatten(layer.input)
+
+
+def decoder_inputs(model, name):
+    """Names of what the decoder's join of that stage receives."""
+    return [tensor._keras_history.operation.name for tensor in model.get_layer(name).input]
+
+
+@pytest.mark.parametrize(
+    ("skips", "received"),
+    [(None, "stage4_unit1_relu1"), ("clean", "stage4_unit1_relu1"), ("dropped", "stage4_unit1_relu1_dropout")],
+)
+def test_the_decoder_receives_a_site_that_is_a_skip_clean_or_dropped(skips, received):
+    model = build(encoder_dropout=0.2, placement="activations", blocks="stage4_unit1", skips=skips)
+    assert dropout_names(model) == ["stage4_unit1_relu1_dropout", "stage4_unit1_relu2_dropout"]
+    assert received in decoder_inputs(model, "decoder_stage0_concat")
+    dropped = model.get_layer("stage4_unit1_relu1_dropout").output
+    consumers = {layer.name for layer in model.layers if any(t is dropped for t in _inputs(layer))}
+    assert "stage4_unit1_sc" in consumers
+    assert ("decoder_stage0_concat" in consumers) == (skips == "dropped")
+
+
+def test_skips_drops_on_the_decoder_s_side_alone():
+    model = build(encoder_dropout=0.2, placement="skips")
+    assert dropout_names(model) == [
+        "stage4_unit1_relu1_dropout",
+        "stage3_unit1_relu1_dropout",
+        "stage2_unit1_relu1_dropout",
+        "relu0_dropout",
+    ]
+    for name in dropout_names(model):
+        (consumer,) = [
+            layer.name for layer in model.layers if any(t is model.get_layer(name).output for t in _inputs(layer))
+        ]
+        assert consumer.startswith("decoder_stage")
+
+
+def test_blocks_choose_among_the_skips():
+    assert dropout_names(build(encoder_dropout=0.2, placement="skips", blocks=["stage3", "relu0"])) == [
+        "stage3_unit1_relu1_dropout",
+        "relu0_dropout",
+    ]
+
+
+def test_bottleneck_is_after_the_encoder_s_last_activation():
+    assert dropout_names(build(encoder_dropout=0.2, placement="bottleneck")) == ["relu1_dropout"]
+
+
+@pytest.mark.parametrize(("encoder", "last"), [("resnet34", "conv2"), ("resnet50", "conv3")])
+def test_branch_end_is_before_the_addition(encoder, last):
+    model = build(encoder, encoder_dropout=0.2, placement="branch_end", blocks="stage3_unit2")
+    assert dropout_names(model) == [f"stage3_unit2_{last}_dropout"]
+    dropped = model.get_layer(dropout_names(model)[0]).output
+    (consumer,) = [layer for layer in model.layers if any(t is dropped for t in _inputs(layer))]
+    assert isinstance(consumer, keras.layers.Add)
+
+
+def test_a_ramp_rises_over_the_depth_of_the_chosen_units():
+    model = build("resnet34", encoder_dropout=(0.0, 0.35))
+    rates = [model.get_layer(name).rate for name in dropout_names(model)]
+    np.testing.assert_allclose(rates, np.linspace(0.05, 0.35, 7), atol=1e-6)  # the first, at rate 0, is left out
+    assert dropout_names(model)[0] == "stage3_unit2_relu2_dropout"
 
 
 @pytest.mark.parametrize(
@@ -309,9 +419,22 @@ def test_legacy_keras_is_refused():
         ({"encoder_dropout": {"stage9": 0.1}}, "names no unit of this encoder: 'stage9'"),
         ({"encoder_dropout": {"stage4": 0.1, "stage4_unit1": 0.2}}, "gives 'stage4_unit1' two rates: 0.1 and 0.2"),
         ({"encoder_dropout": {"stage4": 0.1}, "blocks": "stage4"}, "`blocks` must be left out"),
-        ({"kind": "block"}, "`kind` must be one of element, spatial, got kind='block'"),
+        ({"kind": "gauss"}, "`kind` must be one of element, spatial, block, path, got kind='gauss'"),
+        ({"kind": "path"}, "needs placement='branch_end', got placement='between_convs'"),
+        ({"block_size": 3}, "`block_size` belongs to kind='block'"),
+        (
+            {"kind": "block", "block_size": 9, "input_shape": (128, 128, 3), "encoder_dropout": 0.2},
+            "at most the side of the feature map",
+        ),
+        ({"placement": "skips", "skips": "clean"}, "placement='skips' drops on the skips, which skips='clean' forbids"),
+        ({"placement": "bottleneck", "blocks": "stage4"}, "placement='bottleneck' is one place"),
+        (
+            {"placement": "skips", "blocks": "stage1"},
+            "names no unit of this encoder: 'stage1'. It has relu0, stage2, stage3, stage4",
+        ),
+        ({"encoder_dropout": (0.1, 0.2, 0.3)}, "must be one number or two"),
         ({"kind": "element", "spatial": True}, "contradicts kind='element'"),
-        ({"placement": "everywhere"}, "`placement` must be one of between_convs, block_end"),
+        ({"placement": "everywhere"}, "`placement` must be one of between_convs, branch_end, block_end"),
         ({"skips": "dirty"}, "`skips` must be one of clean, dropped"),
         ({"encoder": "vgg16"}, "`encoder` must be one of resnet18, resnet34"),
         ({"classes": 0}, "`classes` must be a whole number of at least 1, got classes=0"),

@@ -1,0 +1,105 @@
+"""BatchNorm under dropout: its shift measured, and put right."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from segdrop import InputError, batchnorm_shift, build_unet, insert_dropout, recalibrate_batchnorm
+
+RNG = np.random.default_rng(0)
+BATCHES = [RNG.normal(2, 3, (16, 8, 8, 5)).astype("float32") for _ in range(6)]
+
+
+def normalised(rate=None, momentum=0.5):
+    """in -> [dropout] -> BatchNorm: the variance that BatchNorm meets is known."""
+    inputs = keras.Input((8, 8, 5))
+    x = layers.Activation("linear", name="site")(inputs)
+    model = keras.Model(inputs, layers.BatchNormalization(momentum=momentum, name="bn")(x))
+    return model if rate is None else insert_dropout(model, "site", rate, seed=0)
+
+
+def test_the_shift_is_moving_over_test_variance():
+    model = normalised()
+    model.get_layer("bn").moving_variance.assign([9.0, 18.0, 18.0, 18.0, 90.0])
+    (row,) = batchnorm_shift(model, BATCHES)
+    variance = np.concatenate(BATCHES).var(axis=(0, 1, 2))
+    assert row["test"] == pytest.approx(variance.mean(), rel=1e-4)
+    assert row["moving"] == pytest.approx(153 / 5)
+    assert row["ratio"] == pytest.approx(np.median([9, 18, 18, 18, 90] / variance), rel=1e-3)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_training_with_dropout_shifts_as_theory_says_and_recalibration_undoes_it(rate):
+    # Var(mask x) = (Var(x) + E(x)^2) / (1 - rate) - E(x)^2, by Li et al. 2019.
+    model = normalised(rate)
+    for batch in BATCHES * 4:
+        model(batch, training=True)
+    assert batchnorm_shift(model, BATCHES)[0]["ratio"] == pytest.approx((13 / (1 - rate) - 4) / 9, rel=0.05)
+    recalibrate_batchnorm(model, BATCHES)
+    assert batchnorm_shift(model, BATCHES)[0]["ratio"] == pytest.approx(1, rel=0.01)
+
+
+def test_recalibrated_statistics_are_the_means_of_the_batches_statistics():
+    model = normalised(0.5)
+    recalibrate_batchnorm(model, BATCHES)
+    bn = model.get_layer("bn")
+    np.testing.assert_allclose(bn.moving_mean, np.mean([b.mean(axis=(0, 1, 2)) for b in BATCHES], axis=0), rtol=1e-4)
+    np.testing.assert_allclose(bn.moving_variance, np.mean([b.var(axis=(0, 1, 2)) for b in BATCHES], axis=0), rtol=1e-4)
+
+
+def test_recalibration_leaves_weights_flags_momentum_and_random_state():
+    model = normalised(0.5)
+    model.get_layer("bn").trainable = False
+    seeds = [np.array(v) for v in model.variables if "seed" in v.path]
+    recalibrate_batchnorm(model, BATCHES)
+    bn = model.get_layer("bn")
+    assert (bn.trainable, bn.momentum) == (False, 0.5)
+    np.testing.assert_array_equal(bn.gamma, np.ones(5))
+    np.testing.assert_array_equal(bn.beta, np.zeros(5))
+    for old, variable in zip(seeds, [v for v in model.variables if "seed" in v.path], strict=True):
+        np.testing.assert_array_equal(old, variable)
+    assert not np.allclose(bn.moving_mean, 0)
+
+
+def test_a_failure_in_the_middle_changes_nothing():
+    model = normalised(0.5)
+
+    def broken():
+        yield BATCHES[0]
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        recalibrate_batchnorm(model, broken())
+    np.testing.assert_array_equal(model.get_layer("bn").moving_mean, np.zeros(5))
+    assert model.get_layer("bn").momentum == 0.5
+
+
+def test_tf_data_sets_of_images_and_masks_are_taken():
+    pairs = tf.data.Dataset.from_tensor_slices((np.concatenate(BATCHES), np.zeros(96))).batch(16)
+    model = normalised(0.5)
+    recalibrate_batchnorm(model, pairs)
+    assert batchnorm_shift(model, pairs)[0]["ratio"] == pytest.approx(1, rel=0.01)
+
+
+def test_a_unet_s_shift_is_that_of_its_encoder_and_recalibration_covers_both():
+    model = build_unet("resnet18", encoder_weights=None, encoder_dropout=0.5, blocks="stage*", seed=0)
+    images = [RNG.uniform(0, 255, (4, 64, 64, 3)).astype("float32") for _ in range(2)]
+    recalibrate_batchnorm(model, images)
+    table = batchnorm_shift(model, images)
+    encoder = [layer.name for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    encoder = [name for name in encoder if not name.startswith("decoder_")]
+    assert [row["layer"] for row in table] == encoder
+    assert all(0.8 < row["ratio"] < 1.25 for row in table)
+    decoder = model.get_layer("decoder_stage4b_bn")
+    assert not np.allclose(decoder.moving_variance, 1)
+
+
+@pytest.mark.parametrize("measure", [batchnorm_shift, recalibrate_batchnorm])
+@pytest.mark.parametrize("batches", [[], None])
+def test_no_batch_and_no_batchnorm_are_errors(measure, batches):
+    inputs = keras.Input((8, 8, 5))
+    model = normalised() if batches == [] else keras.Model(inputs, layers.ReLU()(inputs))
+    with pytest.raises(InputError, match="has no batch|has no BatchNorm"):
+        measure(model, BATCHES if batches is None else batches)

@@ -1,0 +1,111 @@
+"""add_head: an image-level output on a pretrained network."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from segdrop import InputError, add_head
+
+IMAGES = np.random.default_rng(0).uniform(0, 255, (4, 64, 64, 3)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def base():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((64, 64, 3))
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(6, 3, strides=4, name="conv")(inputs))
+    return keras.Model(inputs, layers.ReLU(name="features")(x))
+
+
+def test_a_classifier_s_head_has_pooling_dropout_and_dense_layers(base):
+    model = add_head(base, 3, units=[16, 8], dropout=0.3)
+    assert [layer.name for layer in model.layers[4:]] == [
+        "label_GlobalAveragePooling2D",
+        "label_dropout0",
+        "label_dense0",
+        "label_dropout1",
+        "label_dense1",
+        "label_dropout2",
+        "label",
+    ]
+    probabilities = np.array(model(IMAGES))
+    np.testing.assert_allclose(probabilities.sum(axis=1), np.ones(4), rtol=1e-5)
+    assert not np.allclose(model(IMAGES, training=True), probabilities)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "by_hand"),
+    [
+        ("avg", lambda maps: maps.mean(axis=(1, 2))),
+        ("max", lambda maps: maps.max(axis=(1, 2))),
+        ("avgmax", lambda maps: np.concatenate([maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1)),
+    ],
+)
+def test_what_the_head_computes(base, pooling, by_hand):
+    model = add_head(base, 2, pooling=pooling, activation="linear")
+    kernel, bias = model.get_layer("label").get_weights()
+    wanted = by_hand(np.array(base(IMAGES))) @ kernel + bias
+    np.testing.assert_allclose(model(IMAGES), wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_the_base_is_copied_with_its_weights_and_left_alone(base):
+    model = add_head(base, 1, freeze_base=True)
+    np.testing.assert_array_equal(model.get_layer("conv").kernel, base.get_layer("conv").kernel)
+    assert [w.path for w in model.trainable_weights] == ["label/kernel", "label/bias"]
+    assert base.get_layer("conv").trainable and len(base.layers) == 4
+    before = model.get_layer("bn").get_weights()
+    model.compile("sgd", "binary_crossentropy")
+    model.fit(IMAGES, np.array([[0], [1], [0], [1]]), verbose=0)
+    for old, now in zip(before, model.get_layer("bn").get_weights(), strict=True):
+        np.testing.assert_array_equal(old, now)
+
+
+def test_a_label_beside_the_mask_of_a_unet(plain, tmp_path):
+    model = add_head(plain, 3, beside=True, units=[8])
+    outputs = model.predict(IMAGES, verbose=0)
+    assert {name: value.shape for name, value in outputs.items()} == {"sigmoid": (4, 64, 64, 1), "label": (4, 3)}
+    np.testing.assert_array_equal(outputs["sigmoid"], plain.predict(IMAGES, verbose=0))
+    model.compile("sgd", {"sigmoid": "binary_crossentropy", "label": "sparse_categorical_crossentropy"})
+    targets = {"sigmoid": np.zeros((4, 64, 64, 1)), "label": np.array([0, 1, 2, 0])}
+    model.fit(IMAGES, targets, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0)["label"], model.predict(IMAGES, verbose=0)["label"])
+
+
+def test_a_head_on_the_features_of_a_classifier_with_its_own_top(base):
+    x = layers.GlobalAveragePooling2D(name="pool")(base.output)
+    classifier = keras.Model(base.input, layers.Dense(10, activation="softmax", name="imagenet")(x))
+    model = add_head(classifier, 2, at="pool")
+    assert model.output_shape == (None, 2)
+    assert "imagenet" not in [layer.name for layer in model.layers]
+
+
+def test_the_last_layer_is_float32_under_mixed_precision(base, float32_after):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    assert add_head(base, 2).get_layer("label").compute_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 0}, "`classes` must be a whole number of at least 1, got classes=0"),
+        ({"pooling": "median"}, "`pooling` must be one of avg, max, avgmax, got pooling='median'"),
+        ({"units": [0]}, "`units` must be whole numbers of at least 1"),
+        ({"dropout": 1.0}, r"`dropout` must be a number in \[0, 1\), got dropout=1.0"),
+        ({"at": "feature"}, "`at` names no layer of this model: 'feature'. Nearest: features"),
+        ({"beside": True}, "`at` must name the layer to put the head on"),
+        ({"name": "conv"}, "`name` must be new to the model, which has 'conv'"),
+    ],
+)
+def test_wrong_arguments_are_errors(base, options, message):
+    with pytest.raises(InputError, match=message):
+        add_head(base, **{"classes": 2, **options})
+
+
+def test_a_head_on_probabilities_is_an_error(base):
+    x = layers.GlobalAveragePooling2D()(base.output)
+    classifier = keras.Model(base.input, layers.Dense(10, activation="softmax", name="imagenet")(x))
+    with pytest.raises(InputError, match="The output of 'imagenet' is probabilities; name the layer with the features"):
+        add_head(classifier, 2)
