@@ -4,10 +4,12 @@ from collections.abc import Iterable
 
 import keras
 import numpy as np
+from keras.layers import BatchNormalization
 
 from .dropout import is_dropout
 from .errors import InputError
 from .inspection import decoder_paths
+from .layers import FixedMode
 from .surgery import call_nodes, functional_view, rebuild, trace
 from .tables import Table
 
@@ -39,7 +41,7 @@ def batchnorm_shift(model: keras.Model, dataset: Iterable) -> Table:
     nodes = [
         node
         for node in call_nodes(view)
-        if isinstance(node.operation, keras.layers.BatchNormalization) and node.operation.name not in decoder
+        if isinstance(node.operation, BatchNormalization) and node.operation.name not in decoder
     ]
     if not nodes:
         raise InputError("`model` has no BatchNorm layer; those within nested models are not seen.")
@@ -70,14 +72,16 @@ def batchnorm_shift(model: keras.Model, dataset: Iterable) -> Table:
     return Table(rows, "Variance that BatchNorm remembers (moving) and meets at inference (test)")
 
 
-def recalibrate_batchnorm(model: keras.Model, dataset: Iterable) -> None:
+def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: bool = False) -> None:
     """Re-estimate the moving statistics of every BatchNorm of `model`, in place, with dropout off.
 
     They become the means over the batches of the batches' statistics, BatchNorm normalising by the batch meanwhile, as
-    in training. Weights, `trainable` flags, momenta and random state stay as they are.
+    in training. Weights, `trainable` flags and momenta stay as they are.
 
     Args:
-        dataset: as in `batchnorm_shift`. Take training images; each batch counts the same.
+        dataset: as in `batchnorm_shift`. Take batches like those of training, as large and as mixed: the statistics
+            of one image alone are not those of a batch. Each batch counts the same.
+        dropout: leave dropout on: the statistics that training would arrive at with these weights.
 
     Raises:
         InputError: the model has no BatchNorm, or the data set no batch; then nothing is changed.
@@ -86,29 +90,36 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable) -> None:
         The way of `torch.optim.swa_utils.update_bn`.
     """
 
-    def call(path, layer, args, kwargs):
-        return args[0] if is_dropout(layer) else layer(*args, **kwargs)
-
-    bare = rebuild(model, call, convert=lambda path, layer: layer)
-    layers = [one.layer for one in trace(bare) if isinstance(one.layer, keras.layers.BatchNormalization)]
+    view = functional_view(model)
+    layers = list({id(c.layer): c.layer for c in trace(view) if isinstance(c.layer, BatchNormalization)}.values())
     if not layers:
         raise InputError("`model` has no BatchNorm layer.")
-    before = [(layer.trainable, layer.momentum) for layer in layers]
-    variables = [v for layer in layers for v in (layer.moving_mean, layer.moving_variance)]
-    values = [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+    def convert(path, layer):
+        if isinstance(layer, BatchNormalization):
+            return FixedMode(layer, True)
+        return FixedMode(layer, dropout) if is_dropout(layer) else layer
+
+    twin = rebuild(view, convert=convert)
+    variables = [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
+    before = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    settings = [(layer.trainable, layer.momentum) for layer in layers]
+    means = [np.zeros(value.shape) for value in before]
     try:
         for layer in layers:
             layer.trainable = True  # a frozen BatchNorm does not normalise by the batch
+            layer.momentum = 0.0  # the moving statistics are then the batch's
         for count, images in enumerate(_images(dataset)):
-            for layer in layers:
-                layer.momentum = count / (count + 1)  # the mean over the batches so far
-            bare(images, training=True)
+            twin.predict_on_batch(images)
+            for mean, variable in zip(means, variables, strict=True):
+                mean += (keras.ops.convert_to_numpy(variable) - mean) / (count + 1)
     except BaseException:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
+        means = before
         raise
     finally:
-        for layer, (trainable, momentum) in zip(layers, before, strict=True):
+        for variable, value in zip(variables, means, strict=True):
+            variable.assign(value)
+        for layer, (trainable, momentum) in zip(layers, settings, strict=True):
             layer.trainable, layer.momentum = trainable, momentum
 
 

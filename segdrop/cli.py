@@ -239,7 +239,7 @@ def _inspect(options: InspectOptions) -> None:
         raise InputError(f"{path} is not a Keras model that can be loaded: {str(error).splitlines()[0]}") from error
     size = (side, side) if side else None
     table = dropout_table(model, size)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table.rich() if table else f"{path} has no dropout layer.")
     if options.verify:
         console.print(verify(remove_dropout(model), model).rich())

@@ -26,9 +26,10 @@ class Table(list):
         from rich.table import Table as RichTable
 
         table = RichTable(title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in self.columns:
+        for i, column in enumerate(self.columns):
             numeric = all(isinstance(row[column], (int, float)) for row in self)
-            table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+            justify = "right" if numeric else "left"
+            table.add_column(column.replace("_", " "), justify=justify, overflow="fold", no_wrap=i == 0)
         for row in self:
             table.add_row(*(escape(_shown(row[column])) for column in self.columns))
         return table

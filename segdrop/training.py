@@ -193,23 +193,25 @@ class _Session:
         self.model.optimizer.build(self.model.trainable_variables)
 
     def _fit_phase(self, first: int, last: int) -> None:
-        config = self.config
         failures: list[Exception] = []
-        batches = training_batches(
-            self.dataset,
-            self.split["train"],
-            self.sampler,
-            batch_size=config.batch_size,
-            crop_size=config.crop_size,
-            seed=config.seed,
-            first_epoch=first,
-            epochs=last,
-            failures=failures,
-        )
+        batches = self._training_batches(first, last, failures)
         try:
             self._run_fit(batches, first, last, failures)
         except tf.errors.OpError as error:
             raise (failures[0] if failures else error) from None
+
+    def _training_batches(self, first: int, last: int, failures: list[Exception] | None = None) -> tf.data.Dataset:
+        return training_batches(
+            self.dataset,
+            self.split["train"],
+            self.sampler,
+            batch_size=self.config.batch_size,
+            crop_size=self.config.crop_size,
+            seed=self.config.seed,
+            first_epoch=first,
+            epochs=last,
+            failures=failures,
+        )
 
     def _run_fit(self, batches, first: int, last: int, failures: list[Exception]) -> None:
         self.model.fit(
@@ -271,14 +273,14 @@ class _Session:
         return metrics
 
     def _recalibrate(self, model: keras.Model) -> dict:
-        """Re-estimate BatchNorm's statistics on the training images; keep them unless validation Dice falls."""
+        """Re-estimate BatchNorm's statistics on an epoch of training crops; keep them unless validation Dice falls."""
 
         def dice() -> float | None:
             return score(model, self.validation, self.dataset.class_names)["dice"]
 
         before, old = dice(), [np.asarray(weight) for weight in model.non_trainable_weights]
-        training = self._evaluation("train")
-        recalibrate_batchnorm(model, (training.read(batch)[0] for batch in training.plan))
+        last = self.config.epochs
+        recalibrate_batchnorm(model, (images for images, _ in self._training_batches(last, last + 1)))
         after = dice()
         kept = before is None or (after is not None and after >= before)
         if kept:

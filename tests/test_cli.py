@@ -1,5 +1,6 @@
 """The command line as a user meets it: in processes of its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_pairs
 
+from segdrop import build_unet
 from segdrop.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +118,7 @@ def test_bad_input_is_one_line_on_stderr_exit_code_2_and_no_folder(tmp_path, pre
         (["train", "--resume", "--run-dir", "nowhere"], "The run does not exist: nowhere"),
         (["evaluate"], "PATH"),
         (["evaluate", "nowhere"], "The run does not exist: nowhere"),
-        (["dance"], "no such command: 'dance'; there are train, evaluate"),
+        (["dance"], "no such command: 'dance'; there are train, evaluate, inspect"),
     ],
 )
 def test_a_wrong_command_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -171,6 +173,7 @@ def test_a_full_disk_is_one_line_with_advice(capsys, monkeypatch):
         (["--help"], ["train", "evaluate", "--version"]),
         (["train", "--help"], ["--encoder-dropout", "--mixed-precision", "--freeze-epochs", "--ignore-value"]),
         (["evaluate", "--help"], ["--split", "--data"]),
+        (["inspect", "--help"], ["--svg", "--csv", "--json", "--verify", "--image-size"]),
     ],
 )
 def test_help_needs_no_tensorflow(arguments, words):
@@ -194,5 +197,45 @@ def test_the_interface_has_every_promised_option(capsys):
     text = capsys.readouterr().out
     promised = """--data --run-dir --epochs --batch-size --crop-size --lr --loss --augment --seed --encoder
         --encoder-weights --encoder-dropout --spatial --dropout-kind --dropout-blocks --dropout-placement --skips
+        --dropout-block-size --dropout-shared --dropout-schedule --dropout-schedule-epochs --recalibrate-batchnorm
         --freeze-epochs --classes --ignore-value --stratify --mixed-precision --resume""".split()
     assert [option for option in promised if f"{option} " not in text and f"{option}," not in text] == []
+
+
+def test_inspect_shows_proves_and_draws(tmp_path, capsys):
+    model = build_unet("resnet18", encoder_weights=None, encoder_dropout=(0.1, 0.2), kind="block", adjustable=True)
+    model.save(tmp_path / "m.keras")
+    files = {name: tmp_path / f"t.{name}" for name in ("svg", "csv", "json")}
+    options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
+    assert main(["inspect", str(tmp_path / "m.keras"), "--verify", "--image-size", "64", *options]) == 0
+    text = capsys.readouterr().out
+    assert "stage3_unit2_relu2" in text and "between_convs" in text and "0.15" in text
+    assert "inference is the same" in text
+    assert [row["rate"] for row in json.loads(files["json"].read_text())] == [0.1, 0.15, 0.2]
+    assert files["csv"].read_text().count("\n") == 4
+    assert files["svg"].read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nothing.keras", None, "There is no model: "),
+        ("text.keras", "no model", "is not a Keras model that can be loaded"),
+        ("folder", None, "is not a run of segdrop"),
+    ],
+)
+def test_inspecting_what_is_no_model_is_one_line(name, content, message, tmp_path, capsys):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    elif content:
+        path.write_text(content)
+    assert main(["inspect", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_ramp_of_rates_is_given_with_two_dots(capsys):
+    from segdrop.cli import _parse
+
+    assert _parse("train", ["--encoder-dropout", "0.05..0.3"]).encoder_dropout == (0.05, 0.3)

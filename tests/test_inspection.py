@@ -113,7 +113,8 @@ def test_the_table_prints_and_is_written_as_csv_and_json(diamond, tmp_path):
     assert "b" in str(table) and "0.25" in str(table)
     table.to_csv(tmp_path / "t.csv")
     table.to_json(tmp_path / "t.json")
-    (row,) = csv.DictReader((tmp_path / "t.csv").open())
+    with (tmp_path / "t.csv").open() as file:
+        (row,) = csv.DictReader(file)
     assert row["changes"] == "c sum e" and row["rate"] == "0.25"
     (stored,) = json.loads((tmp_path / "t.json").read_text())
     assert stored["changes"] == ["c", "sum", "e"] and stored["shape"] == [8, 8, 4]

@@ -311,7 +311,16 @@ def test_resuming_with_another_option_names_it(finished, cells):
         ({"encoder_dropout": 1.3}, r"`encoder_dropout` must be a number in \[0, 1\), got encoder_dropout=1.3"),
         ({"encoder_dropout": {"stage3": -1}}, r"`encoder_dropout` must be a number in \[0, 1\)"),
         ({"encoder": "vgg16"}, "`encoder` must be one of resnet18"),
-        ({"dropout_kind": "block"}, "`dropout_kind` must be one of element, spatial"),
+        ({"dropout_kind": "gauss"}, "`dropout_kind` must be one of element, spatial, block, path"),
+        ({"dropout_block_size": 3}, "`dropout_block_size` needs dropout_kind='block', got None"),
+        ({"dropout_kind": "block", "dropout_block_size": 0}, "`dropout_block_size` must be a whole number"),
+        ({"encoder_dropout": [0.1, 0.2, 0.3]}, "`encoder_dropout` as a ramp has two rates"),
+        (
+            {"encoder_dropout": (0.1, "0.2")},
+            r"`encoder_dropout` must be a number in \[0, 1\), got encoder_dropout='0.2'",
+        ),
+        ({"dropout_schedule": "ramp"}, "`dropout_schedule` ramp needs an encoder_dropout above 0"),
+        ({"encoder_dropout": 0.2, "dropout_schedule_epochs": 3}, "needs a dropout_schedule other than constant"),
         ({"dropout_kind": "element", "spatial": True}, "`spatial` contradicts dropout_kind='element'"),
         ({"classes": 0}, "`classes` must be a whole number of at least 1"),
         ({"ignore_value": 300}, "`ignore_value` must be in 0..255"),
@@ -335,3 +344,62 @@ def test_a_configuration_survives_json():
     assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
     blocks = TrainConfig(dropout_blocks=("stage3", "stage4_unit1"))
     assert TrainConfig(**json.loads(json.dumps(blocks.to_json()))) == blocks
+
+
+def test_a_schedule_acts_and_is_in_history_tensorboard_and_the_saved_model(cells, tmp_path):
+    config = tiny(
+        cells,
+        tmp_path / "run",
+        epochs=4,
+        encoder_dropout=0.4,
+        dropout_kind="block",
+        dropout_block_size=2,
+        dropout_schedule="ramp",
+        dropout_schedule_epochs=2,
+    )
+    result = train(config)
+    assert [row["dropout_rate"] for row in result.history] == [0, 0.2, 0.4, 0.4]
+    assert [float(row["dropout_rate"]) for row in read_history(tmp_path / "run")] == [0, 0.2, 0.4, 0.4]
+    best = result.history[best_epoch(result.history)]
+    assert {row["rate"] for row in segdrop.dropout_table(result.model)} == {best["dropout_rate"]}
+    assert {layer.target for layer in result.model.layers if "dropout" in layer.name} == {0.4}
+    assert "epoch_dropout_rate" in tensorboard_tags(tmp_path / "run" / "tensorboard" / "train")
+
+
+def tensorboard_tags(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events.Tags()["tensors"]
+
+
+def test_half_of_the_epochs_are_a_schedule_s_default_length(cells, tmp_path):
+    config = tiny(cells, tmp_path / "run", epochs=3, encoder_dropout=0.2, dropout_schedule="anneal")
+    assert [row["dropout_rate"] for row in train(config).history] == [0.2, 0.1, 0]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_recalibrated_batchnorm_is_kept_only_where_validation_dice_does_not_fall(cells, tmp_path, monkeypatch, better):
+    scores = iter([0.5, 0.6 if better else 0.4])
+    seen = []
+
+    def one_score(model, *rest):
+        seen.append([np.array(w) for w in model.weights if "moving_variance" in w.path])
+        return {"dice": next(scores, 0.1), "iou": 0.1, "images": 2, "classes": {}}
+
+    monkeypatch.setattr(training, "score", one_score)
+    result = train(tiny(cells, tmp_path / "run", epochs=1, encoder_dropout=0.5, recalibrate_batchnorm=True))
+    before, after = seen[:2]
+    assert not np.allclose(before[-1], after[-1])
+    wanted = after if better else before
+    stored = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    for model in (result.model, stored):
+        kept = [np.array(w) for w in model.weights if "moving_variance" in w.path]
+        np.testing.assert_array_equal(kept[-1], wanted[-1])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["batchnorm_recalibration"] == {
+        "val_dice_before": 0.5,
+        "val_dice_after": 0.6 if better else 0.4,
+        "kept": better,
+    }
