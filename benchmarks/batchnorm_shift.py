@@ -3,11 +3,11 @@
     python benchmarks/batchnorm_shift.py RUN [--csv FILE]
 
 Dropout is put into the trained network of RUN, any dropout taken out first, in every unit of the encoder (where the
-placement has units), and as build_unet does by default. BatchNorm's statistics are estimated with dropout on, on
-an epoch of the run's training crops without augmentation: what training would arrive at with these weights. The shift of
+placement has units), and as build_unet does by default. BatchNorm's statistics are estimated with dropout on, on an
+epoch of the run's training crops without augmentation: what training would arrive at with these weights. The shift of
 a BatchNorm is the median over its channels of that variance over the one that it meets at inference on the same crops;
-printed are the mean and the largest over
-the encoder's. Dice is that of the validation split with those statistics, without any further training.
+printed are the mean and the largest over the encoder's. Dice is that of the validation split with those statistics,
+without any further training.
 """
 
 import argparse
