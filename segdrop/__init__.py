@@ -1,4 +1,4 @@
-"""Encoder dropout for pretrained U-Nets: build, train and evaluate.
+"""Encoder dropout for pretrained U-Nets: build, prove, train and evaluate.
 
 Importing this package imports neither TensorFlow nor Keras: each name is loaded on first use.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .unet import build_unet as build_unet
     from .verification import verify as verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "build_unet": "unet",

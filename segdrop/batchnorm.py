@@ -124,10 +124,11 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: boo
 
 
 def _images(dataset: Iterable) -> Iterable:
-    """The images of each batch; InputError when there is none."""
+    """The images of each batch, as arrays, whatever the backend; InputError when there is none."""
     empty = True
     for batch in dataset:
         empty = False
-        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        yield keras.tree.map_structure(np.asarray, images)
     if empty:
         raise InputError("`dataset` has no batch.")

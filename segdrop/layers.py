@@ -24,7 +24,13 @@ class _Rate(keras.random.SeedGenerator):
         super().__init__(seed=0)
         with keras.name_scope(owner):
             self.state = keras.Variable(
-                rate, shape=(), dtype="float32", trainable=False, aggregation="none", name="rate"
+                rate,
+                shape=(),
+                dtype="float32",
+                trainable=False,
+                autocast=False,  # mixed precision would round it
+                aggregation="none",
+                name="rate",
             )
 
 

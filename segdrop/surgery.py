@@ -142,8 +142,7 @@ def _rebuild(view, call, convert, home):
         clone_function=convert_layer,
         call_function=call_layer,
     )
-    if not convert:
-        copy.trainable = view.trainable  # sets the flags of all layers; their own follow
+    _with_flag(copy, view)
     for layer, twin, initializers in copies:
         for name, initializer in initializers.items():
             setattr(twin, name, initializer)
@@ -152,8 +151,8 @@ def _rebuild(view, call, convert, home):
             twin.set_weights(layer.get_weights())
         if hasattr(twin, "finalize_state"):  # Normalization computes with what it derives from its weights
             twin.finalize_state()
-        if isinstance(layer, keras.layers.Layer):
-            twin.trainable = layer.trainable
+        for ours, theirs in zip(getattr(twin, "weights", ()), getattr(layer, "weights", ()), strict=True):
+            ours.trainable = theirs.trainable  # the layer's own flag is in its configuration
     return copy
 
 

@@ -250,6 +250,30 @@ def test_compute_dtype_survives_insertion_and_a_safe_mode_round_trip(options, po
 
 
 @pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_every_kind_draws_with_its_rate_in_half_precision(options, policy, float32_after):
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input((8, 8, 50))
+    branch = layers.Activation("linear", name="site")(inputs)
+    model = keras.Model(inputs, layers.Add()([layers.Rescaling(0.0)(inputs), branch]))
+    dropped = insert_dropout(model, "site", 0.3, seed=0, **options)
+    masks = np.stack([keras.ops.cast(dropped(np.ones((4, 8, 8, 50)), training=True), "float32") for _ in range(100)])
+    shares = (masks != 0).reshape(100, -1).mean(axis=1)
+    # Keras's own layers draw in the compute dtype: in bfloat16 their rates are multiples of 1 / 128, here 39 / 128.
+    rounding = 1 / 128 if policy == "mixed_bfloat16" else 0
+    assert abs(shares.mean() - 0.7) < 4 * shares.std() / 10 + rounding
+    np.testing.assert_allclose(masks[masks != 0], 1 / 0.7, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("adjustable", "share"), [(False, 26 / 128), (True, 0.2)])
+def test_adjustable_layers_have_exact_rates_in_bfloat16_where_keras_s_are_rounded(adjustable, share, float32_after):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    dropped = insert_dropout(ones_model(), "same", 0.2, seed=0, adjustable=adjustable)
+    masks = np.array(keras.ops.cast(dropped(np.ones((40, 8, 8, 400)), training=True), "float32"))
+    assert abs((masks == 0).mean() - share) < 4 * np.sqrt(0.16 / masks.size)
+
+
+@pytest.mark.parametrize("options", KINDS)
 def test_every_kind_survives_every_way_of_saving(options, tmp_path):
     model = residual_model()
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype("float32")
@@ -372,6 +396,7 @@ def test_path_needs_a_residual_branch(small):
         insert_dropout(small, "conv_a", 0.5, kind="path")
 
 
+@pytest.mark.filterwarnings("ignore:Keras orders the layers of the new model differently")
 def test_path_takes_a_branch_whose_shortcut_is_a_projection():
     inputs = keras.Input((8, 8, 3))
     branch = layers.Conv2D(4, 3, padding="same", name="branch")(inputs)
