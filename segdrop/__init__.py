@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .inspection import dropout_table as dropout_table
     from .schedules import DropoutSchedule as DropoutSchedule
     from .schedules import set_dropout_rate as set_dropout_rate
-    from .surgery import activations as activations
+    from .selection import activations as activations
     from .surgery import insert_layers as insert_layers
     from .training import TrainResult as TrainResult
     from .training import train as train
@@ -36,7 +36,7 @@ _HOME = {
     "remove_dropout": "dropout",
     "monte_carlo": "dropout",
     "insert_layers": "surgery",
-    "activations": "surgery",
+    "activations": "selection",
     "add_head": "heads",
     "dropout_table": "inspection",
     "draw_network": "inspection",

@@ -8,9 +8,10 @@ from keras.layers import BatchNormalization
 
 from .dropout import is_dropout
 from .errors import InputError
+from .graph import call_nodes, functional_view, trace
 from .inspection import decoder_paths
 from .layers import FixedMode
-from .surgery import call_nodes, functional_view, rebuild, trace
+from .surgery import rebuild
 from .tables import Table
 
 
@@ -83,8 +84,11 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: boo
             of one image alone are not those of a batch. Each batch counts the same.
         dropout: leave dropout on: the statistics that training would arrive at with these weights.
 
+    A BatchNorm that is called several times gets the statistics of its last call.
+
     Raises:
-        InputError: the model has no BatchNorm, or the data set no batch; then nothing is changed.
+        InputError: the model has no BatchNorm, or one inside another layer; the data set has no batch, or one with
+            values that are not finite. Then nothing is changed.
 
     References:
         The way of `torch.optim.swa_utils.update_bn`.
@@ -94,6 +98,10 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: boo
     layers = list({id(c.layer): c.layer for c in trace(view) if isinstance(c.layer, BatchNormalization)}.values())
     if not layers:
         raise InputError("`model` has no BatchNorm layer.")
+    hidden = {one.name for one in view._flatten_layers() if isinstance(one, BatchNormalization)}
+    hidden -= {layer.name for layer in layers}
+    if hidden:
+        raise InputError(f"BatchNorm {min(hidden)!r} is part of another layer, where it cannot be recalibrated.")
 
     def convert(path, layer):
         if isinstance(layer, BatchNormalization):
@@ -113,6 +121,8 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: boo
             twin.predict_on_batch(images)
             for mean, variable in zip(means, variables, strict=True):
                 mean += (keras.ops.convert_to_numpy(variable) - mean) / (count + 1)
+            if not all(np.isfinite(mean).all() for mean in means):
+                raise InputError(f"BatchNorm's statistics of batch {count + 1} are not finite; nothing was changed.")
     except BaseException:
         means = before
         raise

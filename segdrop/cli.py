@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -234,11 +235,16 @@ def _inspect(options: InspectOptions) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"There is no model: {path}.")
     try:
-        model = keras.saving.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say comes with the error
+            model = keras.saving.load_model(path, compile=False)
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{path} is not a Keras model that can be loaded: {str(error).splitlines()[0]}") from error
-    size = (side, side) if side else None
-    table = dropout_table(model, size)
+    size = None if side is None else (side, side)
+    try:
+        table = dropout_table(model, size)
+    except TypeError as error:  # a subclassed model, or one that was never built
+        raise InputError(f"{path}: {error}") from error
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table.rich() if table else f"{path} has no dropout layer.")
     if options.verify:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import os
 import typing
 from pathlib import Path
@@ -149,7 +150,7 @@ class TrainConfig:
 
 def check_rate(rate: float, name: str = "rate") -> float:
     """Return `rate` as a float, or raise InputError unless it is a number in [0, 1)."""
-    if isinstance(rate, (bool, str)) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
         raise InputError(f"`{name}` must be a number in [0, 1), got {name}={rate!r}.")
     return float(rate)
 

@@ -1,15 +1,18 @@
 """Dropout layers put into a functional Keras model, taken out of it, and left on for Monte Carlo sampling."""
 
+import numbers
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 
 import keras
 
-from . import surgery
 from .config import DROPOUT_KINDS, check_rate
 from .errors import InputError
+from .graph import Call, Part, downstream, functional_view, parts, trace, upstream
 from .layers import AdjustableDropout, DropBlock2D, FixedMode
-from .surgery import Call, Selector, functional_view, layer_paths, rebuild, select, select_sites, trace, upstream
+from .selection import Selector, as_selectors, select, select_sites
+from .surgery import copy_layer, insert_after, rebuild
 
 SUFFIX = "_dropout"  # of the layer that is inserted after one
 SPATIAL = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
@@ -64,27 +67,33 @@ def insert_dropout(
         Tompson et al. 2015 (spatial); Ghiasi et al. 2018 (block); Huang et al. 2016 (path, linear ramp).
     """
     view = functional_view(model)
-    layers = layer_paths(view, nested)
+    known = parts(view, nested)
     check_kind(kind, block_size)
-    rates = _site_rates(layers, view, sites, rate)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
+        raise InputError(f"`seed` must be a whole number or None, got seed={seed!r}.")
+    rates = _site_rates(known, view, sites, rate)
     calls = trace(view) if kind == "path" else []
+    outputs = {id(tensor) for tensor in view.outputs}
     for path in rates:
-        _check_kind_fits(layers[path], path, kind, calls)
-        if f"{path}{SUFFIX}" in layers:
+        _check_kind_fits(known[path], path, kind, calls, outputs)
+        if f"{path}{SUFFIX}" in known:
             raise InputError(f"Site {path!r} is already followed by dropout; insert into the plain model.")
 
     def maker(order: int, path: str):
+        layer = known[path].layer
+
         def make(output):
             return _dropout_layer(
                 kind,
                 rates[path],
                 len(output.shape),
+                data_format=getattr(layer, "data_format", None) or keras.config.image_data_format(),
                 block_size=block_size,
                 shared=shared_across_batch,
                 adjustable=adjustable,
                 # Seeds follow the order of the sites, not their names, some of which come from a global counter.
                 seed=None if seed is None else _stream(seed, order),
-                name=f"{layers[path].name}{SUFFIX}",
+                name=f"{layer.name}{SUFFIX}",
                 # The compute dtype, not the policy: SpatialDropout2D stores only a dtype in its config, so a
                 # mixed policy would come back from disk as float32. The layer has no weights to keep in float32.
                 dtype=output.dtype,
@@ -93,7 +102,7 @@ def insert_dropout(
         return make
 
     makers = {path: maker(order, path) for order, path in enumerate(rates)}
-    return surgery.insert_after(view, makers, select(layers, bypass, view, "bypass"))
+    return insert_after(view, makers, bypass, nested)
 
 
 def remove_dropout(model: keras.Model, *, all: bool = False) -> keras.Model:
@@ -107,9 +116,11 @@ def remove_dropout(model: keras.Model, *, all: bool = False) -> keras.Model:
 
     def call(path, layer, args, kwargs):
         if is_dropout(layer):
-            producer = args[0]._keras_history.operation
-            if all or layer.name == f"{producer.name}{SUFFIX}":
-                return args[0]
+            received = keras.tree.flatten((args, kwargs))[0]
+            producer = received._keras_history.operation
+            # What was inserted behind inserted dropout has the suffix twice, and its producer is out already.
+            if all or re.fullmatch(re.escape(producer.name) + f"({SUFFIX})+", layer.name):
+                return received
         return layer(*args, **kwargs)
 
     return rebuild(model, call)
@@ -141,11 +152,10 @@ def monte_carlo(model: keras.Model, *, rate: float | None = None, seed: int | No
         check_rate(rate)
     elif not any(rate_of(layer) for layer in dropouts):
         raise InputError("Every dropout layer of `model` has rate 0 now, as a schedule leaves it; give `rate`.")
-    order = {id(layer): index for index, layer in enumerate(dropouts)}
+    order = {id(_unwrapped(layer)): index for index, layer in enumerate(dropouts)}
 
     def convert(path, layer):
-        if isinstance(layer, FixedMode):
-            layer = layer.layer
+        layer = _unwrapped(layer)
         if isinstance(layer, keras.layers.BatchNormalization):
             return FixedMode(layer, False)
         if id(layer) not in order:
@@ -154,16 +164,18 @@ def monte_carlo(model: keras.Model, *, rate: float | None = None, seed: int | No
         changes = {"seed": None if seed is None else _stream(seed, order[id(layer)])} if "seed" in config else {}
         if rate is not None:
             changes["drop_path_rate" if "drop_path_rate" in config else "rate"] = rate
-        fresh = surgery.copy_layer(layer, **changes)
-        return FixedMode(fresh, True)
+        return FixedMode(copy_layer(layer, **changes), True)
 
     return rebuild(model, convert=convert)
 
 
+def _unwrapped(layer):
+    return layer.layer if isinstance(layer, FixedMode) else layer
+
+
 def is_dropout(layer) -> bool:
     """Whether a layer is a dropout layer: Keras's, segdrop's, or one that is always on."""
-    if isinstance(layer, FixedMode):
-        return is_dropout(layer.layer)
+    layer = _unwrapped(layer)
     # keras.applications has a StochasticDepth layer of its own (ConvNeXt).
     return isinstance(layer, _CLASSES) or type(layer).__name__ == "StochasticDepth"
 
@@ -180,13 +192,13 @@ _CLASSES = (
 
 def rate_of(layer) -> float:
     """The rate of a dropout layer at this moment."""
-    layer = layer.layer if isinstance(layer, FixedMode) else layer
+    layer = _unwrapped(layer)
     return float(layer.drop_path_rate if type(layer).__name__ == "StochasticDepth" else layer.rate)
 
 
 def kind_of(layer) -> tuple[str, bool]:
     """Kind of a dropout layer, and whether the batch shares its mask; "other" for a mask of no named kind."""
-    layer = layer.layer if isinstance(layer, FixedMode) else layer
+    layer = _unwrapped(layer)
     if isinstance(layer, DropBlock2D):
         return "block", layer.shared_across_batch
     if isinstance(layer, tuple(SPATIAL.values())):
@@ -200,9 +212,19 @@ def kind_of(layer) -> tuple[str, bool]:
         return "element", False
     shared, kind = noise_shape[0] == 1, tuple(noise_shape[1:])
     for name in ("element", "path", "spatial"):
-        if kind == _noise_shape(name, len(noise_shape), False)[1:]:
-            return name, shared
+        for data_format in ("channels_last", "channels_first"):
+            if kind == _noise_shape(name, len(noise_shape), False, data_format)[1:]:
+                return name, shared
     return "other", shared
+
+
+def channel_axis(layer) -> int:
+    """The axis of the channels for a spatial or block dropout layer."""
+    layer = _unwrapped(layer)
+    noise_shape = getattr(layer, "noise_shape", None)
+    if noise_shape is not None:
+        return next(axis for axis in range(len(noise_shape) - 1, 0, -1) if noise_shape[axis] is None)
+    return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
 
 
 def check_kind(kind: str, block_size: int | None = None) -> None:
@@ -217,56 +239,57 @@ def _stream(seed: int, order: int) -> int:
     return zlib.crc32(f"{seed}/{order}".encode())
 
 
-def _noise_shape(kind: str, rank: int, shared: bool) -> tuple:
+def _noise_shape(kind: str, rank: int, shared: bool, data_format: str) -> tuple:
     batch = 1 if shared else None
     if kind == "element":
         return (batch, *[None] * (rank - 1))
     if kind == "path":
         return (batch, *[1] * (rank - 1))
-    if keras.config.image_data_format() == "channels_first":
+    if data_format == "channels_first":
         return (batch, None, *[1] * (rank - 2))
     return (batch, *[1] * (rank - 2), None)
 
 
-def _dropout_layer(kind, rate, rank, *, block_size, shared, adjustable, **options) -> keras.layers.Layer:
+def _dropout_layer(kind, rate, rank, *, data_format, block_size, shared, adjustable, **options) -> keras.layers.Layer:
     """Keras's own layer where it has one for this kind."""
     if kind == "block":
-        return DropBlock2D(rate, 3 if block_size is None else block_size, shared, **options)
-    noise_shape = None if kind == "element" and not shared else _noise_shape(kind, rank, shared)
+        return DropBlock2D(rate, 3 if block_size is None else block_size, shared, data_format, **options)
+    noise_shape = None if kind == "element" and not shared else _noise_shape(kind, rank, shared, data_format)
     if adjustable:
         return AdjustableDropout(rate, noise_shape, **options)
-    if kind == "spatial" and not shared:
+    # SpatialDropout does not store its data format.
+    if kind == "spatial" and not shared and data_format == keras.config.image_data_format():
         return SPATIAL[rank](rate, **options)
     return keras.layers.Dropout(rate, noise_shape, **options)
 
 
-def _site_rates(layers, view, sites, rate) -> dict[str, float]:
+def _site_rates(known, view, sites, rate) -> dict[str, float]:
     """Map the path of every matched layer to its rate."""
     if isinstance(sites, Mapping):
         if rate is not None:
             raise InputError(f"`rate` must be left out when `sites` maps names to rates, got rate={rate!r}.")
         by_selector = {selector: check_rate(value) for selector, value in sites.items()}
-        paths = select_sites(layers, by_selector, view)
-        values = [value for one, value in by_selector.items() for _ in select(layers, one, view, "sites")]
+        paths = select_sites(known, list(by_selector), view)
+        values = [value for one, value in by_selector.items() for _ in select(known, one, view, "sites")]
         return dict(zip(paths, values, strict=True))
     ramp = ramp_rates(rate)
-    if not isinstance(sites, str) and not callable(sites):
-        sites = list(sites)
-    paths = select_sites(layers, sites, view)
+    if not ramp:
+        check_rate(rate)
+    paths = select_sites(known, as_selectors(sites, "sites"), view)
     if not ramp:
         return dict.fromkeys(paths, check_rate(rate))
-    by_depth = [path for path in layers if path in paths]
+    by_depth = [path for path in known if path in paths]
     values = dict(zip(by_depth, linear_ramp(*ramp, len(by_depth)), strict=True))
     return {path: values[path] for path in paths}
 
 
-def ramp_rates(rate) -> tuple[float, float] | None:
+def ramp_rates(rate, name: str = "rate") -> tuple[float, float] | None:
     """The two ends of a ramp, or None where `rate` is no pair."""
     if not isinstance(rate, (tuple, list)):
         return None
     if len(rate) != 2:
-        raise InputError(f"`rate` must be one number or two, the first and the last of a ramp, got rate={rate!r}.")
-    return check_rate(rate[0]), check_rate(rate[1])
+        raise InputError(f"`{name}` must be one number or two, the first and the last of a ramp, got {name}={rate!r}.")
+    return check_rate(rate[0], name), check_rate(rate[1], name)
 
 
 def linear_ramp(first: float, last: float, count: int) -> list[float]:
@@ -276,13 +299,20 @@ def linear_ramp(first: float, last: float, count: int) -> list[float]:
     return [round(first + (last - first) * i / (count - 1), 6) for i in range(count)]
 
 
-def _check_kind_fits(layer, path: str, kind: str, calls: list[Call]) -> None:
-    shape = tuple(layer.output.shape)
+def _check_kind_fits(part: Part, path: str, kind: str, calls: list[Call], outputs: set[int]) -> None:
+    shapes = [tuple(tensor.shape) for tensors in part.outputs for tensor in tensors]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise InputError(f"Site {path!r} is called on tensors of different ranks, {shapes}; choose other layers.")
+    shape = shapes[0]
     if kind == "block" and len(shape) != 4:
         raise InputError(f"kind='block' needs 4-D outputs (N, H, W, C); site {path!r} gives {shape}.")
     if kind == "spatial" and len(shape) not in SPATIAL:
         raise InputError(f"kind='spatial' needs 4-D outputs (N, H, W, C), or 3-D or 5-D; site {path!r} gives {shape}.")
-    if kind == "path" and not all(_ends_branch(call, calls) for call in calls if call.path == path):
+    if kind != "path":
+        return
+    own = [call for call in calls if call.path == path]
+    is_output = any(id(tensor) in outputs for tensors in part.outputs for tensor in tensors)
+    if is_output or not own or not all(_ends_branch(call, calls) for call in own):
         raise InputError(
             f"kind='path' needs the end of a residual branch; the output of site {path!r} is not only added to its "
             "own input or a projection of it."
@@ -290,12 +320,11 @@ def _check_kind_fits(layer, path: str, kind: str, calls: list[Call]) -> None:
 
 
 def _ends_branch(call: Call, calls: list[Call]) -> bool:
-    """Whether a call's output goes into additions alone, the other summand being a shortcut past the call."""
-    before = {tensor for one in upstream(calls, call.outputs) for tensor in one.inputs}
+    """Whether a call's output goes into additions alone, where the other summand is a shortcut past the call."""
     consumers = [one for one in calls if set(call.outputs) & set(one.inputs)]
     return bool(consumers) and all(
         type(consumer.layer).__name__ in _SUMS
-        and any(_is_shortcut(tensor, before, calls) for tensor in set(consumer.inputs) - set(call.outputs))
+        and any(_is_shortcut(tensor, call, calls) for tensor in set(consumer.inputs) - set(call.outputs))
         for consumer in consumers
     )
 
@@ -304,11 +333,16 @@ def _ends_branch(call: Call, calls: list[Call]) -> bool:
 _SUMS = ("Add", "CustomScaleLayer")
 
 
-def _is_shortcut(tensor: int, before: set[int], calls: list[Call]) -> bool:
-    """Whether the tensor is one of those before a call, or made of one by layers in a chain (a projection)."""
+def _is_shortcut(tensor: int, call: Call, calls: list[Call]) -> bool:
+    """Whether the tensor is what the branch of `call` starts from, or a projection of it shorter than the branch."""
+    branch = upstream(calls, call.outputs)
+    before = {needed for one in branch for needed in one.inputs}
+    length = 0
     while tensor not in before:
         maker = next((one for one in calls if tensor in one.outputs), None)
         if maker is None or len(maker.inputs) != 1:
             return False
+        length += bool(getattr(maker.layer, "weights", ()))
         (tensor,) = maker.inputs
-    return True
+    after = {id(one) for one in downstream(calls, [tensor])}
+    return length < sum(id(one) in after and bool(getattr(one.layer, "weights", ())) for one in branch) or length == 0

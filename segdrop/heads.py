@@ -1,12 +1,15 @@
 """An image-level output on a pretrained network: a classifier, or a second output beside a mask."""
 
+import numbers
 from collections.abc import Sequence
 
 import keras
 
 from .config import check_rate
 from .errors import InputError
-from .surgery import functional_view, layer_paths, nearest_names, rebuild
+from .graph import functional_view, parts
+from .selection import nearest_names
+from .surgery import rebuild
 
 POOLINGS = {
     "avg": (keras.layers.GlobalAveragePooling2D,),
@@ -53,15 +56,19 @@ def add_head(
         InputError: an argument outside its range, no layer called `at`, an input that is neither 4-D nor 2-D, or that
             is probabilities already.
     """
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+    if isinstance(classes, bool) or not isinstance(classes, numbers.Integral) or classes < 1:
         raise InputError(f"`classes` must be a whole number of at least 1, got classes={classes!r}.")
     if pooling not in POOLINGS:
         raise InputError(f"`pooling` must be one of {', '.join(POOLINGS)}, got pooling={pooling!r}.")
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in units):
+    if isinstance(units, numbers.Number) or any(
+        isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1 for n in units
+    ):
         raise InputError(f"`units` must be whole numbers of at least 1, got units={units!r}.")
     check_rate(dropout, "dropout")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"`name` must be a text, got name={name!r}.")
     view = functional_view(model)
-    layers = layer_paths(view)
+    layers = parts(view)
     taken = [layer for layer in layers if layer == name or layer.startswith(f"{name}_")]
     if taken:
         raise InputError(f"`name` must be new to the model, which has {taken[0]!r}, got name={name!r}.")
@@ -77,11 +84,12 @@ def add_head(
     if freeze_base:
         base.trainable = False
         # The flag belongs to the layers: the copy that is returned has the head in it, too.
-    features = base.get_layer(at).output if at else base.output
+    features = parts(base)[at].outputs[0][0] if at else base.output
     if not hasattr(features, "shape") or len(features.shape) not in (2, 4):
         raise InputError(f"The head needs one tensor (N, H, W, C) or (N, C); {at or 'the output'} gives another.")
     last = features._keras_history.operation
-    if getattr(getattr(last, "activation", None), "__name__", "") in ("softmax", "sigmoid"):
+    activation_of_last = getattr(getattr(last, "activation", None), "__name__", type(last).__name__.lower())
+    if activation_of_last in ("softmax", "sigmoid"):
         raise InputError(f"The output of {last.name!r} is probabilities; name the layer with the features by `at`.")
 
     x = features
@@ -98,5 +106,7 @@ def add_head(
     output = keras.layers.Dense(classes, activation=last_activation, dtype="float32", name=name)(x)
     if not beside:
         return keras.Model(base.input, output, name=model.name)
-    outputs = dict(zip(base.output_names, keras.tree.flatten(base.output), strict=True))
+    outputs = base.output
+    if not isinstance(outputs, dict):
+        outputs = dict(zip(base.output_names, keras.tree.flatten(outputs), strict=True))
     return keras.Model(base.input, {**outputs, name: output}, name=model.name)

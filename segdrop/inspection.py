@@ -8,11 +8,13 @@ from pathlib import Path
 
 import keras
 
-from .dropout import is_dropout, kind_of, rate_of
-from .surgery import Call, downstream, trace, upstream
+from .dropout import channel_axis, is_dropout, kind_of, rate_of
+from .errors import InputError
+from .graph import Call, downstream, trace, upstream
 from .tables import Table
 
 DECODER = ("decoder_", "center_block", "fpn_", "psp_")  # names of segmentation_models' decoders
+COLUMNS = "layer after place part kind shared rate shape units dropped changes changes_decoder skips trains".split()
 UNIT = re.compile(r"stage\d+_unit\d+")
 
 
@@ -45,9 +47,10 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
         changed = downstream(calls, call.outputs)
         kind, shared = kind_of(call.layer)
         shape = call.shapes[0][1:]
-        units = {"spatial": shape[-1], "path": 1, "gaussian": None}.get(kind, _product(shape))
-        if kind == "spatial" and keras.config.image_data_format() == "channels_first":
-            units = shape[0]
+        if kind == "spatial":
+            units = call.shapes[0][channel_axis(call.layer)]
+        else:
+            units = {"path": 1, "gaussian": None}.get(kind, _product(shape))
         rate = rate_of(call.layer)
         before = [weight for one in upstream(calls, call.outputs) for weight in getattr(one.layer, "weights", ())]
         after = _maker(calls, call.inputs[0])
@@ -70,7 +73,7 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
             }
         )
     shown = ["after", "place", "kind", "rate", "shape", "units", "dropped", "changes", "in_decoder", "skips", "trains"]
-    return _DropoutTable(rows, "Dropout" if rows else "No dropout layer.", shown)
+    return _DropoutTable(rows, "Dropout" if rows else "No dropout layer.", shown, keys=COLUMNS)
 
 
 class _DropoutTable(Table):
@@ -96,6 +99,9 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
     """
     from matplotlib.figure import Figure
 
+    ending = Path(path).suffix.lstrip(".").lower() or "svg"
+    if ending not in (known := Figure().canvas.get_supported_filetypes()):
+        raise InputError(f"The picture's name must end in one of {', '.join(sorted(known))}, got {path}.")
     size = image_size or (256, 256)
     calls = trace(model, size)
     groups = _groups(calls)
@@ -156,7 +162,7 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
         f"lower is coarser, drawn for {size[0]} x {size[1]}; dashed: skips",
         fontsize=9,
     )
-    figure.savefig(path, format=Path(path).suffix.lstrip(".") or "svg")
+    figure.savefig(path, format=ending)
 
 
 def _marks(calls, groups) -> dict[str, str]:

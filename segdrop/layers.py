@@ -4,6 +4,7 @@ They use `keras.ops` and `keras.random` only, so they run on every backend of Ke
 """
 
 import inspect
+import numbers
 
 import keras
 from keras import ops
@@ -124,10 +125,11 @@ class DropBlock2D(_AdjustableLayer):
         block_size: side of the squares in pixels of the feature map. On a map of dynamic size it is clipped to the
             map's shorter side.
         shared_across_batch: one mask for all samples of a batch.
+        data_format: "channels_last" or "channels_first"; by default Keras's setting.
         target: the rate that schedules take parts of; by default `rate`.
         seed: seed of the masks.
 
-    Input: float (N, H, W, C), or (N, C, H, W) where Keras is set to channels_first.
+    Input: float (N, H, W, C), or (N, C, H, W) for channels_first.
 
     Raises:
         InputError: `block_size` is no whole number of at least 1, or larger than a map whose size is known.
@@ -136,13 +138,13 @@ class DropBlock2D(_AdjustableLayer):
         Ghiasi, Lin and Le 2018, DropBlock, https://arxiv.org/abs/1810.12890.
     """
 
-    def __init__(self, rate, block_size, shared_across_batch=False, target=None, seed=None, **kwargs):
+    def __init__(self, rate, block_size, shared_across_batch=False, data_format=None, target=None, seed=None, **kwargs):
         super().__init__(rate, target, seed, **kwargs)
-        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        if isinstance(block_size, bool) or not isinstance(block_size, numbers.Integral) or block_size < 1:
             raise InputError(f"`block_size` must be a whole number of at least 1, got block_size={block_size!r}.")
-        self.block_size = block_size
+        self.block_size = int(block_size)
         self.shared_across_batch = bool(shared_across_batch)
-        self.data_format = keras.config.image_data_format()
+        self.data_format = data_format or keras.config.image_data_format()
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
     def build(self, input_shape):
@@ -191,6 +193,7 @@ class DropBlock2D(_AdjustableLayer):
             **super().get_config(),
             "block_size": self.block_size,
             "shared_across_batch": self.shared_across_batch,
+            "data_format": self.data_format,
         }
 
 

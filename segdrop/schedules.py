@@ -1,13 +1,14 @@
 """Dropout rates that change during training."""
 
+import numbers
 from collections.abc import Callable
 
 import keras
 
 from .config import check_rate
 from .errors import InputError
+from .graph import trace
 from .layers import AdjustableDropout, DropBlock2D
-from .surgery import trace
 
 SHAPES = {
     "ramp": lambda epoch, epochs: min(1.0, epoch / epochs),
@@ -40,9 +41,9 @@ class DropoutSchedule(keras.callbacks.Callback):
             if epochs is not None:
                 raise InputError("`epochs` belongs to a named shape; leave it out when `shape` is a function.")
             self.factor = shape
-        elif shape not in SHAPES:
+        elif not isinstance(shape, str) or shape not in SHAPES:
             raise InputError(f"`shape` must be one of {', '.join(SHAPES)} or a function, got shape={shape!r}.")
-        elif isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        elif isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral) or epochs < 1:
             raise InputError(f"`epochs` must be a whole number of at least 1, got epochs={epochs!r}.")
         else:
             self.factor = lambda epoch: SHAPES[shape](epoch, epochs)

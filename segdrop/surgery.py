@@ -1,17 +1,15 @@
 """Surgery on functional Keras models: copying the graph with layers put in, taken out or exchanged."""
 
 import contextlib
-import dataclasses
-import difflib
-import fnmatch
 import warnings
 from collections.abc import Callable, Iterable
 
 import keras
 
 from .errors import InputError
+from .graph import functional_view, is_model, parts, with_flag_of
+from .selection import Selector, as_selectors, select, select_sites
 
-Selector = str | type | Callable[[keras.layers.Layer], bool]
 Factory = Callable[[keras.layers.Layer, keras.KerasTensor], keras.layers.Layer]
 
 
@@ -28,7 +26,7 @@ def insert_layers(
     The copy has its own variables holding the same values, and the layer names, weight paths and `trainable` flags
     of `model`, which is left as it is. The copy is not compiled: loss and metrics are the caller's to give again.
     Weight files load both ways, unless Keras orders the layers of the copy differently (networks with parallel
-    branches, such as Inception's): a warning says so then.
+    branches, such as Inception's): a warning says so then. A `train_step` of the model's own class is not carried over.
 
     Args:
         model: a functional or built Sequential Keras 3 model.
@@ -40,45 +38,59 @@ def insert_layers(
 
     Raises:
         InputError: a selector that matches no layer, a site named twice, an input as site, or a site whose output
-            is not one float tensor.
-        TypeError: `model` is not a functional or Sequential Keras 3 model.
+            is not one float tensor; a new layer that changes the tensor's shape; a bypass that has no effect.
+        TypeError: `model` is not a functional or Sequential Keras 3 model, or the factory gives no layer.
     """
     view = functional_view(model)
-    layers = layer_paths(view, nested)
+    known = parts(view, nested)
     makers = {
-        path: lambda output, layer=layers[path]: factory(layer, output) for path in select_sites(layers, sites, view)
+        path: lambda output, layer=known[path].layer: factory(layer, output)
+        for path in select_sites(known, sites, view)
     }
-    return insert_after(view, makers, select(layers, bypass, view, "bypass"))
+    return insert_after(view, makers, bypass, nested)
 
 
 def insert_after(
     view: keras.Model,
     makers: dict[str, Callable[[keras.KerasTensor], keras.layers.Layer]],
-    bypass: Iterable[str] = (),
+    bypass: Selector | Iterable[Selector] = (),
+    nested: bool = False,
 ) -> keras.Model:
-    """`insert_layers` for sites and bypasses that are already resolved to paths."""
-    bypass = set(bypass)
+    """`insert_layers` for sites that are already resolved to paths, each with the maker of its layer."""
+    known = parts(view, nested)
+    bypasses = [(one, select(known, one, view, "bypass")) for one in as_selectors(bypass, "bypass")]
+    around = {path for _, paths in bypasses for path in paths}
+    bypassed = set()
     inserted: dict[str, keras.layers.Layer] = {}
     # The tensor before the new layer, by the identity of the one after it, which is kept alive beside it.
     before: dict[int, tuple] = {}
 
     def call(path, layer, args, kwargs):
-        if path in bypass:
-            args, kwargs = keras.tree.map_structure(
-                lambda t: before[id(t)][0] if id(t) in before else t, (args, kwargs)
-            )
+        if path in around:
+            received = [id(tensor) for tensor in keras.tree.flatten((args, kwargs))]
+            if before.keys() & set(received):
+                bypassed.add(path)
+            args, kwargs = keras.tree.map_structure(lambda t: before.get(id(t), (t,))[0], (args, kwargs))
         output = layer(*args, **kwargs)
         if path not in makers:
             return output
         if path not in inserted:
-            inserted[path] = makers[path](output)
+            inserted[path] = _checked(makers[path](output), path, known, inserted)
         after = inserted[path](output)
+        if tuple(after.shape) != tuple(output.shape):
+            raise InputError(
+                f"The layer for site {path!r} must keep the shape {tuple(output.shape)}, it gives {tuple(after.shape)}."
+            )
         before[id(after)] = (output, after)
         return after
 
     copy = rebuild(view, call)
-    known = {layer.name for layer in view.layers}
-    if [name for name in _weighted_layers(copy) if name in known] != _weighted_layers(view):
+    for selector, paths in bypasses:
+        if not bypassed & set(paths):
+            shown = repr(selector) if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
+            raise InputError(f"`bypass` {shown} has no effect: none of its layers receives a site's output directly.")
+    names = {layer.name for layer in view.layers}
+    if [name for name in _weighted_layers(copy) if name in names] != _weighted_layers(view):
         warnings.warn(
             "Keras orders the layers of the new model differently, because only some of several parallel branches have "
             "become longer: weight files do not load between it and the original. Exchange them by way of "
@@ -86,6 +98,14 @@ def insert_after(
             stacklevel=3,
         )
     return copy
+
+
+def _checked(layer, path: str, known, inserted):
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(f"`factory` must give a Keras layer, got {layer!r} for site {path!r}.")
+    if layer.name in {part.layer.name for part in known.values()} | {one.name for one in inserted.values()}:
+        raise InputError(f"The layer for site {path!r} needs a name that the model does not have: {layer.name!r}.")
+    return layer
 
 
 def _weighted_layers(model) -> list[str]:
@@ -104,21 +124,45 @@ def rebuild(
         call: makes each call, given the layer's path, the layer, and the call's arguments.
         convert: gives the layer that stands for one of `model`, given its path. By default a copy of it with the
             same weights.
+
+    Raises:
+        InputError: a layer cannot be copied, or has weights in common with another by being part of both.
+        TypeError: `model` is not a functional or Sequential Keras 3 model.
     """
-    return _rebuild(functional_view(model), call, convert, "")
+    view = functional_view(model)
+    copies: list[tuple] = []
+    copy = _rebuild(view, call, convert, "", copies, {})
+    _check_sharing(copies)
+    for layer, twin, initializers in copies:
+        for name, initializer in initializers.items():
+            setattr(twin, name, initializer)
+        # Layer by layer, so that there is never more than the copy beside the original.
+        if getattr(layer, "weights", None):
+            twin.set_weights(layer.get_weights())
+        if hasattr(twin, "finalize_state"):  # Normalization computes with what it derives from its weights
+            twin.finalize_state()
+        _match_flags(layer, twin)
+    return copy
 
 
-def _rebuild(view, call, convert, home):
-    copies = []
+def _rebuild(view, call, convert, home, copies, done):
+    """`done` holds the layers that are converted already: one may be part of several models."""
 
     def convert_layer(layer):
+        if id(layer) not in done:
+            done[id(layer)] = convert_new(layer)
+        return done[id(layer)]
+
+    def convert_new(layer):
         if is_model(layer):
-            inner = _rebuild(functional_view(layer), call, convert, f"{home}{layer.name}/")
+            inner = _rebuild(functional_view(layer), call, convert, f"{home}{layer.name}/", copies, done)
             if isinstance(layer, keras.Sequential):  # the class is in the layout of weight files
-                inner = _with_flag(keras.Sequential(inner.layers, name=layer.name), layer)
+                inner = with_flag_of(layer, keras.Sequential(inner.layers, name=layer.name))
             return inner
         if convert:
             return convert(home + layer.name, layer)
+        if hasattr(layer, "adapt") and not isinstance(layer, keras.layers.Normalization):
+            return layer  # what a vocabulary or bins have adapted to is not in weights; such layers do not train
         copy = copy_layer(layer)
         initializers = {name: value for name, value in vars(copy).items() if name.endswith("_initializer")}
         for name in initializers:  # values that are about to be replaced need not be drawn
@@ -142,23 +186,37 @@ def _rebuild(view, call, convert, home):
         clone_function=convert_layer,
         call_function=call_layer,
     )
-    _with_flag(copy, view)
-    for layer, twin, initializers in copies:
-        for name, initializer in initializers.items():
-            setattr(twin, name, initializer)
-        # Layer by layer, so that there is never more than the copy beside the original.
-        if getattr(layer, "weights", None):
-            twin.set_weights(layer.get_weights())
-        if hasattr(twin, "finalize_state"):  # Normalization computes with what it derives from its weights
-            twin.finalize_state()
-        for ours, theirs in zip(getattr(twin, "weights", ()), getattr(layer, "weights", ()), strict=True):
-            ours.trainable = theirs.trainable  # the layer's own flag is in its configuration
-    return copy
+    return with_flag_of(view, copy)
+
+
+def _check_sharing(copies: list[tuple]) -> None:
+    """A layer that is in the graph and in a wrapper, too, would be copied twice and its weights untied."""
+    owner: dict[int, str] = {}
+    for layer, _, _ in copies:
+        for weight in getattr(layer, "weights", ()):
+            other = owner.setdefault(id(weight), layer.name)
+            if other != layer.name:
+                raise InputError(
+                    f"Layers {other!r} and {layer.name!r} have the weight {weight.path!r} in common, one being part of "
+                    "the other; a copy would untie it. Call the layer itself in both places."
+                )
+
+
+def _match_flags(layer, twin) -> None:
+    """The `trainable` flags of a layer, of the layers it is made of, and of their weights."""
+    if not isinstance(layer, keras.layers.Layer):
+        return
+    for theirs, ours in zip(layer._flatten_layers(), twin._flatten_layers(), strict=True):
+        ours._trainable = theirs.trainable  # the property would set those of its weights and parts
+    for theirs, ours in zip(layer.weights, twin.weights, strict=True):
+        ours.trainable = theirs.trainable
 
 
 def _new_input(tensor):
     layer = tensor._keras_history.operation
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=layer.name, optional=layer.optional)
+    return keras.Input(
+        batch_shape=tensor.shape, dtype=tensor.dtype, name=layer.name, optional=layer.optional, sparse=tensor.sparse
+    )
 
 
 def copy_layer(layer, **changes):
@@ -172,220 +230,15 @@ def copy_layer(layer, **changes):
             name=layer.name,
             dtype=layer.dtype_policy,
         )
-    copy = layer.__class__.from_config({**layer.get_config(), **changes})
+    try:
+        copy = layer.__class__.from_config({**layer.get_config(), **changes})
+    except Exception as error:  # whatever a layer's own code raises
+        raise InputError(
+            f"Layer {layer.name!r} cannot be copied from its configuration ({str(error).splitlines()[0]}); register "
+            "its class and functions with keras.saving.register_keras_serializable, or give it a get_config."
+        ) from error
+    copy.name = layer.name  # a layer's own get_config may leave it out
     # Some of Keras's layers (SpatialDropout2D) leave the policy out of their config.
     if isinstance(layer, keras.layers.Layer) and copy.compute_dtype != layer.compute_dtype:
         copy.dtype_policy = layer.dtype_policy
     return copy
-
-
-def functional_view(model) -> keras.Model:
-    """An uncompiled functional model over the layers of `model`: one form for Sequential and functional models."""
-    kind = f"{type(model).__module__}.{type(model).__name__}"
-    if isinstance(model, keras.Model):
-        try:
-            if isinstance(model, keras.Sequential):
-                return _with_flag(keras.Model(model.inputs[0], model.outputs[0], name=model.name), model)
-            return _with_flag(keras.Model(model.input, model.output, name=model.name), model)
-        except (AttributeError, ValueError, TypeError):
-            pass
-    elif kind.startswith(("tf_keras.", "keras.engine.", "keras.src.engine.")):
-        kind += ", of legacy Keras 2"
-    raise TypeError(f"`model` must be a functional or built Sequential Keras 3 model, got {kind}.")
-
-
-def _with_flag(view, model):
-    view._trainable = model.trainable  # the property would set the flags of all layers
-    return view
-
-
-def _is_input(layer) -> bool:
-    return isinstance(layer, keras.layers.InputLayer)
-
-
-def is_model(layer) -> bool:
-    """Whether a layer is a model that can be entered."""
-    return isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations"))
-
-
-def layer_paths(view: keras.Model, nested: bool = False) -> dict:
-    """The layers and operations of a model by path, in its order; those within nested models as `model/layer`."""
-    paths = {}
-    for layer in view.operations:
-        paths[layer.name] = layer
-        if nested and is_model(layer):
-            inner = layer_paths(functional_view(layer), True)
-            paths |= {f"{layer.name}/{path}": one for path, one in inner.items() if not _is_input(one)}
-    return paths
-
-
-def select(layers: dict, selectors: Selector | Iterable[Selector], view: keras.Model, argument: str) -> list[str]:
-    """Paths of the layers of `view` that the selectors match, each of which must match one."""
-    chosen: list[str] = []
-    for selector in [selectors] if isinstance(selectors, str) or callable(selectors) else selectors:
-        hits = [path for path, layer in layers.items() if _matches(selector, path, layer)]
-        if not hits:
-            shown = repr(selector) if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
-            advice = _advice(selector, layers, layer_paths(view, nested=True))
-            raise InputError(f"`{argument}` matches no layer of this model: {shown}. {advice}.")
-        chosen += hits
-    return chosen
-
-
-def select_sites(layers: dict, selectors: Selector | Iterable[Selector], view: keras.Model) -> list[str]:
-    """As `select`, for layers that something can be put behind, none of them matched twice."""
-    chosen = select(layers, selectors, view, "sites")
-    if not chosen:
-        raise InputError("`sites` is empty; name at least one layer.")
-    for i, path in enumerate(chosen):
-        if path in chosen[:i]:
-            raise InputError(f"`sites` names a layer twice: {path!r}.")
-        if _is_input(layers[path]):
-            raise InputError(f"Site {path!r} is an input; name the layers that come after it.")
-        if not _gives_float(layers[path]):
-            fit = [p for p, one in layers.items() if _gives_float(one) and not _is_input(one)]
-            raise InputError(
-                f"The output of site {path!r} is not one float tensor; nearest that is: {nearest_names(path, fit)}."
-            )
-    return chosen
-
-
-def _matches(selector: Selector, path: str, layer) -> bool:
-    if isinstance(selector, str) and path == selector:
-        return True
-    if _is_input(layer):  # no site, so only named whole, which is an error
-        return False
-    if isinstance(selector, str):
-        return fnmatch.fnmatchcase(path, selector)
-    if isinstance(selector, type):
-        return isinstance(layer, selector)
-    if selector is activations:
-        return activations(layer)
-    if callable(selector):
-        return isinstance(layer, keras.layers.Layer) and bool(selector(layer))
-    raise TypeError(f"`sites` takes names, globs, layer classes and predicates, got {selector!r}.")
-
-
-def _advice(selector, layers: dict, nested: dict) -> str:
-    for path, layer in nested.items():
-        if path not in layers and (_matches(selector, path, layer) or _matches(selector, layer.name, layer)):
-            return f"A nested model has it: enter it with nested=True and name {path!r}"
-    name = selector if isinstance(selector, str) else getattr(selector, "__name__", "")
-    return f"Nearest: {nearest_names(name, layers)}"
-
-
-def nearest_names(name: str, known: Iterable[str]) -> str:
-    """A phrase that lists the known names most like `name`."""
-    known = list(known)
-    return ", ".join(difflib.get_close_matches(name, known, 3, cutoff=0.0) or known[:3])
-
-
-def activations(layer) -> bool:
-    """Whether a layer ends in a non-linear activation: a selector for `sites`.
-
-    Layers that are activations (ReLU, LeakyReLU, PReLU, Activation, ...), operations such as `keras.ops.relu`, and
-    layers with a fused one (`Conv2D(activation="relu")`, `Dense(activation="relu")`). Sigmoid and softmax do not
-    count: they make gates and probabilities.
-    """
-    if isinstance(layer, keras.layers.Softmax):
-        return False
-    if isinstance(layer, (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.PReLU, keras.layers.ELU)):
-        return True
-    if isinstance(layer, keras.layers.Layer):
-        function = None if isinstance(layer, keras.layers.RNN) else getattr(layer, "activation", None)
-        name = getattr(function, "__name__", type(function).__name__ if function else "")
-    else:  # an operation of keras.ops in the graph, called after its function
-        name = type(layer).__name__
-    return name.lower().replace("_", "") in _ACTIVATIONS
-
-
-_ACTIVATIONS = frozenset(
-    "relu relu6 elu selu celu gelu silu swish hardsilu hardswish mish leakyrelu prelu tanh hardtanh softplus softsign "
-    "logsigmoid glu squareplus exponential tanhshrink hardshrink softshrink sparseplus threshold".split()
-)
-
-
-def _gives_float(layer) -> bool:
-    output = layer.output
-    return hasattr(output, "dtype") and keras.backend.is_float_dtype(output.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of a layer in a model's graph; tensors are numbers that are unique in one `trace`."""
-
-    path: str
-    layer: keras.layers.Layer
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    shapes: tuple[tuple, ...]
-    """Shapes of the outputs, the batch's axis first; None where unknown."""
-
-
-def trace(model: keras.Model, image_size: tuple[int, int] | None = None) -> list[Call]:
-    """The calls of a model's layers, those within nested models too, each after what it needs.
-
-    Args:
-        image_size: height and width for inputs of dynamic size, from which all shapes are then worked out.
-    """
-    view = functional_view(model)
-    shapes = [tuple(tensor.shape) for tensor in view.inputs]
-    if image_size:
-        # Height and width are the unknown axes after the batch's.
-        shapes = [
-            (1, *(next(sides) if side is None else side for side in shape[1:]))
-            for shape in shapes
-            for sides in [iter([*image_size, *[1] * len(shape)])]
-        ]
-    calls: list[Call] = []
-    _trace(view, list(range(len(shapes))), shapes, bool(image_size), "", calls, iter(range(len(shapes), 10**9)))
-    return calls
-
-
-def call_nodes(view: keras.Model) -> list:
-    """Keras's records of the calls in a functional model, each after what it needs; nested models count as a layer."""
-    # Keras has no public view of them; `layer.input` knows the first call of a layer only, in whichever model.
-    nodes = [node for depth in sorted(view._nodes_by_depth, reverse=True) for node in view._nodes_by_depth[depth]]
-    return [node for node in nodes if not node.is_input]
-
-
-def _trace(view, inputs, input_shapes, work_out, home, calls, numbers) -> list[int]:
-    nodes = call_nodes(view)
-    tensors = [tensor for node in nodes for tensor in node.output_tensors]
-    shapes = [tuple(tensor.shape) for tensor in tensors]
-    if work_out:
-        given = input_shapes if len(input_shapes) > 1 else input_shapes[0]
-        shapes = [tuple(shape) for shape in keras.Model(view.inputs, tensors).compute_output_shape(given)]
-    shape_of = dict(zip(map(id, [*view.inputs, *tensors]), [*input_shapes, *shapes], strict=True))
-    known = dict(zip(map(id, view.inputs), inputs, strict=True))
-    for node in nodes:
-        layer, received = node.operation, [known[id(tensor)] for tensor in node.input_tensors]
-        if is_model(layer):
-            inner = [shape_of[id(tensor)] for tensor in node.input_tensors]
-            made = _trace(functional_view(layer), received, inner, work_out, f"{home}{layer.name}/", calls, numbers)
-        else:
-            made = [next(numbers) for _ in node.output_tensors]
-            given = tuple(shape_of[id(tensor)] for tensor in node.output_tensors)
-            calls.append(Call(home + layer.name, layer, tuple(received), tuple(made), given))
-        known.update(zip(map(id, node.output_tensors), made, strict=True))
-    return [known[id(tensor)] for tensor in view.outputs]
-
-
-def downstream(calls: list[Call], tensors: Iterable[int]) -> list[Call]:
-    """The calls whose outputs depend on any of the tensors, in the order of `calls`."""
-    changed, found = set(tensors), []
-    for call in calls:
-        if changed.intersection(call.inputs):
-            changed.update(call.outputs)
-            found.append(call)
-    return found
-
-
-def upstream(calls: list[Call], tensors: Iterable[int]) -> list[Call]:
-    """The calls that the tensors depend on, those that give them included, in the order of `calls`."""
-    needed, found = set(tensors), []
-    for call in reversed(calls):
-        if needed.intersection(call.outputs):
-            needed.update(call.inputs)
-            found.append(call)
-    return found[::-1]

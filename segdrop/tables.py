@@ -11,13 +11,21 @@ from .run import write_csv, write_json
 class Table(list):
     """Rows, which are dicts of equal keys.
 
-    `print(table)` shows the columns chosen for a terminal, `table[0]["rate"]` is a value as it is.
+    `print(table)` shows the columns chosen for a terminal, `table[0]["rate"]` is a value as it is, and `keys` are those
+    of every row, of which there may be none.
     """
 
-    def __init__(self, rows: Sequence[Mapping], title: str = "", columns: Sequence[str] | None = None):
+    def __init__(
+        self,
+        rows: Sequence[Mapping],
+        title: str = "",
+        columns: Sequence[str] | None = None,
+        keys: Sequence[str] | None = None,
+    ):
         super().__init__(rows)
+        self.keys = list(keys or (rows[0] if rows else ()))
         self.title = title
-        self.columns = list(columns or (rows[0] if rows else ()))
+        self.columns = list(columns or self.keys)
 
     def rich(self):
         """The table for a `rich.console.Console`."""
@@ -46,7 +54,7 @@ class Table(list):
         rows = [
             {k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()} for row in self
         ]
-        write_csv(Path(path), rows, list(rows[0]) if rows else self.columns)
+        write_csv(Path(path), rows, self.keys)
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Write a list of objects."""

@@ -28,7 +28,7 @@ from classification_models.weights import WEIGHTS_COLLECTION
 from .config import PLACEMENTS, check_rate
 from .dropout import check_kind, insert_dropout, linear_ramp, ramp_rates
 from .errors import InputError
-from .surgery import nearest_names
+from .selection import nearest_names
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 SKIPS = ("clean", "dropped")
@@ -106,7 +106,7 @@ def build_unet(
     """
     if encoder not in ENCODERS:
         raise InputError(f"`encoder` must be one of {', '.join(ENCODERS)}, got encoder={encoder!r}.")
-    if not isinstance(classes, int) or classes < 1:
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
         raise InputError(f"`classes` must be a whole number of at least 1, got classes={classes!r}.")
     if placement not in PLACEMENTS:
         raise InputError(f"`placement` must be one of {', '.join(PLACEMENTS)}, got placement={placement!r}.")
@@ -121,6 +121,8 @@ def build_unet(
             f"kind='path' drops whole residual branches and needs placement='branch_end', got placement={placement!r}."
         )
     _check_input_shape(input_shape)
+    if keras.config.image_data_format() != "channels_last":
+        raise InputError("build_unet needs keras.config.set_image_data_format('channels_last').")
 
     model = sm.Unet(
         encoder,
@@ -148,14 +150,15 @@ def build_unet(
             "trained network, against 1.3 and 1.9 for 'between_convs' (docs/dropout.md); prefer 'between_convs'.",
             stacklevel=2,
         )
+    site_rates = {site: rate for unit, rate in rates.items() for site in sites[unit]}
     return insert_dropout(
         model,
-        {site: rate for unit, rate in rates.items() for site in sites[unit]},
+        site_rates,
         kind=kind,
         block_size=block_size,
         shared_across_batch=shared_across_batch,
         adjustable=adjustable,
-        bypass=_bypass(model, placement, skips),
+        bypass=_bypass(model, site_rates, placement, skips),
         seed=seed,
     )
 
@@ -249,7 +252,7 @@ def _unit_rates(units, encoder_dropout, blocks, placement) -> dict[str, float]:
             blocks = [unit for unit in units[:-1] if unit.startswith(("stage3_", "stage4_"))]
         elif blocks is None:
             blocks = units
-        ramp = ramp_rates(encoder_dropout)
+        ramp = ramp_rates(encoder_dropout, "encoder_dropout")
         patterns = [blocks] if isinstance(blocks, str) else list(blocks)
         if ramp:
             matched = {unit for pattern in patterns for unit in _match_units(units, pattern, "blocks")}
@@ -257,6 +260,8 @@ def _unit_rates(units, encoder_dropout, blocks, placement) -> dict[str, float]:
             by_pattern = dict(zip(patterns, linear_ramp(*ramp, len(patterns)), strict=True))
         else:
             by_pattern = dict.fromkeys(patterns, check_rate(encoder_dropout, "encoder_dropout"))
+    if not by_pattern:
+        raise InputError("`blocks` is empty: name a stage or unit, or give encoder_dropout=0.")
     rates: dict[str, float] = {}
     for pattern, rate in by_pattern.items():
         for unit in _match_units(units, pattern, "blocks"):
@@ -309,16 +314,16 @@ def _skips(model) -> list[tuple[str, str]]:
     ]
 
 
-def _bypass(model, placement: str, skips: str | None) -> list[str]:
+def _bypass(model, sites, placement: str, skips: str | None) -> list[str]:
     """The layers that receive a site's output undropped."""
-    decoder = [receiver for _, receiver in _skips(model)]
+    receivers = [(name, receiver) for name, receiver in _skips(model) if name in sites]
     if placement != "skips":
-        return decoder if skips != "dropped" else []
+        return [receiver for _, receiver in receivers] if skips != "dropped" else []
     return [
         layer.name
-        for name, _ in _skips(model)
+        for name, receiver in receivers
         for layer in _consumers(model, model.get_layer(name).output)
-        if layer.name not in decoder
+        if layer.name != receiver
     ]
 
 

@@ -103,3 +103,18 @@ def test_no_batch_and_no_batchnorm_are_errors(measure, batches):
     model = normalised() if batches == [] else keras.Model(inputs, layers.ReLU()(inputs))
     with pytest.raises(InputError, match="has no batch|has no BatchNorm"):
         measure(model, BATCHES if batches is None else batches)
+
+
+def test_values_that_are_not_finite_are_refused_and_change_nothing():
+    model = normalised(0.5)
+    with pytest.raises(InputError, match="statistics of batch 2 are not finite; nothing was changed"):
+        recalibrate_batchnorm(model, [BATCHES[0], BATCHES[1] * np.nan])
+    np.testing.assert_array_equal(model.get_layer("bn").moving_mean, np.zeros(5))
+
+
+def test_a_batchnorm_inside_another_layer_is_named():
+    inputs = keras.Input((3, 5))
+    inner = layers.TimeDistributed(layers.BatchNormalization(name="hidden"))
+    model = keras.Model(inputs, layers.BatchNormalization(name="open")(inner(inputs)))
+    with pytest.raises(InputError, match="BatchNorm 'hidden' is part of another layer"):
+        recalibrate_batchnorm(model, [np.ones((2, 3, 5), "float32")])

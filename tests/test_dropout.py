@@ -399,9 +399,12 @@ def test_path_needs_a_residual_branch(small):
 @pytest.mark.filterwarnings("ignore:Keras orders the layers of the new model differently")
 def test_path_takes_a_branch_whose_shortcut_is_a_projection():
     inputs = keras.Input((8, 8, 3))
-    branch = layers.Conv2D(4, 3, padding="same", name="branch")(inputs)
-    shortcut = layers.BatchNormalization()(layers.Conv2D(4, 1)(inputs))
+    branch = layers.Conv2D(4, 3, padding="same")(layers.BatchNormalization()(layers.Conv2D(4, 1)(inputs)))
+    branch = layers.BatchNormalization(name="branch")(branch)
+    shortcut = layers.BatchNormalization(name="shortcut")(layers.Conv2D(4, 1)(inputs))
     model = keras.Model(inputs, shortcut + branch)
+    with pytest.raises(InputError, match="needs the end of a residual branch; the output of site 'shortcut'"):
+        insert_dropout(model, "shortcut", 0.5, kind="path")
     assert kind_of(insert_dropout(model, "branch", 0.5, kind="path").get_layer("branch_dropout")) == ("path", False)
 
 
@@ -536,3 +539,56 @@ def test_a_legacy_model_is_a_type_error_that_says_so():
     legacy = type("Functional", (), {"__module__": "tf_keras.src.engine.functional"})()
     with pytest.raises(TypeError, match="got tf_keras.src.engine.functional.Functional, of legacy Keras 2"):
         insert_dropout(legacy, "x", 0.5)
+
+
+def test_path_at_a_model_s_own_output_is_an_error():
+    inputs = keras.Input((4,))
+    branch = layers.Dense(4, name="branch")(inputs)
+    model = keras.Model(inputs, [layers.Add()([inputs, branch]), branch])
+    with pytest.raises(InputError, match="needs the end of a residual branch"):
+        insert_dropout(model, "branch", 0.5, kind="path")
+
+
+def test_a_bypass_without_effect_is_an_error(small):
+    with pytest.raises(InputError, match="`bypass` 'out' has no effect: none of its layers receives a site's output"):
+        insert_dropout(small, "act_a", 0.5, bypass=["total", "out"])
+
+
+def test_what_was_inserted_behind_inserted_dropout_is_removed_too(small):
+    twice = insert_dropout(insert_dropout(small, "act_a", 0.5), "act_a_dropout", 0.5, kind="spatial")
+    assert [layer.name for layer in remove_dropout(twice).layers] == [layer.name for layer in small.layers]
+
+
+def test_dropout_called_with_a_keyword_is_removed():
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.3, name="hidden_dropout")(inputs=layers.Dense(3, name="hidden")(inputs))
+    names = [layer.name for layer in remove_dropout(keras.Model(inputs, layers.Dense(1, name="last")(x))).layers]
+    assert names[1:] == ["hidden", "last"]
+
+
+def test_a_twin_of_a_twin_is_random_too():
+    inputs = keras.Input((50,))
+    model = insert_dropout(keras.Model(inputs, layers.Dense(50, name="hidden")(inputs)), "hidden", 0.5)
+    twin = monte_carlo(monte_carlo(model))
+    ones = np.ones((2, 50), "float32")
+    assert (twin.predict(ones, verbose=0) != twin.predict(ones, verbose=0)).any()
+
+
+def test_the_axis_of_the_channels_is_the_site_s_own():
+    inputs = keras.Input((20, 8, 8))
+    model = keras.Model(
+        inputs, layers.GlobalAveragePooling2D(data_format="channels_first", keepdims=True, name="site")(inputs)
+    )
+    wide = keras.Model(inputs, layers.UpSampling2D(2, data_format="channels_first", name="site")(inputs))
+    for kind in ("spatial", "block"):
+        mask = np.array(insert_dropout(wide, "site", 0.5, kind=kind, seed=0)(np.ones((4, 20, 8, 8)), training=True))
+        assert mask.shape == (4, 20, 16, 16)
+    mask = np.array(insert_dropout(wide, "site", 0.5, kind="spatial", seed=0)(np.ones((4, 20, 8, 8)), training=True))
+    whole = mask.reshape(4, 20, -1)
+    assert (whole.all(axis=2) | ~whole.any(axis=2)).all() and 0 < (whole == 0).mean() < 1
+    assert kind_of(insert_dropout(model, "site", 0.5, kind="spatial").get_layer("site_dropout"))[0] == "spatial"
+
+
+@pytest.mark.parametrize("rate", [np.float32(0.25), np.float64(0.25)])
+def test_numpy_s_numbers_are_rates(small, rate):
+    assert insert_dropout(small, "act_a", rate).get_layer("act_a_dropout").rate == 0.25

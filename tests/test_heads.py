@@ -104,6 +104,11 @@ def test_wrong_arguments_are_errors(base, options, message):
         add_head(base, **{"classes": 2, **options})
 
 
+def test_a_dict_of_outputs_keeps_its_names(base):
+    model = keras.Model(base.input, {"maps": base.output, "pooled": layers.GlobalMaxPooling2D()(base.output)})
+    assert set(add_head(model, 2, at="features", beside=True).output) == {"maps", "pooled", "label"}
+
+
 def test_a_head_on_probabilities_is_an_error(base):
     x = layers.GlobalAveragePooling2D()(base.output)
     classifier = keras.Model(base.input, layers.Dense(10, activation="softmax", name="imagenet")(x))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from segdrop import build_unet, draw_network, dropout_table, insert_dropout, monte_carlo
+from segdrop import InputError, build_unet, draw_network, dropout_table, insert_dropout, monte_carlo
 from segdrop.unet import set_encoder_trainable
 
 
@@ -101,11 +101,11 @@ def test_foreign_layers_a_twin_and_nested_models_are_seen():
     assert [row["kind"] for row in dropout_table(monte_carlo(model))] == ["spatial", "gaussian", "element"]
 
 
-def test_a_model_without_dropout_has_an_empty_table(plain, tmp_path):
+def test_a_model_without_dropout_has_an_empty_table(plain, diamond, tmp_path):
     table = dropout_table(plain)
     assert table == [] and str(table) == "No dropout layer."
     table.to_csv(tmp_path / "t.csv")
-    assert (tmp_path / "t.csv").read_text().startswith("after,place,kind,rate")
+    assert (tmp_path / "t.csv").read_text() == ",".join(dropout_table(diamond)[0]) + "\n"
 
 
 def test_the_table_prints_and_is_written_as_csv_and_json(diamond, tmp_path):
@@ -132,3 +132,14 @@ def test_the_picture_shows_every_unit_and_marks_those_with_dropout(tmp_path):
     for stage, units in ((1, 2), (2, 2), (3, 2), (4, 2)):
         assert words.count(f"stage{stage}") >= units
     assert "block 0.2" in words and "1 dropout layers" in words
+
+
+@pytest.mark.parametrize("size", [64, (64,), (0, 64), (64.5, 3), "ab"])
+def test_a_wrong_image_size_is_an_error(diamond, size):
+    with pytest.raises(InputError, match=r"`image_size` must be \(height, width\), whole numbers of at least 1"):
+        dropout_table(diamond, size)
+
+
+def test_an_unknown_kind_of_picture_is_an_error(diamond, tmp_path):
+    with pytest.raises(InputError, match="name must end in one of .*svg"):
+        draw_network(diamond, tmp_path / "net.xyz")

@@ -7,7 +7,7 @@ from keras import layers
 
 import segdrop
 from segdrop import InputError, activations, insert_dropout, insert_layers, verify
-from segdrop.surgery import functional_view, layer_paths, trace
+from segdrop.graph import functional_view, parts, trace
 
 X = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
 
@@ -40,7 +40,7 @@ def mixed():
 
 
 def test_activations_are_found_wherever_they_live(mixed):
-    found = [path for path, layer in layer_paths(functional_view(mixed)).items() if activations(layer)]
+    found = [path for path, part in parts(functional_view(mixed)).items() if activations(part.layer)]
     operation = [path for path in found if path.startswith("relu")]
     assert len(operation) == 1
     assert [path for path in found if path not in operation] == [
@@ -243,6 +243,112 @@ def test_initializers_survive_though_the_copy_draws_no_values(mixed):
     assert copy.get_layer("conv_plain").get_config() == mixed.get_layer("conv_plain").get_config()
 
 
+class Block(layers.Layer):
+    """A layer made of layers, one of which may be frozen by itself."""
+
+    def __init__(self, units=5, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.dense, self.bn = layers.Dense(units, name="dense"), layers.BatchNormalization(name="bn")
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.bn.build((None, self.units))
+
+    def call(self, x, training=None):
+        return self.bn(self.dense(x), training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def test_a_frozen_part_of_a_layer_stays_frozen():
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, layers.ReLU(name="last")(Block(name="block")(inputs)))
+    model.get_layer("block").bn.trainable = False
+    copy = insert_dropout(model, "last", 0.0)
+    x = np.random.default_rng(0).normal(size=(8, 5)).astype("float32")
+    np.testing.assert_array_equal(copy(x, training=True), model(x, training=True))
+    assert [w.path for w in copy.trainable_weights] == [w.path for w in model.trainable_weights]
+
+
+def test_a_layer_that_is_in_two_models_stays_one():
+    shared, inner = layers.Dense(5, name="shared"), keras.Input((5,))
+    nested_model = keras.Model(inner, shared(inner), name="nested")
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, layers.Dense(2, name="last")(shared(nested_model(inputs))))
+    copy = insert_dropout(model, "last", 0.1)
+    assert len(copy.weights) == len(model.weights) == 4
+    assert copy.get_layer("nested").get_layer("shared") is copy.get_layer("shared")
+
+
+def test_a_layer_that_is_also_within_a_wrapper_is_an_error():
+    dense, inputs = layers.Dense(4, name="dense"), keras.Input((3, 4))
+    model = keras.Model(inputs, layers.TimeDistributed(dense, name="steps")(dense(inputs)))
+    with pytest.raises(InputError, match="'dense' and 'steps' have the weight .* in common"):
+        insert_dropout(model, "dense", 0.5)
+
+
+class Doubling(keras.Model):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=training) * 2
+
+
+def test_a_functional_model_with_a_call_of_its_own_is_refused_and_within_a_model_copied_whole():
+    inputs = keras.Input((4,))
+    own = Doubling(inputs, layers.Dense(3, name="dense")(inputs))
+    with pytest.raises(TypeError, match="must be a functional or built Sequential Keras 3 model, got .*Doubling"):
+        insert_dropout(own, "dense", 0.5)
+
+
+def test_bins_that_were_adapted_are_kept():
+    bins = layers.Discretization(num_bins=4, name="bins")
+    bins.adapt(np.linspace(0, 100, 50))
+    inputs = keras.Input((3,))
+    x = layers.Flatten()(layers.Embedding(10, 3, name="embedding")(bins(inputs)))
+    model = keras.Model(inputs, layers.Dense(2, name="last")(x))
+    values = np.array([[1.0, 40.0, 99.0]])
+    np.testing.assert_array_equal(insert_dropout(model, "last", 0.5)(values), model(values))
+
+
+def test_a_layer_may_be_given_itself(mixed):
+    assert inserted(insert_dropout(mixed, mixed.get_layer("re_lu"), 0.5)) == ["re_lu"]
+
+
+def test_a_layer_that_cannot_be_copied_is_named():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3, activation=lambda x: x * 2, name="dense")(inputs))
+    with (
+        pytest.warns(UserWarning, match="lambda"),
+        pytest.raises(InputError, match="Layer 'dense' cannot be copied from its configuration"),
+    ):
+        insert_dropout(model, "dense", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "message"),
+    [
+        (lambda site, tensor: None, TypeError, "`factory` must give a Keras layer, got None for site 're_lu'"),
+        (lambda site, tensor: layers.Dense(9), InputError, "must keep the shape .*, 4.*, it gives .*, 9"),
+        (
+            lambda site, tensor: layers.ReLU(name="flat"),
+            InputError,
+            "needs a name that the model does not have: 'flat'",
+        ),
+    ],
+)
+def test_a_factory_s_wrong_results_are_told(mixed, factory, error, message):
+    with pytest.raises(error, match=message):
+        insert_layers(mixed, "re_lu", factory)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("sites", None), ("sites", 3), ("bypass", 5)])
+def test_what_is_no_selector_is_a_type_error(mixed, argument, value):
+    options = {"sites": "re_lu", "rate": 0.5, argument: value}
+    with pytest.raises(TypeError, match=f"`{argument}` takes names, globs, layer classes and predicates, got {value}"):
+        insert_dropout(mixed, **options)
+
+
 def largest_float_site(model):
     """A layer in the middle of the graph that gives feature maps."""
     calls = [call for call in trace(model) if len(call.shapes[0]) == 4 and hasattr(call.layer, "get_config")]
@@ -273,7 +379,7 @@ def largest_float_site(model):
 def test_the_families_of_keras_applications(family):
     plain = getattr(keras.applications, family)(weights=None, input_shape=(96, 96, 3), classes=10)
     sites = [largest_float_site(plain)]
-    found = [path for path, layer in layer_paths(functional_view(plain)).items() if activations(layer)]
+    found = [path for path, part in parts(functional_view(plain)).items() if activations(part.layer)]
     assert found
     sites += [path for path in found if path not in sites]
     dropped = insert_dropout(plain, sites, 0.3)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from segdrop import VerificationError, insert_dropout, insert_layers, verify
+from segdrop import InputError, VerificationError, insert_dropout, insert_layers, verify
 
 
 @pytest.fixture
@@ -123,3 +123,33 @@ def test_other_output_shapes_are_noticed(plain):
     other = keras.Model(plain.input, plain.get_layer("act").output)
     with pytest.raises(VerificationError, match="outputs have the same shapes"):
         verify(plain, other)
+
+
+def test_a_model_with_dropout_of_its_own_and_a_rate_of_zero_passes():
+    inputs = keras.Input((8,))
+    x = layers.Dropout(0.5, name="own")(layers.Dense(8, name="hidden")(inputs))
+    plain = keras.Model(inputs, layers.Dense(1, name="last")(x))
+    dropped = insert_dropout(plain, "own", 0.3, adjustable=True)
+    dropped.get_layer("own_dropout").rate = 0.0
+    assert "training mode differs" not in [row["check"] for row in verify(plain, dropped)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draws": 2}, "`draws` must be a whole number of at least 100, got draws=2"),
+        ({"images": np.zeros((1, 8, 8, 5), "float32")}, "`images` do not fit the model"),
+    ],
+)
+def test_wrong_arguments_are_errors(plain, options, message):
+    with pytest.raises(InputError, match=message):
+        verify(plain, insert_dropout(plain, "act", 0.5), **options)
+
+
+def test_inputs_of_whole_numbers_must_be_given():
+    inputs = keras.Input((3,), dtype="int32")
+    model = keras.Model(inputs, layers.Embedding(10, 4, name="embedding")(inputs))
+    dropped = insert_dropout(model, "embedding", 0.5)
+    with pytest.raises(InputError, match="`images` must be given: the model's input is int32"):
+        verify(model, dropped)
+    assert verify(model, dropped, np.array([[1, 2, 3]]))
