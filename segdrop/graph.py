@@ -118,7 +118,7 @@ def call_nodes(view: keras.Model) -> list:
     return [node for node in nodes if not node.is_input]
 
 
-def _trace(view, inputs, input_shapes, work_out, home, calls, numbers) -> list[int]:
+def _trace(view, inputs, input_shapes, work_out, home, calls, fresh) -> list[int]:
     nodes = call_nodes(view)
     tensors = [tensor for node in nodes for tensor in node.output_tensors]
     shapes = [tuple(tensor.shape) for tensor in tensors]
@@ -131,9 +131,9 @@ def _trace(view, inputs, input_shapes, work_out, home, calls, numbers) -> list[i
         layer, received = node.operation, [known[id(tensor)] for tensor in node.input_tensors]
         if is_model(layer):
             inner = [shape_of[id(tensor)] for tensor in node.input_tensors]
-            made = _trace(functional_view(layer), received, inner, work_out, f"{home}{layer.name}/", calls, numbers)
+            made = _trace(functional_view(layer), received, inner, work_out, f"{home}{layer.name}/", calls, fresh)
         else:
-            made = [next(numbers) for _ in node.output_tensors]
+            made = [next(fresh) for _ in node.output_tensors]
             given = tuple(shape_of[id(tensor)] for tensor in node.output_tensors)
             calls.append(Call(home + layer.name, layer, tuple(received), tuple(made), given))
         known.update(zip(map(id, node.output_tensors), made, strict=True))

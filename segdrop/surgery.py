@@ -89,8 +89,8 @@ def insert_after(
         if not bypassed & set(paths):
             shown = repr(selector) if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
             raise InputError(f"`bypass` {shown} has no effect: none of its layers receives a site's output directly.")
-    names = {layer.name for layer in view.layers}
-    if [name for name in _weighted_layers(copy) if name in names] != _weighted_layers(view):
+    order = _weighted_paths(view)
+    if [path for path in _weighted_paths(copy) if path in order] != order:
         warnings.warn(
             "Keras orders the layers of the new model differently, because only some of several parallel branches have "
             "become longer: weight files do not load between it and the original. Exchange them by way of "
@@ -103,13 +103,16 @@ def insert_after(
 def _checked(layer, path: str, known, inserted):
     if not isinstance(layer, keras.layers.Layer):
         raise TypeError(f"`factory` must give a Keras layer, got {layer!r} for site {path!r}.")
-    if layer.name in {part.layer.name for part in known.values()} | {one.name for one in inserted.values()}:
+    home = path.rpartition("/")[0]
+    taken = {p.rpartition("/")[2] for p in known if p.rpartition("/")[0] == home}
+    taken |= {one.name for p, one in inserted.items() if p.rpartition("/")[0] == home}
+    if layer.name in taken:
         raise InputError(f"The layer for site {path!r} needs a name that the model does not have: {layer.name!r}.")
     return layer
 
 
-def _weighted_layers(model) -> list[str]:
-    return [layer.name for layer in model.layers if layer.weights]
+def _weighted_paths(view) -> list[str]:
+    return [path for path, part in parts(view, nested=True).items() if getattr(part.layer, "weights", ())]
 
 
 def rebuild(

@@ -146,6 +146,22 @@ def test_dropout_in_a_model_that_is_called_twice_draws_twice():
     assert (np.array(first) != np.array(second)).any()
 
 
+def test_two_models_within_a_model_may_have_layers_of_the_same_name():
+    def tower(name):
+        inner = keras.Input((4,))
+        return keras.Model(inner, layers.Dense(4, name="dense")(inner), name=name)
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, tower("second")(tower("first")(inputs)))
+    dropped = insert_dropout(model, "*/dense", 0.5, nested=True)
+    assert [call.path for call in trace(dropped)] == [
+        "first/dense",
+        "first/dense_dropout",
+        "second/dense",
+        "second/dense_dropout",
+    ]
+
+
 def test_a_shared_layer_is_followed_by_dropout_at_each_call():
     shared, inputs = layers.Dense(40, name="shared"), keras.Input((40,))
     model = keras.Model(inputs, shared(shared(inputs)))
