@@ -67,6 +67,7 @@ def test_a_rate_set_in_the_middle_of_an_epoch_acts_on_the_next_step():
 def test_assigning_the_layer_s_rate_acts_without_compiling_again():
     model = ones_model(0.5)
     first = model.train_on_batch(ONES, ONES)
+    model.reset_metrics()  # or older versions give the mean of both steps
     model.get_layer("same_dropout").rate = 0.2
     assert 1 - 1 / first == pytest.approx(0.5, abs=0.01)
     assert 1 - 1 / model.train_on_batch(ONES, ONES) == pytest.approx(0.2, abs=0.01)
