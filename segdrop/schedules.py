@@ -83,7 +83,7 @@ def adjustable_layers(model: keras.Model) -> list[AdjustableDropout | DropBlock2
 
 
 def mean_rate(layers) -> float:
-    return float(f"{sum(layer.rate for layer in layers) / len(layers):.6g}")
+    return float(f"{sum(layer.rate for layer in layers) / len(layers):.4g}")
 
 
 def _assign(model, rates: dict) -> None:

@@ -288,8 +288,9 @@ class _Session:
         else:
             for weight, value in zip(model.non_trainable_weights, old, strict=True):
                 weight.assign(value)
+        told = " to ".join("undefined" if value is None else f"{value:.4f}" for value in (before, after))
         verb = "kept" if kept else "discarded"
-        _console.print(f"\nBatchNorm recalibrated: validation Dice {before} before, {after} after; {verb}.")
+        _console.print(f"\nBatchNorm recalibrated: validation Dice from {told}; {verb}.")
         return {"val_dice_before": before, "val_dice_after": after, "kept": kept}
 
     def example_panels(self, model: keras.Model, count: int) -> tuple[list[np.ndarray], list[str]]:
