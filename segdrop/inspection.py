@@ -72,23 +72,36 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
                 "trains": _trains(before),
             }
         )
-    shown = ["after", "place", "kind", "rate", "shape", "units", "dropped", "changes", "in_decoder", "skips", "trains"]
-    return _DropoutTable(rows, "Dropout" if rows else "No dropout layer.", shown, keys=COLUMNS)
+    return _DropoutTable(rows, keys=COLUMNS)
 
 
 class _DropoutTable(Table):
+    """Shows what fits into 80 columns of a terminal; files have everything."""
+
     def rich(self):
-        for_terminal = [
+        places = sorted({row["place"] for row in self})
+        title = (
+            f"Dropout, {', '.join(places)}; changes: layers whose outputs it changes (those in the decoder); "
+            "skips: how many carry it to the decoder; trains: the weights before it"
+        )
+        rows = [
             {
-                **row,
+                "after": row["after"],
+                **({"place": row["place"]} if len(places) > 1 else {}),
                 "kind": f"{row['kind']}, shared" if row["shared"] else row["kind"],
-                "changes": len(row["changes"]),
-                "in_decoder": row["changes_decoder"] if row["part"] else None,
-                "skips": row["skips"] or "none",
+                "rate": f"{row['rate']:.3g}",
+                "shape": "x".join("?" if side is None else str(side) for side in row["shape"]),
+                "dropped": "?" if row["dropped"] is None else f"{row['dropped']:.4g} of {row['units']}",
+                "changes": f"{len(row['changes'])}" + (f" ({row['changes_decoder']})" if row["part"] else ""),
+                "skips": len(row["skips"]),
+                "trains": row["trains"],
             }
             for row in self
         ]
-        return Table(for_terminal, self.title, self.columns).rich()
+        return Table(rows, title).rich()
+
+    def __str__(self) -> str:
+        return super().__str__() if self else "No dropout layer."
 
 
 def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[int, int] | None = None) -> None:

@@ -33,7 +33,9 @@ class Table(list):
         from rich.markup import escape
         from rich.table import Table as RichTable
 
-        table = RichTable(title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = RichTable(
+            title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+        )
         for i, column in enumerate(self.columns):
             numeric = all(isinstance(row[column], (int, float)) for row in self)
             justify = "right" if numeric else "left"
