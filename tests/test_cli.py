@@ -29,8 +29,9 @@ def run(*arguments, **options):
 
 
 def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path):
-    """Two uninterrupted runs are equal, and so is one that was killed; in the frozen phase, with dropout."""
+    """Two uninterrupted runs are equal, and so is one that was killed; with a frozen phase and a changing rate."""
     options = [*TINY, "--data", cells, "--epochs", "4", "--freeze-epochs", "1", "--encoder-dropout", "0.3", "--spatial"]
+    options += ["--dropout-schedule", "ramp", "--dropout-schedule-epochs", "3"]
     whole = run(*options, "--run-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     history = tmp_path / "killed" / "history.csv"
@@ -53,6 +54,7 @@ def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path):
     resumed = run("--resume", "--run-dir", tmp_path / "killed")
     given.write_text(kept)
     assert resumed.returncode == 0, resumed.stderr
+    assert "dropout_rate" in history.read_text()
     for name in ("history.csv", "split.csv"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
     first, second = (keras.saving.load_model(tmp_path / name / "model.keras") for name in ("whole", "killed"))
