@@ -155,6 +155,13 @@ def check_rate(rate: float, name: str = "rate") -> float:
     return float(rate)
 
 
+def check_whole(value: int, name: str, minimum: int = 1) -> int:
+    """Return `value` as an int, or raise InputError unless it is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise InputError(f"`{name}` must be a whole number of at least {minimum}, got {name}={value!r}.")
+    return int(value)
+
+
 def _choices(hint) -> tuple:
     """The values that a `Literal` or `Literal | None` annotation allows; empty for any other."""
     if typing.get_origin(hint) is Literal:

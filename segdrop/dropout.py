@@ -9,7 +9,7 @@ import keras
 
 from .config import DROPOUT_KINDS, check_rate
 from .errors import InputError
-from .graph import Call, Part, downstream, functional_view, parts, trace, upstream
+from .graph import Call, Part, consumers, downstream, functional_view, maker, parts, trace, upstream
 from .layers import AdjustableDropout, DropBlock2D, FixedMode
 from .selection import Selector, as_selectors, select, select_sites
 from .surgery import copy_layer, insert_after, rebuild
@@ -79,7 +79,7 @@ def insert_dropout(
         if f"{path}{SUFFIX}" in known:
             raise InputError(f"Site {path!r} is already followed by dropout; insert into the plain model.")
 
-    def maker(order: int, path: str):
+    def layer_for(order: int, path: str):
         layer = known[path].layer
 
         def make(output):
@@ -101,8 +101,8 @@ def insert_dropout(
 
         return make
 
-    makers = {path: maker(order, path) for order, path in enumerate(rates)}
-    return insert_after(view, makers, bypass, nested)
+    makers = {path: layer_for(order, path) for order, path in enumerate(rates)}
+    return insert_after(view, known, makers, bypass)
 
 
 def remove_dropout(model: keras.Model, *, all: bool = False) -> keras.Model:
@@ -273,11 +273,10 @@ def _site_rates(known, view, sites, rate) -> dict[str, float]:
         values = [value for one, value in by_selector.items() for _ in select(known, one, view, "sites")]
         return dict(zip(paths, values, strict=True))
     ramp = ramp_rates(rate)
-    if not ramp:
-        check_rate(rate)
+    one_rate = None if ramp else check_rate(rate)
     paths = select_sites(known, as_selectors(sites, "sites"), view)
-    if not ramp:
-        return dict.fromkeys(paths, check_rate(rate))
+    if one_rate is not None:
+        return dict.fromkeys(paths, one_rate)
     by_depth = [path for path in known if path in paths]
     values = dict(zip(by_depth, linear_ramp(*ramp, len(by_depth)), strict=True))
     return {path: values[path] for path in paths}
@@ -321,11 +320,11 @@ def _check_kind_fits(part: Part, path: str, kind: str, calls: list[Call], output
 
 def _ends_branch(call: Call, calls: list[Call]) -> bool:
     """Whether a call's output goes into additions alone, where the other summand is a shortcut past the call."""
-    consumers = [one for one in calls if set(call.outputs) & set(one.inputs)]
-    return bool(consumers) and all(
-        type(consumer.layer).__name__ in _SUMS
-        and any(_is_shortcut(tensor, call, calls) for tensor in set(consumer.inputs) - set(call.outputs))
-        for consumer in consumers
+    receivers = consumers(calls, call)
+    return bool(receivers) and all(
+        type(receiver.layer).__name__ in _SUMS
+        and any(_is_shortcut(tensor, call, calls) for tensor in set(receiver.inputs) - set(call.outputs))
+        for receiver in receivers
     )
 
 
@@ -339,10 +338,10 @@ def _is_shortcut(tensor: int, call: Call, calls: list[Call]) -> bool:
     before = {needed for one in branch for needed in one.inputs}
     length = 0
     while tensor not in before:
-        maker = next((one for one in calls if tensor in one.outputs), None)
-        if maker is None or len(maker.inputs) != 1:
+        made_by = maker(calls, tensor)
+        if made_by is None or len(made_by.inputs) != 1:
             return False
-        length += bool(getattr(maker.layer, "weights", ()))
-        (tensor,) = maker.inputs
+        length += bool(getattr(made_by.layer, "weights", ()))
+        (tensor,) = made_by.inputs
     after = {id(one) for one in downstream(calls, [tensor])}
     return length < sum(id(one) in after and bool(getattr(one.layer, "weights", ())) for one in branch) or length == 0

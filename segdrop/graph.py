@@ -160,6 +160,16 @@ def upstream(calls: list[Call], tensors: Iterable[int]) -> list[Call]:
     return found[::-1]
 
 
+def maker(calls: list[Call], tensor: int) -> Call | None:
+    """The call that gives the tensor; None for an input."""
+    return next((call for call in calls if tensor in call.outputs), None)
+
+
+def consumers(calls: list[Call], call: Call) -> list[Call]:
+    """The calls that receive an output of `call`."""
+    return [one for one in calls if set(call.outputs) & set(one.inputs)]
+
+
 def _check_image_size(image_size) -> None:
     ok = isinstance(image_size, (tuple, list)) and len(image_size) == 2
     if not ok or any(isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1 for n in image_size):

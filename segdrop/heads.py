@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
-from .config import check_rate
+from .config import check_rate, check_whole
 from .errors import InputError
 from .graph import functional_view, parts
 from .selection import nearest_names
@@ -56,8 +56,7 @@ def add_head(
         InputError: an argument outside its range, no layer called `at`, an input that is neither 4-D nor 2-D, or that
             is probabilities already.
     """
-    if isinstance(classes, bool) or not isinstance(classes, numbers.Integral) or classes < 1:
-        raise InputError(f"`classes` must be a whole number of at least 1, got classes={classes!r}.")
+    check_whole(classes, "classes")
     if pooling not in POOLINGS:
         raise InputError(f"`pooling` must be one of {', '.join(POOLINGS)}, got pooling={pooling!r}.")
     if isinstance(units, numbers.Number) or any(
@@ -82,8 +81,7 @@ def add_head(
         raise InputError(f"`at` names no layer of this model: {at!r}. Nearest: {nearest_names(at, layers)}.")
     base = rebuild(view)
     if freeze_base:
-        base.trainable = False
-        # The flag belongs to the layers: the copy that is returned has the head in it, too.
+        base.trainable = False  # the flags of its layers, which the returned model is made of
     features = parts(base)[at].outputs[0][0] if at else base.output
     if not hasattr(features, "shape") or len(features.shape) not in (2, 4):
         raise InputError(f"The head needs one tensor (N, H, W, C) or (N, C); {at or 'the output'} gives another.")

@@ -10,7 +10,7 @@ import keras
 
 from .dropout import channel_axis, is_dropout, kind_of, rate_of
 from .errors import InputError
-from .graph import Call, downstream, trace, upstream
+from .graph import Call, consumers, downstream, maker, trace, upstream
 from .tables import Table
 
 DECODER = ("decoder_", "center_block", "fpn_", "psp_")  # names of segmentation_models' decoders
@@ -53,7 +53,7 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
             units = {"path": 1, "gaussian": None}.get(kind, _product(shape))
         rate = rate_of(call.layer)
         before = [weight for one in upstream(calls, call.outputs) for weight in getattr(one.layer, "weights", ())]
-        after = _maker(calls, call.inputs[0])
+        after = maker(calls, call.inputs[0])
         rows.append(
             {
                 "layer": call.path,
@@ -120,14 +120,7 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
     groups = _groups(calls)
     names = list(dict.fromkeys(groups.values()))
     column = {name: i for i, name in enumerate(names)}
-    level = {}
-    for call in calls:  # a unit's place is that of its last output
-        shape = call.shapes[0]
-        if len(shape) == 4:
-            axis = 1 if keras.config.image_data_format() == "channels_last" else 2
-            level[groups[call.path]] = -math.log2(max(size[0] / max(shape[axis], 1), 1e-6))
-    lowest = min(level.values(), default=0)
-    level = {name: level.get(name, lowest - 1) for name in names}
+    level = _levels(calls, groups, size[0])
 
     figure = Figure(figsize=(max(6, 0.72 * len(names)), 6), layout="constrained")
     axes = figure.add_subplot()
@@ -178,6 +171,18 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
     figure.savefig(path, format=ending)
 
 
+def _levels(calls: list[Call], groups: dict[str, str], height: int) -> dict[str, float]:
+    """How often each unit's maps are halved, negative: those of its last output; without maps below all others."""
+    level: dict[str, float] = {}
+    for call in calls:
+        shape = call.shapes[0]
+        if len(shape) == 4:
+            axis = 1 if keras.config.image_data_format() == "channels_last" else 2
+            level[groups[call.path]] = -math.log2(max(height / max(shape[axis], 1), 1e-6))
+    lowest = min(level.values(), default=0)
+    return {name: level.get(name, lowest - 1) for name in groups.values()}
+
+
 def _marks(calls, groups) -> dict[str, str]:
     marks: dict[str, list[str]] = {}
     for call in calls:
@@ -214,16 +219,12 @@ def decoder_paths(calls: list[Call]) -> set[str]:
     return {call.path for call in [*named, *downstream(calls, outputs)]}
 
 
-def _maker(calls: list[Call], tensor: int) -> Call | None:
-    return next((call for call in calls if tensor in call.outputs), None)
-
-
 def _place(calls, call: Call, after: Call | None, decoder) -> str:
     """The placement that puts dropout here, as `build_unet` calls it."""
     if after is None:
         return "input"
-    consumers = [one for one in calls if set(call.outputs) & set(one.inputs)]
-    if consumers and call.path not in decoder and all(one.path in decoder for one in consumers):
+    receivers = consumers(calls, call)
+    if receivers and call.path not in decoder and all(one.path in decoder for one in receivers):
         return "bottleneck" if after.path == "relu1" else "skips"
     if after.path == "relu1":
         return "bottleneck"
@@ -234,8 +235,8 @@ def _place(calls, call: Call, after: Call | None, decoder) -> str:
             return "branch_end" if part == "conv" else "between_convs"
         return "activations" if part == "relu" else f"after {part}{number}"
     if isinstance(after.layer, keras.layers.Add):
-        makers = [_maker(calls, tensor) for tensor in after.inputs]
-        if any(maker and UNIT.match(maker.path) for maker in makers):
+        makers = [maker(calls, tensor) for tensor in after.inputs]
+        if any(one and UNIT.match(one.path) for one in makers):
             return "block_end"
     return f"after {type(after.layer).__name__}"
 
@@ -251,9 +252,9 @@ def _skips_reached(calls, call: Call, changed: list[Call], decoder) -> list[str]
         for tensor in one.inputs
         if tensor in affected - inside
     ]
-    makers = [_maker(calls, tensor) for tensor in joined]
-    makers = [_maker(calls, m.inputs[0]) if m and is_dropout(m.layer) and m.inputs else m for m in makers]
-    return _unique(maker.path for maker in makers if maker)
+    makers = [maker(calls, tensor) for tensor in joined]
+    makers = [maker(calls, m.inputs[0]) if m and is_dropout(m.layer) and m.inputs else m for m in makers]
+    return _unique(one.path for one in makers if one)
 
 
 def _trains(weights) -> str:

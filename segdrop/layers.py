@@ -4,12 +4,11 @@ They use `keras.ops` and `keras.random` only, so they run on every backend of Ke
 """
 
 import inspect
-import numbers
 
 import keras
 from keras import ops
 
-from .config import check_rate
+from .config import check_rate, check_whole
 from .errors import InputError
 
 
@@ -140,9 +139,7 @@ class DropBlock2D(_AdjustableLayer):
 
     def __init__(self, rate, block_size, shared_across_batch=False, data_format=None, target=None, seed=None, **kwargs):
         super().__init__(rate, target, seed, **kwargs)
-        if isinstance(block_size, bool) or not isinstance(block_size, numbers.Integral) or block_size < 1:
-            raise InputError(f"`block_size` must be a whole number of at least 1, got block_size={block_size!r}.")
-        self.block_size = int(block_size)
+        self.block_size = check_whole(block_size, "block_size")
         self.shared_across_batch = bool(shared_across_batch)
         self.data_format = data_format or keras.config.image_data_format()
         self.input_spec = keras.layers.InputSpec(ndim=4)

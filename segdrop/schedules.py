@@ -1,11 +1,10 @@
 """Dropout rates that change during training."""
 
-import numbers
 from collections.abc import Callable
 
 import keras
 
-from .config import check_rate
+from .config import check_rate, check_whole
 from .errors import InputError
 from .graph import trace
 from .layers import AdjustableDropout, DropBlock2D
@@ -43,10 +42,9 @@ class DropoutSchedule(keras.callbacks.Callback):
             self.factor = shape
         elif not isinstance(shape, str) or shape not in SHAPES:
             raise InputError(f"`shape` must be one of {', '.join(SHAPES)} or a function, got shape={shape!r}.")
-        elif isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral) or epochs < 1:
-            raise InputError(f"`epochs` must be a whole number of at least 1, got epochs={epochs!r}.")
         else:
-            self.factor = lambda epoch: SHAPES[shape](epoch, epochs)
+            length = check_whole(epochs, "epochs")
+            self.factor = lambda epoch: SHAPES[shape](epoch, length)
 
     def on_train_begin(self, logs=None):
         self._layers = adjustable_layers(self.model)

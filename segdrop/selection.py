@@ -22,13 +22,12 @@ def select(known: dict[str, Part], selector: Selector, view: keras.Model, argume
     hits = [path for path, part in known.items() if _matches(selector, path, part.layer, argument)]
     if hits:
         return hits
-    shown = repr(selector) if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
-    advice = f"Nearest: {nearest_names(shown.strip(chr(39)), known)}"
+    advice = f"Nearest: {nearest_names(selector if isinstance(selector, str) else shown(selector), known)}"
     for path, part in parts(view, nested=True).items():
         if path not in known and any(_matches(selector, p, part.layer, argument) for p in (path, part.layer.name)):
             advice = f"A nested model has it: enter it with nested=True and name {path!r}"
             break
-    raise InputError(f"`{argument}` matches no layer of this model: {shown}. {advice}.")
+    raise InputError(f"`{argument}` matches no layer of this model: {shown(selector)}. {advice}.")
 
 
 def select_sites(known: dict[str, Part], selectors, view: keras.Model) -> list[str]:
@@ -61,6 +60,11 @@ def as_selectors(selectors, argument: str) -> list[Selector]:
     if isinstance(selectors, Iterable):
         return list(selectors)
     raise TypeError(f"`{argument}` takes names, globs, layer classes and predicates, got {selectors!r}.")
+
+
+def shown(selector: Selector) -> str:
+    """A selector as messages call it."""
+    return repr(selector) if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
 
 
 def _matches(selector: Selector, path: str, layer, argument: str) -> bool:

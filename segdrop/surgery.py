@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import keras
 
 from .errors import InputError
-from .graph import functional_view, is_model, parts, with_flag_of
-from .selection import Selector, as_selectors, select, select_sites
+from .graph import Part, functional_view, is_model, parts, with_flag_of
+from .selection import Selector, as_selectors, select, select_sites, shown
 
 Factory = Callable[[keras.layers.Layer, keras.KerasTensor], keras.layers.Layer]
 
@@ -47,17 +47,16 @@ def insert_layers(
         path: lambda output, layer=known[path].layer: factory(layer, output)
         for path in select_sites(known, sites, view)
     }
-    return insert_after(view, makers, bypass, nested)
+    return insert_after(view, known, makers, bypass)
 
 
 def insert_after(
     view: keras.Model,
+    known: dict[str, Part],
     makers: dict[str, Callable[[keras.KerasTensor], keras.layers.Layer]],
     bypass: Selector | Iterable[Selector] = (),
-    nested: bool = False,
 ) -> keras.Model:
-    """`insert_layers` for sites that are already resolved to paths, each with the maker of its layer."""
-    known = parts(view, nested)
+    """`insert_layers` for sites that are resolved to paths of `known` parts, each with the maker of its layer."""
     bypasses = [(one, select(known, one, view, "bypass")) for one in as_selectors(bypass, "bypass")]
     around = {path for _, paths in bypasses for path in paths}
     bypassed = set()
@@ -87,8 +86,9 @@ def insert_after(
     copy = rebuild(view, call)
     for selector, paths in bypasses:
         if not bypassed & set(paths):
-            shown = repr(selector) if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
-            raise InputError(f"`bypass` {shown} has no effect: none of its layers receives a site's output directly.")
+            raise InputError(
+                f"`bypass` {shown(selector)} has no effect: none of its layers receives a site's output directly."
+            )
     order = _weighted_paths(view)
     if [path for path in _weighted_paths(copy) if path in order] != order:
         warnings.warn(

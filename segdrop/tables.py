@@ -11,21 +11,14 @@ from .run import write_csv, write_json
 class Table(list):
     """Rows, which are dicts of equal keys.
 
-    `print(table)` shows the columns chosen for a terminal, `table[0]["rate"]` is a value as it is, and `keys` are those
-    of every row, of which there may be none.
+    `print(table)` shows it in a terminal, `table[0]["rate"]` is a value as it is, and `keys` are those of every row, of
+    which there may be none.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Mapping],
-        title: str = "",
-        columns: Sequence[str] | None = None,
-        keys: Sequence[str] | None = None,
-    ):
+    def __init__(self, rows: Sequence[Mapping], title: str = "", keys: Sequence[str] | None = None):
         super().__init__(rows)
         self.keys = list(keys or (rows[0] if rows else ()))
         self.title = title
-        self.columns = list(columns or self.keys)
 
     def rich(self):
         """The table for a `rich.console.Console`."""
@@ -36,12 +29,12 @@ class Table(list):
         table = RichTable(
             title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
         )
-        for i, column in enumerate(self.columns):
-            numeric = all(isinstance(row[column], (int, float)) for row in self)
+        for i, key in enumerate(self.keys):
+            numeric = all(isinstance(row[key], (int, float)) for row in self)
             justify = "right" if numeric else "left"
-            table.add_column(column.replace("_", " "), justify=justify, overflow="fold", no_wrap=i == 0)
+            table.add_column(key.replace("_", " "), justify=justify, overflow="fold", no_wrap=i == 0)
         for row in self:
-            table.add_row(*(escape(_shown(row[column])) for column in self.columns))
+            table.add_row(*(escape(_shown(row[key])) for key in self.keys))
         return table
 
     def __str__(self) -> str:
@@ -64,12 +57,4 @@ class Table(list):
 
 
 def _shown(value) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, type(None))) for v in value):
-        return " x ".join("?" if v is None else str(v) for v in value)
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

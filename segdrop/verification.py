@@ -1,12 +1,12 @@
 """Proof that a model is another one with working dropout in it and nothing else changed."""
 
 import contextlib
-import numbers
 import re
 
 import keras
 import numpy as np
 
+from .config import check_whole
 from .dropout import is_dropout, kind_of, rate_of
 from .errors import InputError, VerificationError
 from .graph import Call, functional_view, trace
@@ -47,14 +47,15 @@ def verify(
         InputError: `images` do not fit, or must be given, or there are less than 100 draws.
     """
     plain, dropped = functional_view(plain), functional_view(dropped)
-    if isinstance(draws, bool) or not isinstance(draws, numbers.Integral) or draws < 100:
-        raise InputError(f"`draws` must be a whole number of at least 100, got draws={draws!r}.")
+    check_whole(draws, "draws", minimum=100)
     shapes = [[tuple(tensor.shape) for tensor in model.inputs] for model in (dropped, plain)]
     if shapes[0] != shapes[1]:
         raise VerificationError(f"The inputs differ: found {shapes[0]}, expected {shapes[1]}.")
     if images is None:
         images = _noise(plain, seed)
     rows: list[dict] = []
+    plain_calls, dropped_calls = trace(plain), trace(dropped)
+    added = _added(plain_calls, dropped_calls)
 
     def check(ok: bool, name: str, where: str, found, expected) -> None:
         if not ok:
@@ -73,13 +74,14 @@ def verify(
         difference = max(float(np.abs(a - b).max()) for a, b in pairs)
         equal = all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)  # an untrained network may overflow
         check(equal, "inference is the same", "outputs", f"largest difference {difference:g}", "0")
-        _check_configs(check, trace(plain), trace(dropped))
+        _check_configs(
+            check, plain_calls, [call for call in dropped_calls if call.path not in {one.path for one in added}]
+        )
         _check_weights(check, plain, dropped)
 
         check(
             _equal(before, _statistics(dropped)), "BatchNorm rests at inference", "moving statistics", "equal", "equal"
         )
-        added = _added(trace(plain), trace(dropped))
         check(bool(added), "dropout was added", "dropout layers", len(added), "at least 1")
         for call in added:
             _check_layer(check, call, draws)
@@ -89,16 +91,14 @@ def verify(
         again = _flat(plain(images, training=True))
         same = all(np.array_equal(a, b) for a, b in zip(again, trained, strict=True))
         found, expected = ("equal" if same else "different"), ("different" if acting else "equal")
-        if acting or not any(is_dropout(call.layer) for call in trace(plain)):
+        if acting or not any(is_dropout(call.layer) for call in plain_calls):
             check(same != acting, "training mode differs", "outputs", found, expected)
-        if before and any(_trains_batchnorm(call.layer) for call in trace(dropped)):
+        if before and any(_trains_batchnorm(call.layer) for call in dropped_calls):
             check(not _equal(before, moved), "BatchNorm is moved by training", "moving statistics", "moved", "moved")
     return Table(rows, f"{len(rows)} checks passed")
 
 
-def _check_configs(check, plain: list[Call], dropped: list[Call]) -> None:
-    extra = {call.path for call in _added(plain, dropped)}
-    rest = [call for call in dropped if call.path not in extra]
+def _check_configs(check, plain: list[Call], rest: list[Call]) -> None:
     # The order of calls that do not depend on each other may differ: compare by name.
     ours, theirs = _by_name(rest), _by_name(plain)
     for name in [*theirs, *ours]:
