@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .errors import VerificationError as VerificationError
     from .evaluation import evaluate as evaluate
+    from .exporting import export as export
     from .heads import add_head as add_head
     from .inspection import draw_network as draw_network
     from .inspection import dropout_table as dropout_table
+    from .loading import Network as Network
+    from .loading import load as load
+    from .prediction import predict as predict
+    from .prediction import predict_uncertainty as predict_uncertainty
+    from .reporting import report as report
     from .schedules import DropoutSchedule as DropoutSchedule
     from .schedules import set_dropout_rate as set_dropout_rate
     from .selection import activations as activations
     from .surgery import insert_layers as insert_layers
     from .training import TrainResult as TrainResult
     from .training import train as train
+    from .uncertainty import Uncertainty as Uncertainty
     from .unet import build_unet as build_unet
     from .verification import verify as verify
 
@@ -49,6 +56,13 @@ _HOME = {
     "TrainResult": "training",
     "TrainConfig": "config",
     "evaluate": "evaluation",
+    "load": "loading",
+    "Network": "loading",
+    "predict": "prediction",
+    "predict_uncertainty": "prediction",
+    "Uncertainty": "uncertainty",
+    "report": "reporting",
+    "export": "exporting",
     "InputError": "errors",
     "VerificationError": "errors",
 }

@@ -116,7 +116,7 @@ class Sampler:
         """Crop and augment.
 
         Args:
-            image: uint8 or uint16 (H, W, 3).
+            image: uint8 or float32 (H, W, 3), 0..255.
             mask: uint8 (H, W).
             seed: whole numbers; equal seeds give equal results.
 
@@ -130,8 +130,7 @@ class Sampler:
         image, mask = random_crop(image, mask, self._crop_size, rng)
         transform.set_random_seed(int(rng.integers(2**32)))
         if image.dtype != np.uint8:
-            # Albumentations takes floats in 0..1; 16-bit values would lose their low bits as uint8.
-            image = image.astype(np.float32) / np.iinfo(image.dtype).max
+            image = image / np.float32(255)  # Albumentations takes floats in 0..1
         try:
             result = transform(image=image, mask=mask)
         except Exception as error:  # a transform may raise anything

@@ -1,4 +1,4 @@
-"""The command line: `segdrop train`, `evaluate` and `inspect`. TensorFlow is imported inside the commands."""
+"""The command line: one function per command. TensorFlow is imported inside them."""
 
 import contextlib
 import dataclasses
@@ -9,20 +9,20 @@ import os
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from . import __version__
-from .config import TrainConfig
+from .config import OVERLAP, TILE, PredictOptions, TrainConfig
 from .errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Score a run's best model: IoU and Dice per class, on whole images."""
+    """Score a run's best model: overlap, distances, calibration, and with samples how well it knows its errors."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
@@ -30,6 +30,62 @@ class EvaluateOptions:
     """Data set; by default the run's own, with the run's split."""
     split: str = "test"
     """train, val, test, or all."""
+    mc_samples: int = 0
+    """Monte Carlo dropout samples of each image, to score uncertainty; 0: none."""
+    ensemble: tuple[Path, ...] = ()
+    """Further runs, to score the uncertainty of all together."""
+    seed: int = 0
+    """Seed of these samples, and of the intervals' resampling."""
+    tolerance: float = 2.0
+    """Of the surface Dice, in pixels, or in mm where the images tell their spacing."""
+    tile: int = TILE
+    """Side of the tiles that larger images are cut into, in pixels, a multiple of 32."""
+    overlap: int = OVERLAP
+    """Overlap of neighbouring tiles in pixels, a multiple of 32, at most half a tile."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictFilesOptions(PredictOptions):
+    """Write masks, and if asked for probabilities, uncertainty and overlays, of images of any size and format."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, or an exported .onnx file."""
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """Images, folders (with their subfolders), or globs."""
+    out: Path
+    """Folder to write to, a new one."""
+    resume: bool = False
+    """Go on in --out where the same command was interrupted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Write a run's report: one HTML file with its scores, plots and pictures."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    out: Path | None = None
+    """The file to write; by default report.html in the run's folder."""
+    split: str = "test"
+    """train, val or test."""
+    mc_samples: int = 20
+    """Monte Carlo dropout samples for the pictures of uncertainty, where the network has dropout."""
+    images: int = 3
+    """How many of the best, of the median and of the worst images to show."""
+    seed: int = 0
+    """Seed of the samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's network for use elsewhere: no dropout, float32, intensity scaling inside, checked."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    out: Path | None = None
+    """The file or folder to write; by default model.onnx or saved_model in the run's folder."""
+    format: Literal["onnx", "saved_model"] = "onnx"
+    """ONNX, or TensorFlow's SavedModel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +106,18 @@ class InspectOptions:
     """Write the table as JSON."""
 
 
-COMMANDS = {"train": TrainConfig, "evaluate": EvaluateOptions, "inspect": InspectOptions}
+COMMANDS = {
+    "train": TrainConfig,
+    "evaluate": EvaluateOptions,
+    "predict": PredictFilesOptions,
+    "report": ReportOptions,
+    "export": ExportOptions,
+    "inspect": InspectOptions,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 for wrong input, told in one line on stderr."""
+    """Run a command; returns the exit code: 0, 1 where some files failed, 2 for wrong input, told in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(arguments)
@@ -63,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         message = _describe(error)
     except KeyboardInterrupt:
-        message = "interrupted; a training goes on with --resume and its --run-dir."
+        message = "interrupted; training and predict go on with --resume and the same folder."
     print(f"segdrop: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
@@ -83,17 +146,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise InputError(f"no such command: {name!r}; there are {', '.join(COMMANDS)}.")
     options = _parse(name, rest, _resumed_config(rest) if name == "train" else None)
     _import_tensorflow()
-    if isinstance(options, TrainConfig):
-        from .training import train
-
-        train(options)
-    elif isinstance(options, InspectOptions):
-        _inspect(options)
-    else:
-        from .evaluation import evaluate
-
-        _print_scores(evaluate(options.run, options.data, options.split), options.split)
-    return 0
+    return _RUN[type(options)](options) or 0
 
 
 def _resumed_config(arguments: list[str]) -> TrainConfig | None:
@@ -118,6 +171,7 @@ def _import_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        tf.get_logger().setLevel("ERROR")  # images of many sizes are many graphs, which is no news to the user
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -218,13 +272,57 @@ def _describe(error: OSError) -> str:
     return f"{error.strerror}{where}{advice}."
 
 
-def _inspect(options: InspectOptions) -> None:
-    import keras
-    from rich.console import Console
+def _train(config: TrainConfig) -> None:
+    from .training import train
 
-    from . import layers as layers  # registers them for the model
+    train(config)
+
+
+def _evaluate(options: EvaluateOptions) -> None:
+    from .evaluation import evaluate, scores_table
+
+    result = evaluate(**_fields(options))
+    console = _console()
+    for table in scores_table(result):
+        console.print(table.rich())
+    if "warning" in result:
+        console.print(f"[bold yellow]Warning: {result['warning']}.")
+
+
+def _predict(options: PredictFilesOptions) -> int:
+    from .prediction import predict
+
+    found = predict(**_fields(options))
+    failures = [row for row in found.files if row["status"] != "ok"]
+    for row in failures[:10]:
+        print(f"segdrop: {row['status']}", file=sys.stderr)
+    if len(failures) > 10:
+        print(f"segdrop: ... and {len(failures) - 10} more, in {found.out / 'predictions.csv'}", file=sys.stderr)
+    print(
+        f"{len(found.files) - len(failures)} of {len(found.files)} files predicted, in {found.out}: "
+        f"{found.images_per_second:.2f} images/s, {found.tiles_per_second:.2f} tiles/s."
+    )
+    return 1 if failures else 0
+
+
+def _report(options: ReportOptions) -> None:
+    from .reporting import report
+
+    print(f"Report: {report(**_fields(options))}")
+
+
+def _export(options: ExportOptions) -> None:
+    from .exporting import export
+
+    names = {"onnx": "model.onnx", "saved_model": "saved_model"}
+    result = export(options.run, options.out or options.run / names[options.format], format=options.format)
+    print(f"Exported: {result.path} (probabilities differ by at most {result.difference:.2g} on {result.images}).")
+
+
+def _inspect(options: InspectOptions) -> None:
     from .dropout import remove_dropout
     from .inspection import draw_network, dropout_table
+    from .loading import load_model
     from .run import MODEL, stored_config
     from .verification import verify
 
@@ -234,18 +332,13 @@ def _inspect(options: InspectOptions) -> None:
         path = path / MODEL
     if not path.is_file():
         raise FileNotFoundError(f"There is no model: {path}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say comes with the error
-            model = keras.saving.load_model(path, compile=False)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise InputError(f"{path} is not a Keras model that can be loaded: {str(error).splitlines()[0]}") from error
+    model = load_model(path)
     size = None if side is None else (side, side)
     try:
         table = dropout_table(model, size)
     except TypeError as error:  # a subclassed model, or one that was never built
         raise InputError(f"{path}: {error}") from error
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = _console()
     console.print(table.rich() if table else f"{path} has no dropout layer.")
     if options.verify:
         console.print(verify(remove_dropout(model), model).rich())
@@ -257,29 +350,24 @@ def _inspect(options: InspectOptions) -> None:
         draw_network(model, options.svg, size)
 
 
-def _print_scores(result: dict, split: str) -> None:
+def _console():
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    def number(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.4f}"
+    return Console(width=None if sys.stdout.isatty() else 140)
 
-    table = Table(title=escape(f"{result['data']}, {split}: {result['images']} images"))
-    for column in ("class", "Dice", "IoU", "Dice per image", "images without it"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for name, scores in result["classes"].items():
-        table.add_row(
-            escape(name),
-            *(number(scores[key]) for key in ("dice", "iou", "dice_per_image")),
-            str(scores["images_undefined"]),
-        )
-    table.add_section()
-    table.add_row("foreground mean", number(result["dice"]), number(result["iou"]), "", "")
-    console = Console()
-    console.print(table)
-    if "warning" in result:
-        console.print(f"[bold yellow]Warning: {result['warning']}.")
+
+def _fields(options) -> dict:
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+
+
+_RUN = {
+    TrainConfig: _train,
+    EvaluateOptions: _evaluate,
+    PredictFilesOptions: _predict,
+    ReportOptions: _report,
+    ExportOptions: _export,
+    InspectOptions: _inspect,
+}
 
 
 if __name__ == "__main__":

@@ -10,10 +10,15 @@ from typing import Literal
 
 from .errors import InputError
 
+if typing.TYPE_CHECKING:
+    from .intensity import Intensity
+
 Kind = Literal["element", "spatial", "block", "path"]
 Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
 DROPOUT_KINDS: tuple[str, ...] = typing.get_args(Kind)
 PLACEMENTS: tuple[str, ...] = typing.get_args(Placement)
+MULTIPLE = 32  # of the sides of what the network sees: the U-Net halves them five times
+TILE, OVERLAP = 1024, 256  # pixels; larger images are predicted in tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,16 @@ class TrainConfig:
     """Number of classes counting the background, except 1: binary. By default from the data set."""
     ignore_value: int | None = None
     """Mask value of pixels that are neither trained on nor scored."""
+    intensity: Literal["dtype", "percentiles", "window"] = "dtype"
+    """What becomes 0..255: the range of the integer type, that between two percentiles of an image, or a window."""
+    intensity_percentiles: tuple[float, float] = (0.5, 99.5)
+    """The two percentiles of --intensity percentiles, of an image or a whole volume."""
+    intensity_window: tuple[float, float] | None = None
+    """Lowest and highest value of --intensity window, in the files' values; by default each file's own window."""
+    spacing: float | None = None
+    """Millimetres per pixel that all images are resampled to; by default they stay as they are."""
+    slice_axis: int = 2
+    """Axis (0, 1 or 2) along which NIfTI volumes are cut into slices."""
     stratify: str | None = None
     """Column of a CSV file of the data set to balance the split by."""
     val_fraction: float = 0.15
@@ -111,16 +126,13 @@ class TrainConfig:
                 raise InputError(f"`classes` must be at most 255, got classes={self.classes}.")
         if self.ignore_value is not None and not 0 <= self.ignore_value <= 255:
             raise InputError(f"`ignore_value` must be in 0..255, got ignore_value={self.ignore_value!r}.")
+        self._check_intensity()
         if self.freeze_epochs > self.epochs:
             raise InputError(f"`freeze_epochs` must be at most epochs={self.epochs}, got {self.freeze_epochs}.")
         if isinstance(self.dropout_blocks, (list, str)):  # as JSON and callers in a hurry write it
             blocks = self.dropout_blocks.split(",") if isinstance(self.dropout_blocks, str) else self.dropout_blocks
             object.__setattr__(self, "dropout_blocks", tuple(blocks))
-        for name, hint in typing.get_type_hints(type(self)).items():
-            choices = _choices(hint)
-            if choices and getattr(self, name) not in choices:
-                known = ", ".join(str(choice) for choice in choices if choice is not None)
-                raise InputError(f"`{name}` must be one of {known}, got {name}={getattr(self, name)!r}.")
+        _check_choices(self)
         if isinstance(self.encoder_dropout, list):  # as JSON writes it
             object.__setattr__(self, "encoder_dropout", tuple(self.encoder_dropout))
         rates = self.encoder_dropout
@@ -143,9 +155,83 @@ class TrainConfig:
         if self.resume and self.run_dir is None:
             raise InputError("`resume` needs run_dir, the folder of the run to continue.")
 
+    def _check_intensity(self) -> None:
+        for name in ("intensity_percentiles", "intensity_window"):
+            pair = getattr(self, name)
+            if pair is None and name == "intensity_window":
+                continue
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(_is_finite, pair)):
+                raise InputError(f"`{name}` must be two numbers, got {name}={pair!r}.")
+            if not pair[0] < pair[1]:
+                raise InputError(f"`{name}` must rise from low to high, got {name}={pair!r}.")
+            object.__setattr__(self, name, tuple(map(float, pair)))  # JSON writes lists
+        low, high = self.intensity_percentiles
+        if not 0 <= low < high <= 100:
+            raise InputError(f"`intensity_percentiles` must be in [0, 100], got {self.intensity_percentiles!r}.")
+        if self.intensity_window is not None and self.intensity != "window":
+            raise InputError(f"`intensity_window` needs intensity='window', got {self.intensity!r}.")
+        if self.spacing is not None and not (_is_finite(self.spacing) and self.spacing > 0):
+            raise InputError(f"`spacing` must be a positive number of millimetres, got spacing={self.spacing!r}.")
+        if isinstance(self.slice_axis, bool) or self.slice_axis not in (0, 1, 2):
+            raise InputError(f"`slice_axis` must be 0, 1 or 2, got slice_axis={self.slice_axis!r}.")
+
+    def intensity_rule(self) -> "Intensity":
+        """The rule for `open_dataset` and for prediction."""
+        from .intensity import Intensity  # with OpenCV, which the command line's help does without
+
+        return Intensity(self.intensity, self.intensity_percentiles, self.intensity_window)
+
     def to_json(self) -> dict:
         """A JSON-ready dict that `TrainConfig(**d)` turns back into an equal configuration."""
         return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """How to predict; see `segdrop.predict`."""
+
+    ensemble: tuple[Path, ...] = ()
+    """Further runs, whose probabilities are averaged with the first's."""
+    tile: int = TILE
+    """Side of the tiles that larger images are cut into, in pixels, a multiple of 32."""
+    overlap: int = OVERLAP
+    """Overlap of neighbouring tiles in pixels, a multiple of 32, at most half a tile."""
+    margin: int = 0
+    """Pixels to discard at the tiles' inner borders, at most half the overlap; by default they have little weight."""
+    tta: Literal["none", "flips", "d4"] = "none"
+    """Test-time augmentation: mean over 4 flips, or over all 8 flips and quarter turns."""
+    mc_samples: int = 0
+    """Monte Carlo dropout: samples of each prediction; 0 predicts once, without dropout."""
+    mc_rate: float | None = None
+    """A dropout rate for these samples instead of the network's own."""
+    seed: int = 0
+    """Seed of the samples."""
+    uncertainty: bool = False
+    """Write maps of uncertainty, of Monte Carlo samples, an ensemble, or both."""
+    probabilities: Literal["none", "tiff", "npz"] = "none"
+    """Write the class probabilities, as float16."""
+    overlay: bool = False
+    """Write a picture of the image with its mask, and one of its uncertainty."""
+    threshold: float | None = None
+    """Probability from which a pixel is foreground, for one output channel; by default the network's, 0.5."""
+    precision: Literal["stored", "float32"] = "stored"
+    """Compute as in training, or exactly."""
+
+    def __post_init__(self):
+        if isinstance(self.ensemble, (str, os.PathLike)):
+            object.__setattr__(self, "ensemble", (self.ensemble,))
+        check_tile(self.tile, self.overlap, self.margin)
+        check_whole(self.mc_samples, "mc_samples", minimum=0)
+        check_whole(self.seed, "seed", minimum=0)
+        _check_choices(self)
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise InputError(f"`threshold` must be in (0, 1), got threshold={self.threshold!r}.")
+        if self.mc_rate is not None and not self.mc_samples:
+            raise InputError("`mc_rate` needs mc_samples.")
+
+    @property
+    def keeps_moments(self) -> bool:
+        return self.uncertainty or self.mc_samples > 0
 
 
 def check_rate(rate: float, name: str = "rate") -> float:
@@ -160,6 +246,33 @@ def check_whole(value: int, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise InputError(f"`{name}` must be a whole number of at least {minimum}, got {name}={value!r}.")
     return int(value)
+
+
+def check_tile(tile: int, overlap: int, margin: int = 0) -> None:
+    """Raise InputError unless the tile, overlap and margin fit each other."""
+    check_whole(tile, "tile", minimum=MULTIPLE)
+    check_whole(overlap, "overlap", minimum=0)
+    check_whole(margin, "margin", minimum=0)
+    if tile % MULTIPLE or overlap % MULTIPLE:
+        raise InputError(f"`tile` and `overlap` must be multiples of {MULTIPLE}, got tile={tile}, overlap={overlap}.")
+    if overlap > tile // 2 or margin > overlap // 2:
+        raise InputError(
+            f"`overlap` must be at most half of tile={tile} and `margin` at most half of overlap, "
+            f"got overlap={overlap}, margin={margin}."
+        )
+
+
+def _check_choices(options) -> None:
+    """Raise InputError unless every field that is a choice holds one of its values."""
+    for name, hint in typing.get_type_hints(type(options)).items():
+        choices = _choices(hint)
+        if choices and getattr(options, name) not in choices:
+            known = ", ".join(str(choice) for choice in choices if choice is not None)
+            raise InputError(f"`{name}` must be one of {known}, got {name}={getattr(options, name)!r}.")
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _choices(hint) -> tuple:

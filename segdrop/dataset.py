@@ -2,96 +2,133 @@
 
 import csv
 import hashlib
-import io
 import json
 import os
 import threading
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it would write to stderr what is raised here
-
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError
+from .images import Picture, is_image, open_image, resample, resampled_size, same_place, stem
+from .intensity import Intensity, scale
 
 IGNORED = 255  # the class index, in every mask that leaves this module, of a pixel that is not scored
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, past which it suspects a decompression bomb
-_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF tags
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked data set; `read(i)` gives image and mask number i.
+    """A checked data set; `read(i)` gives image and mask number i. A slice of a volume is an image of its own.
 
     Attributes:
         path: the folder or CSV file it was opened from.
-        ids: one name per pair, sorted.
+        ids: one name per pair, sorted by file and slice; slice 12 of the volume a is "a#012".
         class_names: names of class 0, 1, ...; at least two.
-        groups: what must stay together in a split: the given group; without groups the digest of the image's
-            file, so that copies of one file are never on both sides.
+        groups: what must stay together in a split: the given group; else the patient of a DICOM file; else the digest
+            of the image's file, so that its slices and its copies are never on both sides. May hold patients' names
+            and ids: never to be written or shown as it is.
+        grouped: whether groups were given, or there are patients or volumes.
         splits: the given split ("train", "val", "test") of each pair, or None.
         strata: the value of the column to stratify by of each pair, or None.
-        sizes: (N, 2) heights and widths in pixels.
+        sizes: (N, 2) heights and widths in pixels, of what `read` gives.
         digest: SHA-256 over classes, ids and file contents.
     """
 
     path: Path
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] = field(repr=False)
     grouped: bool
     splits: tuple[str, ...] | None
     strata: tuple[str, ...] | None
     sizes: np.ndarray
     digest: str
-    _pairs: tuple[tuple[Path, Path], ...] = field(repr=False)
+    _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
+    _bounds: tuple[tuple[float, float], ...] = field(repr=False)  # of each file
+    _spacings: tuple[tuple[float, float] | None, ...] = field(repr=False)
+    _exact: bool = field(repr=False)  # 8-bit images keep their type
     _lut: np.ndarray = field(repr=False)
-    _colours: dict | None = field(repr=False)
-    _cache: "_Cache" = field(repr=False)
+    _store: "_Store" = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image: uint8 or uint16 (H, W, 3), RGB, full dtype range. Mask: uint8 (H, W), class index or IGNORED."""
-        pair = self._cache.pairs.get(index)
-        if pair is None:
-            image, mask = self._pairs[index]
-            pair = _decode(image.read_bytes()), _decode_mask(mask.read_bytes(), self._colours)
-        image, mask = pair
-        if image.ndim == 2:
+        """Image and mask number `index`.
+
+        Returns:
+            image: (H, W, 3), RGB, 0..255 by the intensity rule; uint8 where 8-bit images are taken as they are (the
+                rule "dtype", not resampled), else float32. mask: uint8 (H, W), class index or IGNORED.
+        """
+        file, part = self._places[index]
+        image, mask = self._store.read(file, part)
+        size = tuple(self.sizes[index].tolist())
+        bounds = self._bounds[file]
+        if not self._exact or image.dtype != np.uint8 or bounds != (0, 255) or size != mask.shape:
+            image = resample(scale(image, *bounds), size)
+        elif image.ndim == 2:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-        return image, cv2.LUT(mask, self._lut)
+        return image, resample(cv2.LUT(mask, self._lut), size, nearest=True)
+
+    def spacing_of(self, index: int) -> tuple[float, float] | None:
+        """(row, column) distance in mm of the pixels that `read(index)` gives; None where it is not known."""
+        return self._spacings[index]
 
     @property
     def cached(self) -> int:
         """How many decoded pairs are held in memory."""
-        return len(self._cache.pairs)
+        return len(self._store.slices)
 
 
-class _Cache:
-    """Decoded pairs, as many as fit into `budget` bytes."""
+class _Store:
+    """The files' decoded slices, as many as fit into `budget` bytes, and the volumes opened last."""
 
-    def __init__(self, budget: int):
-        self.budget = budget
-        self.pairs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._lock = threading.Lock()
+    OPEN = 2  # volumes: one for each of the workers that read a data set from start to end
 
-    def offer(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
+    def __init__(self, files: Sequence[tuple[Path, Path]], colours: dict | None, slice_axis: int, budget: int):
+        self.files, self.colours, self.slice_axis, self.budget = files, colours, slice_axis, budget
+        self.slices: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._volumes: OrderedDict[int, tuple[Picture, Picture]] = OrderedDict()
+        self._volume_files: set[int] = set()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
+
+    def open(self, file: int) -> tuple[Picture, Picture]:
+        image, mask = (open_image(path, slice_axis=self.slice_axis) for path in self.files[file])
+        return image, mask
+
+    def read(self, file: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image as stored and mask as class indices or stored values, uint8 (H, W)."""
+        pair = self.slices.get((file, part))
+        if pair is not None:
+            return pair
+        image, mask = self._open_volume(file) if file in self._volume_files else self.open(file)
+        return image.read(part), _read_mask(mask, part, self.colours)
+
+    def _open_volume(self, file: int) -> tuple[Picture, Picture]:
+        with self._opening:
+            if file not in self._volumes:
+                while len(self._volumes) >= self.OPEN:
+                    self._volumes.popitem(last=False)
+                self._volumes[file] = self.open(file)
+            self._volumes.move_to_end(file)
+            return self._volumes[file]
+
+    def offer(self, file: int, part: int, image: np.ndarray, mask: np.ndarray, is_volume: bool) -> None:
         size = image.nbytes + mask.nbytes
         with self._lock:
+            if is_volume:
+                self._volume_files.add(file)
             if size <= self.budget:
                 self.budget -= size
-                self.pairs[index] = (image, mask)
+                # A view of a slice would keep the whole volume.
+                self.slices[file, part] = (image.copy(), mask.copy()) if is_volume else (image, mask)
 
 
 def open_dataset(
@@ -101,18 +138,25 @@ def open_dataset(
     ignore_value: int | None = None,
     stratify: str | None = None,
     cache_mb: int = 2048,
+    intensity: Intensity = Intensity(),  # noqa: B008 (frozen)
+    spacing: float | None = None,
+    slice_axis: int = 2,
 ) -> Dataset:
     """Find, decode and check every pair of a data set; report everything that is wrong with it at once.
 
     Args:
         path: a folder with `images/` and `masks/` (same stem; optionally `splits.csv`, `groups.csv`,
             `meta.csv`, each with a column `id`, and `classes.json`); or a CSV file with the columns image, mask
-            and optionally split and group, paths relative to it.
+            and optionally split, group and spacing, paths relative to it. A row of a volume holds for all its slices
+            unless they have rows of their own ("a#012").
         classes: number of classes counting the background, except 1, which is binary. Default: what
             `classes.json` says, else what the masks hold.
         ignore_value: mask value of pixels that are never scored.
         stratify: a column of one of the CSV files, kept for the split.
         cache_mb: memory for decoded pairs, in MiB; what does not fit is read from disk each time.
+        intensity: how the images' values become 0..255, found once for each file.
+        spacing: mm per pixel that images and masks are resampled to; None: as they are.
+        slice_axis: the axis of NIfTI volumes that is cut into slices.
 
     Raises:
         FileNotFoundError: `path` or a part of it does not exist.
@@ -123,64 +167,140 @@ def open_dataset(
         hint = "; `python -m segdrop.cells data/cells` makes the sample set" if path == Path("data/cells") else ""
         raise FileNotFoundError(f"`data` does not exist: {path}{hint}.")
     problems: list[str] = []
-    pairs, table = (_list_folder if path.is_dir() else _list_csv)(path, problems)
+    pairs, table, others = (_list_folder if path.is_dir() else _list_csv)(path, problems)
     if not pairs:
         raise InputError("; ".join([*problems, f"no image and mask pairs in {path}"]) + ".")
     folder = path if path.is_dir() else path.parent
     names, colours = _read_classes(folder)
-    ids = sorted(pairs)
-    files = tuple(pairs[i] for i in ids)
+    stems = sorted(pairs)
+    files = tuple(pairs[i] for i in stems)
 
-    cache = _Cache(cache_mb * 2**20)
+    store = _Store(files, colours, slice_axis, cache_mb * 2**20)
     # The filters belong to the whole process: set here, once, and not by the workers.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.filterwarnings("ignore", module="PIL")
-        scans = list(pool.map(lambda job: _scan(*job, colours, cache), enumerate(files)))
-    count, lut = _check_pairs(ids, files, scans, classes or len(names), ignore_value, problems)
-    given = {column: _column(table, column, ids, problems) for column in ("split", "group")}
-    strata = _column(table, stratify, ids, problems) if stratify else None
-    if stratify and strata is None:
-        columns = sorted({c for row in table.values() for c in row} - {"id"})
+        warnings.filterwarnings("ignore", module="PIL|pydicom|nibabel")
+        scans = list(pool.map(lambda file: _scan(file, store, intensity), range(len(files))))
+    places = [(file, part) for file, scan in enumerate(scans) if not scan.problem for part in range(scan.slices or 1)]
+    ids = [_slice_id(stems[file], part, scans[file].slices) for file, part in places]
+    times = Counter(ids)
+    repeated = [name for name, count in times.items() if count > 1]
+    _add(problems, repeated, "{n} id(s) of a slice and of a file are the same")
+    unread = {name for name, scan in zip(stems, scans, strict=True) if scan.problem}
+    for source, names_there in others.items():
+        unknown = [i for i in names_there if i not in times and i.rpartition("#")[0] not in unread]
+        _add(problems, unknown, f"{{n}} id(s) in {source} have no image")
+    rows = {
+        name: {**table.get(stems[file], {}), **_filled(table.get(name))}
+        for name, (file, _) in zip(ids, places, strict=True)
+    }
+    count, lut = _check_pairs(files, scans, classes or len(names), ignore_value, problems)
+    given = {column: _column(rows, column, ids, problems) for column in ("split", "group")}
+    strata = _column(rows, stratify, ids, problems) if stratify else None
+    if stratify and rows and strata is None:
+        columns = sorted({c for row in rows.values() for c in row} - {"id"})
         problems.append(f"`stratify` names no column: {stratify!r}; there are: {', '.join(columns) or 'none'}")
-    splits = given["split"] and _check_splits(given["split"], given["group"], problems)
+    groups = given["group"] or tuple(scans[file].patient or scans[file].image_digest for file, _ in places)
+    # A file that is one image of no known patient belongs to nobody: its copies are remarked, not refused.
+    shared = [bool(given["group"] or scans[file].patient or scans[file].slices) for file, _ in places]
+    splits = given["split"] and _check_splits(given["split"], groups, shared, bool(given["group"]), problems)
+    spacings = [_spacing(scans[file], rows[name], problems) for name, (file, _) in zip(ids, places, strict=True)]
+    sizes = [scans[file].size for file, _ in places]
+    if spacing is not None:
+        sizes, spacings = _resampled(ids, sizes, spacings, spacing, problems)
     if problems:
         raise InputError(f"{path}: " + "; ".join(problems) + ".")
+    moved = [stems[file] for file, scan in enumerate(scans) if scan.moved]
+    if moved:
+        warnings.warn(
+            f"{path}: {len(moved)} mask(s) lie elsewhere in space than their image, by their headers; they are taken "
+            f"voxel by voxel; first: {moved[0]}.",
+            stacklevel=2,
+        )
     if splits:
-        copies = [i for i, sides in _sides([s.image_digest for s in scans], splits).items() if len(sides) > 1]
+        contents = [f"{scans[file].image_digest} {part}" for file, part in places]
+        copies = [i for i, sides in _sides(contents, splits).items() if len(sides) > 1]
         if copies:
             warnings.warn(f"{path}: {len(copies)} image(s) stand on both sides of the given split.", stacklevel=2)
 
     default_names = {0: "background"} | ({1: "foreground"} if count == 2 else {})
     digest = hashlib.sha256()
     digest.update(repr((count, names, colours)).encode())
-    for name, scan in zip(ids, scans, strict=True):
-        digest.update(f"{name}\0{scan.image_digest}\0{scan.mask_digest}\n".encode())
+    for name, (file, _) in zip(ids, places, strict=True):
+        digest.update(f"{name}\0{scans[file].image_digest}\0{scans[file].mask_digest}\n".encode())
     return Dataset(
         path=path,
         ids=tuple(ids),
         class_names=tuple(names.get(i, default_names.get(i, f"class {i}")) for i in range(count)),
-        groups=given["group"] or tuple(s.image_digest for s in scans),
-        grouped=given["group"] is not None,
+        groups=groups,
+        grouped=any(shared),
         splits=splits,
         strata=strata,
-        sizes=np.array([s.size for s in scans]),
+        sizes=np.array(sizes),
         digest=digest.hexdigest(),
-        _pairs=files,
+        _places=tuple(places),
+        _bounds=tuple(scan.bounds for scan in scans),
+        _spacings=tuple(spacings),
+        _exact=intensity.rule == "dtype",
         _lut=lut,
-        _colours=colours,
-        _cache=cache,
+        _store=store,
     )
 
 
-def _check_pairs(ids, files, scans, classes: int, ignore_value, problems: list[str]) -> tuple[int, np.ndarray]:
+def _resampled(ids, sizes, spacings, target: float, problems: list[str]):
+    """Sizes and spacings after resampling to `target` mm; note the images whose spacing is not known."""
+    unknown = [name for name, known in zip(ids, spacings, strict=True) if known is None]
+    _add(problems, unknown, "{n} image(s) without a spacing, which a column spacing (mm per pixel) can give")
+    if unknown:
+        return sizes, spacings
+    resampled = [resampled_size(*size, known, target) for size, known in zip(sizes, spacings, strict=True)]
+    exact = [
+        (row * height / rows, column * width / columns)
+        for (row, column), (height, width), (rows, columns) in zip(spacings, sizes, resampled, strict=True)
+    ]
+    return resampled, exact
+
+
+def _slice_id(name: str, part: int, slices: int | None) -> str:
+    return name if slices is None else f"{name}#{part:0{max(3, len(str(slices - 1)))}d}"
+
+
+def _filled(row: dict[str, str] | None) -> dict[str, str]:
+    """What a slice's own row says; where it says nothing, its file's row does."""
+    return {column: value for column, value in (row or {}).items() if value}
+
+
+def _spacing(scan: "_Scan", row: dict[str, str], problems: list[str]) -> tuple[float, float] | None:
+    """The file's own spacing, else what its row of a table says."""
+    if scan.spacing or not row.get("spacing"):
+        return scan.spacing
+    try:
+        value = float(row["spacing"])
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        problem = f"a spacing is no positive number of mm: {row['spacing']!r}"
+        if problem not in problems:
+            problems.append(problem)
+        return None
+    return value, value
+
+
+def _check_pairs(files, scans, classes: int, ignore_value, problems: list[str]) -> tuple[int, np.ndarray]:
     """Note what is wrong with the decoded pairs; return the number of classes and the table of mask values."""
-    _add(problems, [f"{s.problem[0]}: {s.problem[1]}" for s in scans if s.problem], "{n} unreadable file(s)")
+    for kind in (_UNREADABLE, _UNBOUNDED):
+        _add(problems, [f"{s.problem[1]}: {s.problem[2]}" for s in scans if s.problem and s.problem[0] == kind], kind)
     scanned = [(f, s) for f, s in zip(files, scans, strict=True) if not s.problem]
     _add(
         problems,
         [f"{f[0].name} is {s.size[1]}x{s.size[0]}, its mask {s.mask_size[1]}x{s.mask_size[0]}"
          for f, s in scanned if s.size != s.mask_size],
         "{n} pair(s) differ in size",
+    )  # fmt: skip
+    _add(
+        problems,
+        [f"{f[0].name} has {s.slices or 1}, its mask {s.mask_slices or 1}"
+         for f, s in scanned if (s.slices or 1) != (s.mask_slices or 1)],
+        "{n} pair(s) differ in the number of slices",
     )  # fmt: skip
     observed = set().union(*(s.values for _, s in scanned)) - {ignore_value}
     binary = 255 in observed and observed <= {0, 255}
@@ -201,15 +321,17 @@ def _check_pairs(ids, files, scans, classes: int, ignore_value, problems: list[s
     return count, lut
 
 
-def _check_splits(splits, groups, problems: list[str]) -> tuple[str, ...]:
+def _check_splits(splits, groups, shared, given: bool, problems: list[str]) -> tuple[str, ...]:
     """Note what is wrong with a given split; return it in the words train, val and test."""
     unknown = sorted(set(splits) - set(SPLITS))
     if unknown:
         problems.append(f"unknown split {unknown[0]!r}; use train, val or test")
     splits = tuple(SPLITS.get(s, s) for s in splits)
-    if groups:
-        crossing = [g for g, sides in _sides(groups, splits).items() if len(sides) > 1]
-        _add(problems, crossing, "{n} group(s) on both sides of the given split", show=False)
+    bound = {group for group, is_shared in zip(groups, shared, strict=True) if is_shared}
+    crossing = [g for g, sides in _sides(groups, splits).items() if len(sides) > 1 and g in bound]
+    kind = "group(s)" if given else "patient(s) or volume(s)"
+    advice = "" if given else " (groups.csv can say what belongs together instead)"
+    _add(problems, crossing, f"{{n}} {kind} on both sides of the given split{advice}", show=False)
     return splits
 
 
@@ -290,15 +412,17 @@ def _list_folder(path: Path, problems: list[str]):
             raise FileNotFoundError(f"`data` has no folder {part}/: {path}; it needs images/ and masks/, same stems.")
         files[part] = {}
         for file in sorted(folder.iterdir()):
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
-                if file.stem in files[part]:
-                    problems.append(f"two files for one id in {part}/: {files[part][file.stem].name}, {file.name}")
-                files[part][file.stem] = file
+            if is_image(file) and not file.name.startswith("."):
+                name = stem(file)
+                if name in files[part]:
+                    problems.append(f"two files for one id in {part}/: {files[part][name].name}, {file.name}")
+                files[part][name] = file
     images, masks = files["images"], files["masks"]
     _add(problems, [images[i].name for i in sorted(set(images) - set(masks))], "{n} image(s) have no mask in masks/")
     _add(problems, [masks[i].name for i in sorted(set(masks) - set(images))], "{n} mask(s) have no image in images/")
     pairs = {i: (images[i], masks[i]) for i in set(images) & set(masks)}
-    table: dict[str, dict[str, str]] = {i: {} for i in pairs}
+    table: dict[str, dict[str, str]] = defaultdict(dict)
+    others = {}  # ids that no file has: of slices, or of nothing
     for file in sorted(path.glob("*.csv")):
         rows = _read_csv(file)
         needed = {"splits.csv": {"id", "split"}, "groups.csv": {"id", "group"}}.get(file.name, {"id"})
@@ -307,16 +431,14 @@ def _list_folder(path: Path, problems: list[str]):
                 problems.append(f"{file.name} needs a header with the columns {' and '.join(sorted(needed, key=len))}")
             continue
         if file.name in ("splits.csv", "groups.csv"):
-            unknown = [row["id"] for row in rows if row["id"] not in images]
-            _add(problems, unknown, f"{{n}} id(s) in {file.name} have no image")
+            others[file.name] = [row["id"] for row in rows if row["id"] not in images]
         repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
         _add(problems, repeated, f"{{n}} id(s) stand twice in {file.name}")
         for row in rows:
-            if row["id"] in table:
-                # A column of the same name in two files: splits.csv and groups.csv own theirs.
-                owned = {"split": "splits.csv", "group": "groups.csv"}
-                table[row["id"]].update({k: v for k, v in row.items() if owned.get(k, file.name) == file.name})
-    return pairs, table
+            # A column of the same name in two files: splits.csv and groups.csv own theirs.
+            owned = {"split": "splits.csv", "group": "groups.csv"}
+            table[row["id"]].update({k: v for k, v in row.items() if owned.get(k, file.name) == file.name})
+    return pairs, table, others
 
 
 def _list_csv(path: Path, problems: list[str]):
@@ -329,7 +451,7 @@ def _list_csv(path: Path, problems: list[str]):
         if not row["image"] or not row["mask"]:
             incomplete.append(f"line {number}")
             continue
-        name = Path(row["image"]).with_suffix("").as_posix()
+        name = (Path(row["image"]).parent / stem(row["image"])).as_posix()
         if name in pairs:
             repeated.append(row["image"])
         files = path.parent / row["image"], path.parent / row["mask"]
@@ -340,7 +462,7 @@ def _list_csv(path: Path, problems: list[str]):
     _add(problems, incomplete, "{n} row(s) without image or mask")
     _add(problems, repeated, "{n} image(s) listed twice")
     _add(problems, missing, "{n} file(s) do not exist")
-    return pairs, table
+    return pairs, table, {}
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -383,90 +505,85 @@ def _read_classes(folder: Path) -> tuple[dict[int, str], dict | None]:
         ) from error
 
 
+_UNREADABLE, _UNBOUNDED = "{n} unreadable file(s)", "{n} image(s) that the intensity rule cannot map"
+
+
 @dataclass
 class _Scan:
-    problem: tuple[str, str] | None = None
+    problem: tuple[str, str, str] | None = None  # kind, file, what is wrong
     size: tuple[int, int] = (0, 0)
     mask_size: tuple[int, int] = (0, 0)
+    slices: int | None = None
+    mask_slices: int | None = None
     values: frozenset[int] = frozenset()
+    bounds: tuple[float, float] = (0.0, 0.0)
+    spacing: tuple[float, float] | None = None
+    patient: str | None = field(default=None, repr=False)
+    moved: bool = False
     image_digest: str = ""
     mask_digest: str = ""
 
 
-def _scan(index: int, files: tuple[Path, Path], colours, cache: _Cache) -> _Scan:
-    """Decode one pair, keep it if there is room, and note what the checks need."""
-    file = files[0]
+def _scan(file: int, store: _Store, intensity: Intensity) -> _Scan:
+    """Decode one file and its mask, keep the slices there is room for, and note what the checks need."""
+    path, kind = store.files[file][0], _UNREADABLE
     try:
-        content = file.read_bytes()
-        image, image_digest = _decode(content), hashlib.sha256(content).hexdigest()
-        file = files[1]
-        content = file.read_bytes()
-        mask, mask_digest = _decode_mask(content, colours), hashlib.sha256(content).hexdigest()
+        image = open_image(path, slice_axis=store.slice_axis)
+        image_digest = _digest(path)
+        kind = _UNBOUNDED
+        bounds = intensity.bounds(image)
+        path, kind = store.files[file][1], _UNREADABLE
+        mask = open_image(path, slice_axis=store.slice_axis)
+        mask_digest = _digest(path)
+        counts = np.zeros(256, np.int64)
+        for part in range(mask.slices or 1):
+            path = store.files[file][1]
+            labels = _read_mask(mask, part, store.colours)
+            counts += np.bincount(labels.ravel(), minlength=256)
+            if part < (image.slices or 1):
+                path = store.files[file][0]
+                store.offer(file, part, image.read(part), labels, image.slices is not None)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return _Scan(problem=(f"{file.parent.name}/{file.name}", reason))
-    cache.offer(index, image, mask)
-    values = frozenset(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
-    return _Scan(None, image.shape[:2], mask.shape, values, image_digest, mask_digest)
+        reason = reason.removeprefix(f"{path}: ").removesuffix(".")
+        return _Scan(problem=(kind, f"{path.parent.name}/{path.name}", reason))
+    return _Scan(
+        None,
+        (image.height, image.width),
+        (mask.height, mask.width),
+        image.slices,
+        mask.slices,
+        frozenset(np.flatnonzero(counts).tolist()),
+        bounds,
+        image.spacing,
+        image.patient,
+        not same_place(image, mask),
+        image_digest,
+        mask_digest,
+    )
 
 
-def _decode(content: bytes) -> np.ndarray:
-    """Decode to uint8 or uint16, (H, W) or (H, W, 3) in RGB; alpha is dropped, palettes are expanded."""
-    if not content:
-        raise ValueError("the file is empty")
-    try:
-        picture = Image.open(io.BytesIO(content))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"has {picture.width} x {picture.height} pixels; cut it into tiles")
-        picture.load()  # unlike OpenCV, Pillow refuses a truncated file and prints nothing
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, UnidentifiedImageError) and content[:2] in (b"II", b"MM"):
-            return _decode_with_opencv(content)  # Pillow knows no TIFF of 16 bits in several channels
-        raise ValueError("cannot be decoded: it is corrupt, truncated, too large or not an image") from error
-    if getattr(picture, "n_frames", 1) > 1:
-        raise ValueError(f"has {picture.n_frames} pages; save each as a file of its own")
-    if picture.format == "TIFF" and picture.mode in ("1", "L") and picture.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > 1:
-        raise ValueError(f"has {picture.tag_v2[_SAMPLES_PER_PIXEL]} bands; save it as grey, RGB or RGBA")
-    if picture.mode.startswith(("I", "F")) or _is_sixteen_bit(picture, content):
-        return _decode_with_opencv(content)  # Pillow would cut to 8 bits
-    if picture.mode in ("1", "L", "LA"):
-        return np.array(picture.convert("L"))
-    return np.array(picture.convert("RGB"))
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def _decode_with_opencv(content: bytes) -> np.ndarray:
-    try:
-        array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        array = None
-    if array is None:
-        raise ValueError("cannot be decoded: it is corrupt, truncated, too large or not an image")
-    if array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"holds {array.dtype} values; save it as 8- or 16-bit integers")
-    if array.ndim == 3 and array.shape[2] not in (3, 4):
-        raise ValueError(f"has {array.shape[2]} bands; save it as grey, RGB or RGBA")
-    return array if array.ndim == 2 else np.ascontiguousarray(array[..., 2::-1])
-
-
-def _is_sixteen_bit(picture: Image.Image, content: bytes) -> bool:
-    """Whether a PNG or TIFF stores 16 bits per channel, which Pillow's mode does not tell for colour."""
-    if picture.format == "PNG":
-        return content[24] == 16  # the bit depth in the file's first chunk
-    return picture.format == "TIFF" and 16 in picture.tag_v2.get(_BITS_PER_SAMPLE, ())
-
-
-def _decode_mask(content: bytes, colours: dict | None) -> np.ndarray:
-    """Decode a mask to uint8 (H, W) as stored; coloured ones become class indices."""
-    mask = _decode(content)
+def _read_mask(picture: Picture, part: int, colours: dict | None) -> np.ndarray:
+    """A slice of a mask as uint8 (H, W), values as stored; coloured ones become class indices."""
+    mask = picture.read(part)
     if mask.ndim == 3:
         if colours:
             return _colours_to_classes(mask, colours)
         if not (mask == mask[..., :1]).all():
-            raise ValueError('is a colour or palette mask; give each class of classes.json its "color": [r, g, b]')
+            raise InputError('is a colour or palette mask; give each class of classes.json its "color": [r, g, b].')
         mask = np.ascontiguousarray(mask[..., 0])
     if mask.dtype != np.uint8:
-        if mask.max(initial=0) > 255:
-            raise ValueError(f"holds the value {mask.max()}; masks hold class indices of at most 254")
+        wrong = mask[(mask < 0) | (mask > 255) | (mask != np.round(mask))]
+        if wrong.size:
+            raise InputError(f"holds the value {wrong.max():g}; masks hold class indices of at most 254.")
         mask = mask.astype(np.uint8)
     return mask
 
@@ -481,7 +598,7 @@ def _colours_to_classes(mask: np.ndarray, colours: dict) -> np.ndarray:
         known |= hit
     if not known.all():
         stray = mask[~known][0].tolist()
-        raise ValueError(f"holds the colour {stray}, which classes.json does not name")
+        raise InputError(f"holds the colour {stray}, which classes.json does not name")
     return classes
 
 

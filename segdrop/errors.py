@@ -10,4 +10,5 @@ class InputError(ValueError):
 
 
 class VerificationError(InputError):
-    """Two models differ where one should be the other with dropout in it, or a dropout layer does not do its work."""
+    """Two models differ where one should be the other with dropout in it, or a dropout layer does not do its work; or
+    an exported network gives other results than the run's."""

@@ -7,9 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from .augment import Sampler
+from .config import MULTIPLE
 from .dataset import IGNORED, Dataset
-
-MULTIPLE = 32  # the U-Net halves the image five times
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -83,14 +82,14 @@ def evaluation_batches(dataset: Dataset, indices: Iterable[int], max_pixels: int
 
 
 class EvaluationBatches:
-    """The batches of an evaluation; `plan[i]` lists the images in batch number i."""
+    """The batches of an evaluation of images of `dataset`; `plan[i]` lists the images in batch number i."""
 
     def __init__(self, dataset: Dataset, plan: list[list[int]]):
-        self._dataset, self.plan = dataset, plan
+        self.dataset, self.plan = dataset, plan
 
     def read(self, batch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """images: float32 (B, H, W, 3), 0..255; masks: uint8 (B, H, W, 1), padding and ignored pixels IGNORED."""
-        pairs = [_pad(*self._dataset.read(int(index))) for index in batch]
+        pairs = [_pad(*self.dataset.read(int(index))) for index in batch]
         return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
     def as_tf_dataset(self, failures: list[Exception] | None = None) -> tf.data.Dataset:
@@ -132,10 +131,9 @@ def _shuffle(indices: Sequence[int], batch_size: int, seed: int, epoch: int) -> 
 
 
 def _pad(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale to 0..255 by the dtype's range and pad at the bottom and right to a multiple of 32."""
+    """Pad at the bottom and right to a multiple of 32; the image as float32."""
     bottom, right = (-n % MULTIPLE for n in mask.shape)
-    image = image.astype(np.float32) * np.float32(255 / np.iinfo(image.dtype).max)
     return (
-        cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT_101),
+        cv2.copyMakeBorder(image.astype(np.float32), 0, bottom, 0, right, cv2.BORDER_REFLECT_101),
         cv2.copyMakeBorder(mask, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORED)[..., None],
     )

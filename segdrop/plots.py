@@ -1,23 +1,34 @@
-"""Pictures of images with their masks, and of a training's history."""
+"""Pictures of images with their masks, of a training's history, and of what a network's certainty is worth."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .dataset import IGNORED
 
+# Of the foreground classes, in turn: first those that stand out from greys and from stained and living tissue.
+PALETTE = np.array([colormaps["tab10"].colors[i] for i in (9, 1, 8, 2, 0, 3, 6, 4, 5, 7)]) * 255
+
+STYLES = ("-", "--", "-.", ":")  # so that lines that coincide are all seen
+
 
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.ndarray:
     """Colour the foreground classes of `labels`, uint8 (H, W), over `image`, (H, W, 3), 0..255; uint8 (H, W, 3)."""
-    palette = np.array(colormaps["tab10"].colors) * 255
     foreground = (labels > 0) & (labels != IGNORED)
     picture = np.asarray(image, np.float32).copy()
-    colours = palette[(labels[foreground].astype(int) - 1) % len(palette)]
+    colours = PALETTE[(labels[foreground].astype(int) - 1) % len(PALETTE)]
     picture[foreground] = (1 - opacity) * picture[foreground] + opacity * colours
     return picture.round().clip(0, 255).astype(np.uint8)
+
+
+def heat(values: np.ndarray, highest: float) -> np.ndarray:
+    """Colour a map, (H, W), from black at 0 to pale yellow at `highest`; uint8 (H, W, 3)."""
+    return (colormaps["magma"](np.asarray(values, np.float32) / highest)[..., :3] * 255).round().astype(np.uint8)
 
 
 def panel(image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> np.ndarray:
@@ -54,3 +65,75 @@ def save_examples(path: Path, panels: Sequence[np.ndarray], titles: Sequence[str
         axes.set_title(f"{title}: image, truth, prediction", fontsize=9)
         axes.axis("off")
     figure.savefig(path, dpi=110)
+
+
+def curve(history: Sequence[Mapping[str, float]], name: str, best: int | None = None) -> Figure:
+    """Draw a column of the history, with its `val_` twin where there is one, over the epochs counted from 1.
+
+    Args:
+        history: rows with `epoch`, counted from 0, and `name`.
+        name: the column.
+        best: the epoch, counted from 0, to mark as the best.
+    """
+    figure, axes = _small_figure()
+    epochs = [row["epoch"] + 1 for row in history]
+    twin = f"val_{name}" in history[0]
+    axes.plot(epochs, [row[name] for row in history], label="training", marker="." if len(epochs) == 1 else None)
+    if twin:
+        axes.plot(
+            epochs, [row[f"val_{name}"] for row in history], label="validation", marker=axes.lines[0].get_marker()
+        )
+    if best is not None:
+        axes.axvline(best + 1, color="0.5", linestyle=":", label="best epoch")
+    axes.set(xlabel="epoch", ylabel="Dice" if name == "dice" else name.replace("_", " "))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if twin:
+        axes.legend(frameon=False)
+    return figure
+
+
+def reliability_diagram(bins: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Draw the accuracy of the predicted labels over their confidence, and how many pixels have it.
+
+    Args:
+        bins: for each label of the legend its bins: low, high, count, confidence and accuracy; empty bins are left
+            out. The bars are the shares of pixels of the first.
+    """
+    figure, axes = _small_figure()
+    filled = {label: [one for one in rows if one["count"]] for label, rows in bins.items()}
+    first = next(iter(filled.values()))
+    total = sum(one["count"] for one in first) or 1
+    axes.bar(
+        [one["low"] for one in first],
+        [one["count"] / total for one in first],
+        [one["high"] - one["low"] for one in first],
+        align="edge",
+        color="0.88",
+        label="share of pixels",
+    )
+    lowest = min((one["low"] for rows in filled.values() for one in rows), default=0)
+    axes.plot([lowest, 1], [lowest, 1], color="0.5", linestyle=":", label="calibrated")
+    for (label, rows), style in zip(filled.items(), itertools.cycle(STYLES), strict=False):
+        confidence, accuracy = ([one[key] for one in rows] for key in ("confidence", "accuracy"))
+        axes.plot(confidence, accuracy, style, marker=".", label=label)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(lowest, 1), ylim=(0, 1.02))
+    axes.legend(frameon=False)
+    return figure
+
+
+def risk_coverage(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Draw the error rate of the most certain pixels over their share; `curves`: label to [coverage, risk] pairs."""
+    figure, axes = _small_figure()
+    for (label, points), style in zip(curves.items(), itertools.cycle(STYLES), strict=False):
+        axes.plot([coverage for coverage, _ in points], [risk for _, risk in points], style, label=label)
+    axes.set(xlabel="coverage: share of pixels kept", ylabel="risk: their error rate", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _small_figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.2, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -72,7 +72,8 @@ def stored_config(path: str | os.PathLike) -> TrainConfig:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then put the file into place; leave nothing on failure."""
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix  # writers choose the format by it
+    temporary = path.with_name(f".{path.name.removesuffix(ending)}.partial{ending}")
     try:
         write(temporary)
         os.replace(temporary, path)

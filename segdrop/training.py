@@ -22,7 +22,7 @@ from .batchnorm import recalibrate_batchnorm
 from .config import TrainConfig, default_run_dir
 from .dataset import Dataset, open_dataset, split_dataset
 from .errors import InputError
-from .evaluation import recorded_split, score, store_scores
+from .evaluation import recorded_split, score, score_images, store_scores
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU, to_labels
 from .pipeline import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
@@ -105,6 +105,9 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         ignore_value=config.ignore_value,
         stratify=config.stratify,
         cache_mb=config.cache_mb,
+        intensity=config.intensity_rule(),
+        spacing=config.spacing,
+        slice_axis=config.slice_axis,
     )
     if record and record["data_sha256"] != dataset.digest:
         raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
@@ -256,16 +259,19 @@ class _Session:
         self.best = keras.saving.load_model(self.run_dir / MODEL, compile=False)
         recalibration = self._recalibrate(self.best) if self.config.recalibrate_batchnorm else None
         write_atomically(self.run_dir / "curves.png", lambda path: plots.save_curves(path, self.history))
-        metrics = {}
+        metrics, rows = {}, {}
         for name in ("val", "test"):
             if len(self.split[name]):
                 batches = self._evaluation(name)
-                scores = score(self.best, batches, self.dataset.class_names)
+                threshold = metrics.get("val", {}).get("tuned_threshold")
+                scores, rows[name] = score_images(
+                    self.best, batches, self.dataset.class_names, tune=name == "val", threshold=threshold
+                )
                 metrics[name] = {"data": str(self.dataset.path), "data_sha256": self.dataset.digest, **scores}
         panels, titles = self.example_panels(self.best, 4)
         write_atomically(self.run_dir / "examples.png", lambda path: plots.save_examples(path, panels, titles))
         for name, scores in metrics.items():
-            store_scores(self.run_dir, name, scores)
+            store_scores(self.run_dir, name, scores, rows[name])
         if recalibration:
             store_scores(self.run_dir, "batchnorm_recalibration", recalibration)
         (self.run_dir / STATE).unlink(missing_ok=True)

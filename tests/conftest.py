@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from segdrop.cells import draw_cells
+from segdrop.config import TrainConfig
+from segdrop.run import write_json
 from segdrop.unet import build_unet, encoder_layers
 
 
@@ -56,6 +58,30 @@ def randomise(model, seed=0):
             for w in model.weights
         ]
     )
+    return model
+
+
+def write_run(folder, model, *, class_names=("background", "foreground"), **fields):
+    """A finished run of `model`, without a training: what a network's users read of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(folder / "model.keras")
+    config = TrainConfig(run_dir=str(folder), **fields).to_json()
+    record = {"config": config, "classes": model.output_shape[-1], "class_names": list(class_names)}
+    write_json(folder / "config.json", record)
+    return folder
+
+
+def brightness_model(threshold=128.5, channel=0, classes=1):
+    """A "network" that calls a pixel foreground where a channel is brighter than a value."""
+    inputs = keras.Input((None, None, 3))
+    activation = "sigmoid" if classes == 1 else "softmax"
+    pick = keras.layers.Conv2D(classes, 1, activation=activation, name="pick")
+    model = keras.Model(inputs, pick(inputs))
+    kernel = np.zeros((1, 1, 3, classes), "float32")
+    kernel[0, 0, channel, -1] = 1
+    bias = np.zeros(classes, "float32")
+    bias[-1] = -threshold
+    pick.set_weights([kernel, bias])
     return model
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import write_pairs
+import tifffile
+from conftest import brightness_model, write_pairs, write_run
 
 from segdrop import build_unet
 from segdrop.cli import main
@@ -241,3 +242,66 @@ def test_a_ramp_of_rates_is_given_with_two_dots(capsys):
     from segdrop.cli import _parse
 
     assert _parse("train", ["--encoder-dropout", "0.05..0.3"]).encoder_dropout == (0.05, 0.3)
+
+
+@pytest.fixture(scope="module")
+def bright(tmp_path_factory):
+    """A run whose network calls pixels foreground where they are brighter than 128."""
+    return write_run(tmp_path_factory.mktemp("runs") / "bright", brightness_model())
+
+
+def segdrop(*arguments, **options):
+    return subprocess.Popen([sys.executable, "-m", "segdrop.cli", *map(str, arguments)], **options)
+
+
+def test_one_bad_file_is_one_line_and_exit_code_1_and_the_others_are_written(bright, tmp_path, capsys):
+    data = small_set(tmp_path / "data") / "images"
+    (data / "p3.png").write_bytes((data / "p3.png").read_bytes()[:99])
+    assert main(["predict", str(bright), str(data), "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and "p3.png: cannot be decoded" in shown.err
+    assert f"9 of 10 files predicted, in {tmp_path / 'out'}" in shown.out and "tiles/s" in shown.out
+    assert len(list((tmp_path / "out").glob("*.png"))) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "RUN", "--out", "OUT"], "`inputs` is empty"),
+        (["predict", "RUN", "nowhere.png", "--out", "OUT"], "`inputs` names no file: nowhere.png"),
+        (["predict", "nowhere", "a.png", "--out", "OUT"], "`inputs` names no file: a.png"),
+        (["predict", "RUN", "RUN/config.json", "--out", "OUT", "--tile", "7"], "`tile` must be a whole number"),
+        (["evaluate", "RUN", "--tolerance", "-1"], "`tolerance` must be a number of at least 0"),
+        (["report", "nowhere"], "The run does not exist: nowhere"),
+        (["export", "nowhere"], "The run does not exist: nowhere"),
+        (["export", "RUN", "--format", "jpeg"], "invalid choice"),
+    ],
+)
+def test_wrong_arguments_of_other_commands_are_one_line_too(bright, tmp_path, capsys, arguments, message):
+    words = [word.replace("RUN", str(bright)).replace("OUT", str(tmp_path / "out")) for word in arguments]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_prediction_of_a_huge_image_resumes_to_the_same_mask(bright, tmp_path):
+    side = 8256
+    image = np.add.outer(np.arange(side), np.arange(side)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "big.tif", image, tile=(256, 256), compression="zlib", compressionargs={"level": 1})
+    arguments = ("predict", bright, tmp_path / "big.tif", "--out", tmp_path / "out")
+    progress = tmp_path / "out" / ".big.progress.json"
+    process = segdrop(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if progress.exists() and json.loads(progress.read_text())["row"] >= 2:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 2 <= json.loads(progress.read_text())["row"] < 11
+    assert not (tmp_path / "out" / "big.tif").exists()
+    resumed = segdrop(*arguments, "--resume", stdout=subprocess.PIPE, text=True)
+    assert "1 of 1 files predicted" in resumed.communicate()[0] and resumed.returncode == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "big.tif"), image > 128)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"big.tif", "predict.json", "predictions.csv"}

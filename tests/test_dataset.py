@@ -5,13 +5,18 @@ import os
 import warnings
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
+import tifffile
 from conftest import write_pairs, write_table
 from PIL import Image
+from test_images import write_dicom
 
 from segdrop import InputError
+from segdrop import dataset as dataset_module
 from segdrop.dataset import IGNORED, open_dataset, split_dataset
+from segdrop.intensity import Intensity
 
 RNG = np.random.default_rng(0)
 
@@ -60,14 +65,16 @@ def test_alpha_is_dropped_and_palettes_are_expanded(tmp_path):
 
 @pytest.mark.parametrize("shape", [(40, 48), (40, 48, 3)])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_images_keep_their_values(tmp_path, shape, suffix):
+def test_16_bit_images_lose_nothing(tmp_path, shape, suffix):
     simple(tmp_path, 1)
     image = RNG.integers(0, 65536, shape, np.uint16)
     os.remove(tmp_path / "images" / "p00.png")
     cv2.imwrite(str(tmp_path / "images" / f"p00.{suffix}"), image if image.ndim == 2 else image[..., ::-1])
     read = open_dataset(tmp_path).read(0)[0]
-    assert read.dtype == np.uint16
-    np.testing.assert_array_equal(read, image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1))
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(
+        np.round(read * 257), image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
+    )
 
 
 def test_masks_of_0_and_255_are_binary(tmp_path):
@@ -273,7 +280,7 @@ def break_colour_mask(folder):
             lambda f: (f / "meta.csv").write_text("id,stain\np00,a,b\n"),
             "meta.csv has more fields than columns in line 2",
         ),
-        (several_pages, r"images/p01.tif: has 2 pages; save each as a file of its own"),
+        (several_pages, r"1 pair\(s\) differ in the number of slices; first: p01.tif has 2, its mask 1"),
         (several_bands, r"images/p01.tif: cannot be decoded"),
     ],
 )
@@ -392,3 +399,308 @@ def test_a_given_split_without_training_images_is_an_error(tmp_path):
     write_table(tmp_path / "splits.csv", [{"id": f"p{i:02d}", "split": "val"} for i in range(4)])
     with pytest.raises(InputError, match="the val split is empty|the train split is empty"):
         split_dataset(open_dataset(tmp_path), 0)
+
+
+# Volumes
+
+
+def volume(name, part, array, folder, spacing=(0.5, 0.8, 3), suffix="nii.gz"):
+    (folder / part).mkdir(parents=True, exist_ok=True)
+    nibabel.Nifti1Image(array, np.diag([*spacing, 1])).to_filename(folder / part / f"{name}.{suffix}")
+
+
+def volumes(folder, count=3, slices=5, dtype=np.int16, mask_dtype=np.uint8):
+    """NIfTI images and masks (16, 20, slices); the truth is where the image is above 0."""
+    arrays = {}
+    for i in range(count):
+        arrays[f"v{i}"] = RNG.integers(-500, 500, (16, 20, slices)).astype(dtype)
+        volume(f"v{i}", "images", arrays[f"v{i}"], folder)
+        volume(f"v{i}", "masks", (arrays[f"v{i}"] > 0).astype(mask_dtype), folder)
+    return arrays
+
+
+WINDOW = Intensity("window", window=(-500, 500))
+
+
+@pytest.mark.parametrize("mask_dtype", [np.uint8, np.float32, np.int16])
+def test_every_slice_of_a_volume_is_an_image(tmp_path, mask_dtype):
+    arrays = volumes(tmp_path, 2, mask_dtype=mask_dtype)
+    dataset = open_dataset(tmp_path, intensity=WINDOW)
+    assert dataset.ids == tuple(f"v{v}#{i:03d}" for v in range(2) for i in range(5))
+    assert dataset.sizes.tolist() == [[16, 20]] * 10
+    for index in range(10):
+        stored = arrays[f"v{index // 5}"][..., index % 5]
+        image, mask = dataset.read(index)
+        assert (image.dtype, mask.dtype) == (np.float32, np.uint8)
+        np.testing.assert_allclose(image, np.repeat((stored[..., None] + 500) / 1000 * 255, 3, axis=-1), atol=1e-3)
+        np.testing.assert_array_equal(mask, stored > 0)
+
+
+def test_the_slice_axis_is_a_choice(tmp_path):
+    arrays = volumes(tmp_path, 1)
+    dataset = open_dataset(tmp_path, intensity=WINDOW, slice_axis=0)
+    assert len(dataset) == 16 and dataset.ids[3] == "v0#003"
+    np.testing.assert_array_equal(dataset.read(3)[1], arrays["v0"][3] > 0)
+
+
+def test_a_tiff_of_pages_may_be_the_mask_of_a_volume(tmp_path):
+    arrays = volumes(tmp_path, 1)
+    os.remove(tmp_path / "masks" / "v0.nii.gz")
+    pages = np.moveaxis(arrays["v0"] > 0, 2, 0).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "masks" / "v0.tif", pages, photometric="minisblack")
+    dataset = open_dataset(tmp_path, intensity=WINDOW)
+    np.testing.assert_array_equal([dataset.read(i)[1] for i in range(5)], pages)
+
+
+@pytest.mark.parametrize("rule", [Intensity("percentiles", (2, 98)), WINDOW])
+def test_all_slices_of_a_volume_have_the_same_bounds(tmp_path, rule):
+    arrays = volumes(tmp_path, 1)
+    ramp = (np.arange(5) * 100 + np.zeros((16, 20, 5))).astype(np.int16)
+    volume("v0", "images", ramp, tmp_path)
+    dataset = open_dataset(tmp_path, intensity=rule)
+    low, high = np.percentile(ramp, (2, 98)) if rule.rule == "percentiles" else (-500, 500)
+    expected = np.clip((np.arange(5) * 100 - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose([dataset.read(i)[0].mean() for i in range(5)], expected, rtol=1e-5)
+    assert len(arrays) == 1
+
+
+def test_the_slices_of_a_volume_stay_together(tmp_path):
+    volumes(tmp_path, 6)
+    dataset = open_dataset(tmp_path)
+    assert dataset.grouped
+    sides = split_dataset(dataset, 0, 0.2)
+    of_volume = [{dataset.ids[i].partition("#")[0] for i in indices} for indices in sides.values()]
+    assert sum(map(len, of_volume)) == 6
+
+
+def test_a_row_of_a_volume_holds_for_its_slices_unless_they_have_their_own(tmp_path):
+    volumes(tmp_path, 2, slices=3)
+    write_table(tmp_path / "splits.csv", [{"id": "v0", "split": "train"}, {"id": "v1", "split": "val"}])
+    rows = [{"id": "v0", "stain": "a"}, {"id": "v1", "stain": "b"}, {"id": "v1#001", "stain": "c"}]
+    write_table(tmp_path / "meta.csv", rows)
+    dataset = open_dataset(tmp_path, stratify="stain")
+    assert dataset.splits == ("train",) * 3 + ("val",) * 3
+    assert dataset.strata == ("a", "a", "a", "b", "c", "b")
+
+
+def test_groups_may_be_given_by_slice(tmp_path):
+    volumes(tmp_path, 1, slices=3)
+    write_table(tmp_path / "groups.csv", [{"id": f"v0#00{i}", "group": f"g{i // 2}"} for i in range(3)])
+    assert open_dataset(tmp_path).groups == ("g0", "g0", "g1")
+
+
+def test_a_slice_that_there_is_not_is_a_fault(tmp_path):
+    volumes(tmp_path, 1, slices=3)
+    write_table(tmp_path / "groups.csv", [{"id": name, "group": "a"} for name in ("v0", "v0#002", "v0#003")])
+    with pytest.raises(InputError, match=r"1 id\(s\) in groups.csv have no image; first: v0#003"):
+        open_dataset(tmp_path)
+
+
+def test_a_file_with_the_id_of_a_slice_is_a_fault(tmp_path):
+    volumes(tmp_path, 1)
+    for part in ("images", "masks"):
+        cv2.imwrite(str(tmp_path / part / "v0#003.png"), np.zeros((16, 20), np.uint8))
+    with pytest.raises(InputError, match=r"1 id\(s\) of a slice and of a file are the same; first: v0#003"):
+        open_dataset(tmp_path)
+
+
+def test_a_volume_on_both_sides_of_a_given_split_is_a_fault_unless_groups_say_otherwise(tmp_path):
+    volumes(tmp_path, 2, slices=2)
+    rows = [("v0#000", "train"), ("v0#001", "val"), ("v1", "train")]
+    write_table(tmp_path / "splits.csv", [{"id": name, "split": split} for name, split in rows])
+    with pytest.raises(InputError, match=r"1 patient\(s\) or volume\(s\) on both sides of the given split"):
+        open_dataset(tmp_path)
+    write_table(tmp_path / "groups.csv", [{"id": name, "group": name} for name, _ in rows])
+    assert open_dataset(tmp_path).splits == ("train", "val", "train", "train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda f: volume("v1", "masks", np.zeros((16, 20, 4), np.uint8), f),
+            r"1 pair\(s\) differ in the number of slices; first: v1.nii.gz has 5, its mask 4",
+        ),
+        (
+            lambda f: volume("v1", "masks", np.zeros((16, 21, 5), np.uint8), f),
+            r"1 pair\(s\) differ in size; first: v1.nii.gz is 20x16, its mask 21x16",
+        ),
+        (
+            lambda f: volume("v1", "masks", np.full((16, 20, 5), 0.5, np.float32), f),
+            r"masks/v1.nii.gz: holds the value 0.5; masks hold class indices",
+        ),
+        (
+            lambda f: volume("v1", "images", np.zeros((16, 20, 5), np.float32), f),
+            r"1 image\(s\) that the intensity rule cannot map; first: images/v1.nii.gz: holds floating-point or 32-bit",
+        ),
+        (
+            lambda f: volume("v1", "images", np.zeros((16, 20, 5), np.int16), f, suffix="nii"),
+            "two files for one id in images/: v1.nii, v1.nii.gz",
+        ),
+        (
+            lambda f: (f / "images" / "v1.nii.gz").write_bytes(b"nothing"),
+            r"1 unreadable file\(s\); first: images/v1.nii.gz: cannot be decoded: it is corrupt, truncated or not",
+        ),
+    ],
+)
+def test_a_fault_of_a_volume_is_found_and_named(tmp_path, damage, message):
+    volumes(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        open_dataset(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_that_lies_elsewhere_than_its_image_is_remarked(tmp_path):
+    arrays = volumes(tmp_path, 2)
+    volume("v1", "masks", (arrays["v1"] > 0).astype(np.uint8), tmp_path, spacing=(-0.5, 0.8, 3))
+    with pytest.warns(UserWarning, match=r"1 mask\(s\) lie elsewhere in space than their image.*first: v1\."):
+        open_dataset(tmp_path)
+
+
+def test_a_volume_that_is_not_held_is_decoded_once_for_all_its_slices(tmp_path, monkeypatch):
+    volumes(tmp_path, 4)
+    dataset, held = open_dataset(tmp_path, cache_mb=0), open_dataset(tmp_path)
+    assert (dataset.cached, held.cached) == (0, 20)
+    opened, make = [], dataset_module.open_image
+    monkeypatch.setattr(dataset_module, "open_image", lambda path, **options: (opened.append(path), make(path))[1])
+    for index in range(20):
+        for fresh, cached in zip(dataset.read(index), held.read(index), strict=True):
+            np.testing.assert_array_equal(fresh, cached)
+    assert len(opened) == len(set(opened)) == 8
+
+
+def test_what_is_held_of_a_volume_is_no_view_of_the_whole(tmp_path):
+    volumes(tmp_path, 1)
+    dataset = open_dataset(tmp_path)
+    assert all(array.base is None for pair in dataset._store.slices.values() for array in pair)
+
+
+# Patients
+
+
+def patients(folder, ids, **attributes):
+    """A DICOM image per patient id given, with a PNG mask."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    for i, patient in enumerate(ids):
+        image = RNG.integers(0, 4096, (40, 48), np.uint16)
+        write_dicom(folder / "images" / f"p{i:02d}.dcm", image, BitsStored=12, PatientID=patient, **attributes)
+        cv2.imwrite(str(folder / "masks" / f"p{i:02d}.png"), (image > 2000).astype(np.uint8))
+    return folder
+
+
+def test_the_images_of_a_patient_are_one_group(tmp_path):
+    dataset = open_dataset(patients(tmp_path / "set", ["Doe", "Roe", "Doe", ""]))
+    assert dataset.grouped and dataset.groups[:3] == ("Doe", "Roe", "Doe")
+    assert len(dataset.groups[3]) == 64  # the file's digest
+
+
+def test_given_groups_come_before_patients(tmp_path):
+    patients(tmp_path / "set", ["Doe"] * 3)
+    write_table(tmp_path / "set" / "groups.csv", [{"id": f"p{i:02d}", "group": f"g{i}"} for i in range(3)])
+    assert open_dataset(tmp_path / "set").groups == ("g0", "g1", "g2")
+
+
+def test_a_patient_on_both_sides_of_a_given_split_is_a_fault_and_stays_unnamed(tmp_path):
+    folder = patients(tmp_path / "set", ["Doe"] * 3)
+    write_table(folder / "splits.csv", [{"id": f"p{i:02d}", "split": "train" if i else "val"} for i in range(3)])
+    with pytest.raises(InputError, match=r"1 patient\(s\) or volume\(s\) on both sides") as caught:
+        open_dataset(folder)
+    assert "Doe" not in str(caught.value)
+
+
+def test_a_data_set_shows_no_patient(tmp_path):
+    assert "Doe" not in repr(open_dataset(patients(tmp_path / "set", ["Doe", "Roe"])))
+
+
+def test_a_12_bit_dicom_is_scaled_by_the_bits_it_stores(tmp_path):
+    folder = patients(tmp_path / "set", ["Doe"])
+    image = RNG.integers(0, 4096, (40, 48), np.uint16)
+    write_dicom(folder / "images" / "p00.dcm", image, BitsStored=12)
+    np.testing.assert_allclose(open_dataset(folder).read(0)[0][..., 1], image / 4095 * 255, rtol=1e-5)
+
+
+def test_8_bit_values_of_fewer_bits_are_scaled_too(tmp_path):
+    folder = patients(tmp_path / "set", ["Doe"])
+    image = RNG.integers(0, 64, (40, 48), np.uint8)
+    write_dicom(folder / "images" / "p00.dcm", image, BitsStored=6)
+    np.testing.assert_allclose(open_dataset(folder).read(0)[0][..., 1], image / 63 * 255, rtol=1e-5)
+
+
+def test_the_files_own_windows_are_followed(tmp_path):
+    folder = patients(tmp_path / "set", ["Doe", "Roe"], WindowCenter=100.5, WindowWidth=201)
+    image = RNG.integers(0, 401, (40, 48), np.uint16)
+    write_dicom(folder / "images" / "p00.dcm", image, WindowCenter=100.5, WindowWidth=201)
+    read, _ = open_dataset(folder, intensity=Intensity("window")).read(0)
+    np.testing.assert_allclose(read[..., 0], np.minimum(image / 200, 1) * 255, rtol=1e-5)
+    with pytest.raises(InputError, match=r"2 image\(s\) that the intensity rule cannot map; .* has no window of its"):
+        open_dataset(patients(tmp_path / "other", ["Doe", "Roe"]), intensity=Intensity("window"))
+
+
+# Spacing
+
+
+def test_images_and_masks_are_resampled_to_one_spacing(tmp_path):
+    """Rows of 0.5 mm and columns of 0.8 mm to 0.4 mm; a square of 4 x 4 mm stays one."""
+    image = np.zeros((40, 48, 1), np.int16)
+    image[8:16, 10:15] = 100
+    volume("v", "images", image, tmp_path)
+    volume("v", "masks", (image > 0).astype(np.uint8) * 2, tmp_path)  # an interpolated edge would hold a 1
+    rule = Intensity("window", window=(0, 100))
+    dataset = open_dataset(tmp_path, intensity=rule, spacing=0.4, classes=3)
+    assert dataset.sizes.tolist() == [[50, 96]]
+    picture, mask = dataset.read(0)
+    assert (picture.shape, picture.dtype, mask.shape) == ((50, 96, 3), np.float32, (50, 96))
+    assert set(np.unique(mask)) == {0, 2} and mask[10:20, 20:30].all() and mask.sum() == 200
+    np.testing.assert_allclose(picture.sum() / 3 / 255, 100, rtol=0.03)
+    np.testing.assert_allclose(dataset.spacing_of(0), (0.4, 0.4))
+
+
+def test_shrinking_averages_over_areas(tmp_path):
+    image = RNG.integers(0, 256, (40, 48), np.uint8)
+    simple(tmp_path, 1)
+    cv2.imwrite(str(tmp_path / "images" / "p00.png"), image)
+    write_table(tmp_path / "meta.csv", [{"id": "p00", "spacing": "0.25"}])
+    read, _ = open_dataset(tmp_path, spacing=1).read(0)
+    expected = image.reshape(10, 4, 12, 4).mean(axis=(1, 3))
+    np.testing.assert_allclose(read[..., 0], expected, atol=1e-3)
+
+
+def test_the_spacing_of_a_file_without_one_comes_from_a_table(tmp_path):
+    simple(tmp_path, 2)
+    write_table(tmp_path / "meta.csv", [{"id": "p00", "spacing": "0.25"}, {"id": "p01", "spacing": ""}])
+    dataset = open_dataset(tmp_path)
+    assert (dataset.spacing_of(0), dataset.spacing_of(1)) == ((0.25, 0.25), None)
+    with pytest.raises(InputError, match=r"1 image\(s\) without a spacing, which a column spacing.*; first: p01"):
+        open_dataset(tmp_path, spacing=0.5)
+
+
+def test_the_spacing_of_a_listed_image_comes_from_the_list(tmp_path):
+    simple(tmp_path / "set", 1)
+    row = {"image": "set/images/p00.png", "mask": "set/masks/p00.png", "spacing": "2"}
+    write_table(tmp_path / "list.csv", [row])
+    assert open_dataset(tmp_path / "list.csv", spacing=1).sizes.tolist() == [[80, 96]]
+
+
+def test_the_spacing_of_a_file_comes_before_that_of_a_table(tmp_path):
+    volumes(tmp_path, 1)
+    write_table(tmp_path / "meta.csv", [{"id": "v0", "spacing": "7"}])
+    np.testing.assert_allclose(open_dataset(tmp_path).spacing_of(0), (0.5, 0.8))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "nan", "inf"])
+def test_a_spacing_that_is_no_length_is_a_fault(tmp_path, value):
+    simple(tmp_path, 1)
+    write_table(tmp_path / "meta.csv", [{"id": "p00", "spacing": value}])
+    with pytest.raises(InputError, match=f"a spacing is no positive number of mm: '{value}'"):
+        open_dataset(tmp_path)
+
+
+def test_resampling_to_the_spacing_that_there_is_changes_nothing(tmp_path):
+    simple(tmp_path, 1)
+    write_table(tmp_path / "meta.csv", [{"id": "p00", "spacing": "0.5"}])
+    same, plain = open_dataset(tmp_path, spacing=0.5).read(0), open_dataset(tmp_path).read(0)
+    assert same[0].dtype == np.uint8
+    for one, other in zip(same, plain, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -2,10 +2,20 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, jaccard_score
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from segdrop.dataset import IGNORED
-from segdrop.metrics import Dice, IoU, confusion_counts, dice, foreground_mean, iou, to_labels
+from segdrop.metrics import (
+    Dice,
+    IoU,
+    confusion_counts,
+    dice,
+    foreground_mean,
+    iou,
+    precision_from_counts,
+    recall_from_counts,
+    to_labels,
+)
 
 UNDEFINED = np.nan
 
@@ -26,6 +36,27 @@ def test_scores_by_hand(truth, pred, dice_per_class, iou_per_class):
     np.testing.assert_allclose(iou(truth, pred), iou_per_class)
 
 
+@pytest.mark.parametrize(
+    ("counts", "precision", "recall"),
+    [
+        ([3, 1, 2], 3 / 4, 3 / 5),
+        ([0, 0, 2], UNDEFINED, 0),  # nothing predicted
+        ([0, 2, 0], 0, UNDEFINED),  # nothing there
+        ([0, 0, 0], UNDEFINED, UNDEFINED),
+    ],
+)
+def test_precision_and_recall_by_hand(counts, precision, recall):
+    np.testing.assert_allclose(precision_from_counts(counts), precision)
+    np.testing.assert_allclose(recall_from_counts(counts), recall)
+
+
+def test_counts_hold_with_the_largest_number_of_classes():
+    truth, pred = np.array([254, 254, 0, IGNORED], np.uint8), np.array([254, 3, 254, 7], np.uint8)
+    counts = confusion_counts(truth, pred, 255)
+    assert counts[254].tolist() == [1, 1, 1]
+    assert counts.sum() == 5
+
+
 def random_pair(classes=4, shape=(3, 16, 16), seed=0):
     rng = np.random.default_rng(seed)
     return rng.integers(0, classes, shape), rng.integers(0, classes, shape)
@@ -35,6 +66,11 @@ def test_scores_agree_with_scikit_learn():
     truth, pred = random_pair()
     np.testing.assert_allclose(dice(truth, pred, 4), f1_score(truth.ravel(), pred.ravel(), average=None))
     np.testing.assert_allclose(iou(truth, pred, 4), jaccard_score(truth.ravel(), pred.ravel(), average=None))
+    counts = confusion_counts(truth, pred, 4)
+    np.testing.assert_allclose(
+        precision_from_counts(counts), precision_score(truth.ravel(), pred.ravel(), average=None)
+    )
+    np.testing.assert_allclose(recall_from_counts(counts), recall_score(truth.ravel(), pred.ravel(), average=None))
 
 
 def test_counts_of_images_add_up_to_the_counts_of_the_set():

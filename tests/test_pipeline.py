@@ -6,6 +6,7 @@ from conftest import write_pairs
 
 from segdrop.augment import Sampler, load_augmentation
 from segdrop.dataset import IGNORED, open_dataset
+from segdrop.intensity import Intensity
 from segdrop.pipeline import evaluation_batches, steps_per_epoch, training_batches
 
 RNG = np.random.default_rng(0)
@@ -139,3 +140,15 @@ def test_16_bit_images_are_scaled_by_their_range(tmp_path):
     dataset = open_dataset(write_pairs(tmp_path, {"p": (image, np.eye(32, dtype=np.uint8))}))
     images, _ = evaluation_batches(dataset, [0], 1).read([0])
     np.testing.assert_allclose(images[0, ..., 0], image / 257, rtol=1e-5)
+
+
+def test_float_images_reach_the_network_as_they_are_read(tmp_path):
+    """Percentiles are no whole numbers: nothing is rounded or scaled a second time."""
+    image = RNG.integers(0, 65536, (32, 32), np.uint16)
+    folder = write_pairs(tmp_path, {"p": (image, np.eye(32, dtype=np.uint8))})
+    dataset = open_dataset(folder, intensity=Intensity("percentiles", (10, 90)))
+    read, _ = dataset.read(0)
+    images, _ = evaluation_batches(dataset, [0], 1).read([0])
+    np.testing.assert_array_equal(images[0], read)
+    _, [(images, _)] = batches(dataset, [0], preset="none", batch_size=1)
+    np.testing.assert_allclose(images[0], read, rtol=1e-5, atol=1e-5)

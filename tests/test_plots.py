@@ -39,3 +39,46 @@ def test_curves_and_examples_are_written(tmp_path):
     plots.save_curves(tmp_path / "c.png", history)
     plots.save_examples(tmp_path / "e.png", [np.zeros((40, 150, 3), np.uint8)] * 2, ["a", "b"])
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("c.png", "e.png"))
+
+
+def lines(figure):
+    """The figure's lines by their labels: (x, y)."""
+    return {
+        line.get_label(): (np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist())
+        for line in figure.axes[0].lines
+    }
+
+
+def test_a_curve_counts_epochs_from_one_and_marks_the_best():
+    history = [{"epoch": i, "loss": 3.0 - i, "val_loss": 2.0, "learning_rate": 0.1} for i in range(3)]
+    drawn = lines(plots.curve(history, "loss", best=2))
+    assert drawn["training"] == ([1, 2, 3], [3, 2, 1])
+    assert drawn["validation"] == ([1, 2, 3], [2, 2, 2])
+    assert drawn["best epoch"][0] == [3, 3]
+    assert list(lines(plots.curve(history, "learning_rate"))) == ["training"]
+
+
+def test_a_single_epoch_is_seen_as_a_point():
+    figure = plots.curve([{"epoch": 0, "loss": 1.0, "val_loss": 2.0}], "loss")
+    assert [line.get_marker() for line in figure.axes[0].lines] == [".", "."]
+
+
+def test_the_reliability_diagram_leaves_empty_bins_out_and_shows_the_shares_of_the_others():
+    empty = {"low": 0.0, "high": 0.5, "count": 0, "confidence": None, "accuracy": None}
+    bins = [
+        {"low": 0.5, "high": 0.75, "count": 1, "confidence": 0.6, "accuracy": 0.5},
+        {"low": 0.75, "high": 1.0, "count": 3, "confidence": 0.9, "accuracy": 0.8},
+    ]
+    figure = plots.reliability_diagram({"network": [empty, *bins]})
+    assert lines(figure)["network"] == ([0.6, 0.9], [0.5, 0.8])
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.25, 0.75]
+    assert figure.axes[0].get_xlim() == (0.5, 1.0)
+
+
+def test_the_reliability_diagram_of_no_pixels_has_no_points():
+    assert lines(plots.reliability_diagram({"network": []}))["network"] == ([], [])
+
+
+def test_risk_is_drawn_over_coverage():
+    drawn = lines(plots.risk_coverage({"entropy": [[0.5, 0.0], [1.0, 0.1]], "other": [[1.0, 0.2]]}))
+    assert drawn == {"entropy": ([0.5, 1.0], [0.0, 0.1]), "other": ([1.0], [0.2])}

@@ -11,12 +11,15 @@ import albumentations as A
 import keras
 import numpy as np
 import pytest
-from conftest import randomise, write_weight_file
+from conftest import randomise, write_pairs, write_table, write_weight_file
+from test_images import write_dicom
 
 import segdrop
 from segdrop import InputError, TrainConfig, train, training
 from segdrop.augment import Sampler
+from segdrop.cells import draw_cells
 from segdrop.dataset import Dataset, open_dataset
+from segdrop.intensity import Intensity
 from segdrop.metrics import dice, foreground_mean, to_labels
 from segdrop.training import WarmupCosine, best_epoch
 from segdrop.unet import build_unet, encoder_layers
@@ -48,6 +51,7 @@ def test_a_run_leaves_the_stated_files_and_no_state(finished):
         "split.csv",
         "tensorboard",
         "curves.png",
+        "per_image.csv",
         "examples.png",
     }
 
@@ -328,6 +332,15 @@ def test_resuming_with_another_option_names_it(finished, cells):
         ({"val_fraction": 0.4}, r"`val_fraction` must be in \(0, 1/3\], got val_fraction=0.4"),
         ({"seed": 2**32}, r"`seed` must be below 2\^32"),
         ({"resume": True}, "`resume` needs run_dir"),
+        ({"intensity": "auto"}, "`intensity` must be one of dtype, percentiles, window"),
+        ({"intensity_percentiles": (1,)}, "`intensity_percentiles` must be two numbers"),
+        ({"intensity_percentiles": (99, 1)}, "`intensity_percentiles` must rise from low to high"),
+        ({"intensity_percentiles": (-1, 99)}, r"`intensity_percentiles` must be in \[0, 100\]"),
+        ({"intensity": "window", "intensity_window": (5, math.nan)}, "`intensity_window` must be two numbers"),
+        ({"intensity": "window", "intensity_window": (5, 5)}, "`intensity_window` must rise from low to high"),
+        ({"intensity_window": (0, 80)}, "`intensity_window` needs intensity='window', got 'dtype'"),
+        ({"spacing": 0}, "`spacing` must be a positive number of millimetres, got spacing=0"),
+        ({"slice_axis": 3}, "`slice_axis` must be 0, 1 or 2, got slice_axis=3"),
     ],
 )
 def test_a_wrong_configuration_is_named(options, message):
@@ -344,6 +357,13 @@ def test_a_configuration_survives_json():
     assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
     blocks = TrainConfig(dropout_blocks=("stage3", "stage4_unit1"))
     assert TrainConfig(**json.loads(json.dumps(blocks.to_json()))) == blocks
+    window = TrainConfig(intensity="window", intensity_window=(-160, 240), intensity_percentiles=(1, 99), spacing=0.5)
+    assert TrainConfig(**json.loads(json.dumps(window.to_json()))) == window
+
+
+def test_a_configuration_gives_its_intensity_rule():
+    config = TrainConfig(intensity="window", intensity_window=[-160, 240])
+    assert config.intensity_rule() == Intensity("window", window=(-160, 240))
 
 
 def test_a_schedule_acts_and_is_in_history_tensorboard_and_the_saved_model(cells, tmp_path):
@@ -403,3 +423,56 @@ def test_recalibrated_batchnorm_is_kept_only_where_validation_dice_does_not_fall
         "val_dice_after": 0.6 if better else 0.4,
         "kept": better,
     }
+
+
+def nifti_folder(folder):
+    """One volume of eight slices, floating point, split by slice."""
+    nibabel = pytest.importorskip("nibabel")
+    pictures = [draw_cells(np.random.default_rng(i), 64) for i in range(8)]
+    for part, number in (("images", 0), ("masks", 1)):
+        (folder / part).mkdir(parents=True)
+        array = np.stack([pair[number] for pair in pictures], axis=1)
+        array = array.astype(np.float32) * 0.37 - 20 if part == "images" else array
+        nibabel.Nifti1Image(array, np.diag([0.5, 2, 0.5, 1])).to_filename(folder / part / "scan.nii.gz")
+    splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    write_table(folder / "splits.csv", [{"id": f"scan#{i:03d}", "split": s} for i, s in enumerate(splits)])
+    write_table(folder / "groups.csv", [{"id": f"scan#{i:03d}", "group": f"g{i}"} for i in range(8)])
+
+
+def dicom_folder(folder):
+    """Eight images of four patients, no split given."""
+    pairs = {f"p{i}": draw_cells(np.random.default_rng(i), 64) for i in range(8)}
+    write_pairs(folder, {name: (None, mask) for name, (_, mask) in pairs.items()})
+    for i, (name, (image, _)) in enumerate(pairs.items()):
+        attributes = {"PatientID": f"DOE-{i // 2}", "PatientName": "Doe^Jane", "PixelSpacing": [0.5, 0.5]}
+        write_dicom(
+            folder / "images" / f"{name}.dcm",
+            image.astype(np.uint16) * 8,
+            BitsStored=12,
+            RescaleSlope=1,
+            RescaleIntercept=-1024,
+            **attributes,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (nifti_folder, {"intensity": "percentiles", "slice_axis": 1}),
+        (dicom_folder, {"intensity": "window", "intensity_window": (-1024, 1016), "spacing": 0.4, "val_fraction": 0.3}),
+    ],
+)
+def test_medical_images_train_end_to_end_and_their_patients_stay_unnamed(tmp_path, capsys, write, options):
+    write(tmp_path / "data")
+    result = train(tiny(tmp_path / "data", tmp_path / "run", epochs=1, **options))
+    assert set(result.metrics) == {"val", "test"} and math.isfinite(result.history[0]["loss"])
+    with (tmp_path / "run" / "split.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 and all(len(row["group"]) == 16 for row in rows)
+    assert len({row["group"] for row in rows}) == (8 if write is nifti_folder else 4)
+    assert len({(row["group"], row["split"]) for row in rows}) == len({row["group"] for row in rows})
+    written = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    printed = "".join(capsys.readouterr())
+    for identifier in ("DOE", "Doe", "Jane"):
+        assert identifier.encode() not in written and identifier not in printed

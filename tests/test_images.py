@@ -1,0 +1,729 @@
+"""Image files: every format gives the values that were stored, or one sentence."""
+
+import contextlib
+import re
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, SecondaryCaptureImageStorage
+
+from segdrop import InputError, images
+from segdrop.images import open_image, stem, write_volume_mask
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (40, 48), np.uint8)
+RGB = RNG.integers(0, 256, (40, 48, 3), np.uint8)
+DEEP = RNG.integers(0, 65536, (40, 48), np.uint16)
+DEEP_RGB = RNG.integers(0, 65536, (40, 48, 3), np.uint16)
+FLOAT = RNG.normal(0, 1000, (40, 48)).astype(np.float32)
+VOLUME = RNG.integers(-1000, 1000, (7, 8, 9), np.int16)
+
+
+def save(path, array, **options):
+    """Write by the suffix; RGB order."""
+    if path.suffix in (".tif", ".tiff"):
+        tifffile.imwrite(path, array, **options)
+    elif ".nii" in path.name:
+        affine = np.diag([0.7, 0.8, 2.5, 1])
+        nibabel.Nifti1Image(array, affine, **options).to_filename(path)
+    else:
+        assert cv2.imwrite(str(path), array if array.ndim == 2 else array[..., ::-1])
+    return path
+
+
+def write_dicom(path, array, *, frames=False, syntax=ExplicitVRLittleEndian, **attributes):
+    """Write (H, W), (H, W, 3) or, with `frames`, (N, H, W) as DICOM of a patient who must not show anywhere."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["1"])
+    data.PatientName, data.PatientID = "Doe^Jane", "DOE-1970"
+    colour = array.ndim == 3 and not frames
+    data.Rows, data.Columns = array.shape[1:3] if frames else array.shape[:2]
+    if frames:
+        data.NumberOfFrames = len(array)
+    data.SamplesPerPixel = 3 if colour else 1
+    data.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    if colour:
+        data.PlanarConfiguration = 0
+    data.BitsAllocated = data.BitsStored = array.dtype.itemsize * 8
+    data.PixelRepresentation = int(array.dtype.kind == "i")
+    data.PixelData = array.tobytes()
+    for name, value in attributes.items():
+        if value is None:
+            delattr(data, name)
+        else:
+            setattr(data, name, value)
+    data.HighBit = data.BitsStored - 1
+    if syntax != ExplicitVRLittleEndian:
+        data.compress(syntax, array, generate_instance_uid=False)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+# PNG, JPEG, BMP and TIFF
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("a.png", GREY),
+        ("a.png", RGB),
+        ("a.png", DEEP),
+        ("a.png", DEEP_RGB),
+        ("a.BMP", RGB),
+        ("a.tif", GREY),
+        ("a.tif", RGB),
+        ("a.tiff", DEEP),
+        ("a.tif", DEEP_RGB),
+        ("a.tif", FLOAT),
+        ("a.tif", FLOAT.astype(np.int16)),
+    ],
+)
+def test_an_ordinary_image_keeps_its_values(tmp_path, name, array):
+    picture = open_image(save(tmp_path / name, array))
+    assert (picture.height, picture.width, picture.slices) == (40, 48, None)
+    assert (picture.dtype, picture.channels) == (array.dtype, 1 if array.ndim == 2 else 3)
+    assert picture.spacing is picture.patient is picture.window is None
+    np.testing.assert_array_equal(picture.read(), array)
+    np.testing.assert_array_equal(picture.rows(10, 25), array[10:25])
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [(GREY, (0, 255)), (DEEP, (0, 65535)), (FLOAT.astype(np.int16), (-32768, 32767)), (FLOAT, None)],
+)
+def test_the_value_range_is_that_of_the_integer_type(tmp_path, array, expected):
+    assert open_image(save(tmp_path / "a.tif", array)).value_range == expected
+
+
+def test_double_precision_becomes_single(tmp_path):
+    read = open_image(save(tmp_path / "a.tif", FLOAT.astype(np.float64))).read()
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, FLOAT)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("array", [RGB, DEEP_RGB])
+def test_alpha_is_dropped(tmp_path, array, suffix):
+    with_alpha = np.dstack([array, np.full((40, 48), 7, array.dtype)])
+    path = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(path), with_alpha[..., [2, 1, 0, 3]])
+    np.testing.assert_array_equal(open_image(path).read(), array)
+
+
+def test_palettes_are_expanded(tmp_path):
+    palette = Image.fromarray(RGB).quantize(16)
+    palette.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(open_image(tmp_path / "a.png").read(), np.array(palette.convert("RGB")))
+
+
+def test_a_jpeg_is_read_as_rgb(tmp_path):
+    flat = np.full((16, 16, 3), (200, 30, 90), np.uint8)
+    read = open_image(save(tmp_path / "a.jpg", flat)).read()
+    np.testing.assert_allclose(read.astype(int), flat, atol=3)
+
+
+@pytest.mark.parametrize(
+    "pages", [np.stack([GREY, GREY[::-1], GREY // 2]), np.stack([DEEP, DEEP // 2]), np.stack([DEEP_RGB, DEEP_RGB // 2])]
+)
+def test_a_tiff_of_several_pages_is_a_volume(tmp_path, pages):
+    options = {"photometric": "rgb"} if pages.ndim == 4 else {"photometric": "minisblack"}
+    picture = open_image(save(tmp_path / "a.tif", pages, **options))
+    assert picture.slices == len(pages)
+    np.testing.assert_array_equal([picture.read(i) for i in range(len(pages))], pages)
+
+
+def test_pages_of_different_sizes_are_an_error(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(GREY)
+        file.write(GREY[:20])
+    picture = open_image(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif: has pages of different sizes or types; first: page 2"):
+        picture.read(1)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("x/a.png", "a"), ("a.b.png", "a.b"), ("a.nii.gz", "a"), ("A.NII.GZ", "A"), ("1.2.840", "1.2.840")],
+)
+def test_the_stem_is_the_name_without_its_suffix(path, expected):
+    assert stem(path) == expected
+
+
+# Files that cannot be read
+
+
+def cut(path, share=0.6):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def sentence(path, **options):
+    """The message of what opening and reading raises; one sentence that names the file."""
+    with pytest.raises(InputError) as caught:
+        picture = open_image(path, **options)
+        for index in range(picture.slices or 1):
+            picture.read(index)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and message.endswith(".") and "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("suffix", [s for s in images.SUFFIXES])
+def test_an_empty_file_says_so(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.touch()
+    assert sentence(path) == "the file is empty."
+
+
+@pytest.mark.parametrize("suffix", [s for s in images.SUFFIXES])
+@pytest.mark.parametrize("content", [b"not an image", b"II*\0" + b"\xff" * 40, b"\x1f\x8b" + b"\0" * 50])
+def test_a_file_of_something_else_is_an_error(tmp_path, suffix, content):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    assert re.match("cannot be decoded: it is corrupt, truncated(, too large)? or not an? ", sentence(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("a.png", GREY),
+        ("a.png", DEEP_RGB),
+        ("a.jpg", RGB),
+        ("a.bmp", RGB),
+        ("a.tif", GREY),
+        ("a.tif", DEEP_RGB),
+        ("a.tif", FLOAT.astype(np.float64)),
+        ("a.tif", FLOAT),
+        ("a.nii", VOLUME),
+        ("a.nii.gz", VOLUME),
+    ],
+)
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_truncated_file_is_an_error(tmp_path, name, array, share):
+    assert "cannot be decoded: it is corrupt, truncated" in sentence(cut(save(tmp_path / name, array), share))
+
+
+def test_a_truncated_dicom_is_an_error(tmp_path):
+    for share in (0.05, 0.5, 0.9):
+        message = sentence(cut(write_dicom(tmp_path / "a.dcm", DEEP), share))
+        assert re.match("cannot be decoded: it is corrupt, truncated or not a DICOM file|has no pixel data", message)
+
+
+def test_damaged_files_raise_nothing_else_and_warn_of_nothing(tmp_path, monkeypatch, caplog):
+    """Three bytes of each changed at random, forty times; warnings are errors here."""
+    paths = [
+        save(tmp_path / "a.tif", DEEP_RGB),
+        save(tmp_path / "b.tif", GREY, tile=(16, 16), compression="zlib"),
+        save(tmp_path / "c.jpg", RGB),
+        save(tmp_path / "d.nii", VOLUME),
+        write_dicom(tmp_path / "e.dcm", DEEP),
+    ]
+    rng = np.random.default_rng(0)
+    for huge in (False, True):
+        monkeypatch.setattr(images, "MAX_PIXELS", 1500 if huge else 10**6)
+        for path in paths:
+            content = np.frombuffer(path.read_bytes(), np.uint8)
+            damaged = path.with_name(f"damaged{path.suffix}")
+            for _ in range(40):
+                changed = content.copy()
+                changed[rng.integers(0, min(len(changed), 600), 3)] = rng.integers(0, 256, 3)
+                damaged.write_bytes(changed.tobytes())
+                with contextlib.suppress(InputError):
+                    open_image(damaged, huge=huge).read()
+    assert not caplog.records
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no image file .*nowhere\.png"):
+        open_image(tmp_path / "nowhere.png")
+
+
+def test_an_image_past_the_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    for name in ("a.png", "a.tif", "a.nii"):
+        message = sentence(save(tmp_path / name, GREY))
+        assert re.fullmatch(r"has (48 x 40|40 x 48) pixels; cut it into tiles\.", message)
+    assert "has 48 x 40 pixels" in sentence(write_dicom(tmp_path / "a.dcm", GREY))
+    monkeypatch.setattr(images, "MAX_VOXELS", 5)
+    assert "has 9 slices of 8 x 7 pixels" in sentence(save(tmp_path / "a.nii", VOLUME))
+
+
+def test_a_png_bomb_is_refused(tmp_path):
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
+    assert sentence(tmp_path / "a.png") == "has 12000 x 12000 pixels; cut it into tiles."
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, value):
+    array = FLOAT.copy()
+    array[3, 4] = value
+    for name in ("a.tif", "a.nii"):
+        assert sentence(save(tmp_path / name, array)) == "holds values that are not finite; replace them."
+
+
+def test_floating_point_colours_are_refused(tmp_path):
+    path = save(tmp_path / "a.tif", np.zeros((40, 48, 3), np.float32), photometric="rgb")
+    assert sentence(path) == "has 3 bands of float32; save it as grey, or with 8 or 16 bits."
+
+
+def test_bands_that_are_no_colours_are_refused(tmp_path):
+    path = save(tmp_path / "a.tif", np.zeros((40, 48, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    assert "cannot be decoded" in sentence(path) or "5 bands" in sentence(path)
+
+
+# DICOM
+
+
+@pytest.mark.parametrize("array", [GREY, RGB, DEEP, FLOAT.astype(np.int16)])
+def test_dicom_keeps_its_values(tmp_path, array):
+    picture = open_image(write_dicom(tmp_path / "a.dcm", array))
+    assert (picture.slices, picture.dtype) == (None, array.dtype)
+    np.testing.assert_array_equal(picture.read(), array)
+    np.testing.assert_array_equal(picture.rows(3, 9), array[3:9])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "dtype", "expected_range"),
+    [
+        ({"BitsStored": 12, "RescaleSlope": 1, "RescaleIntercept": -1024}, np.int16, (-1024, 3071)),
+        ({"BitsStored": 12, "RescaleSlope": 2, "RescaleIntercept": 0}, np.uint16, (0, 8190)),
+        ({"BitsStored": 16, "RescaleSlope": 1, "RescaleIntercept": -1024}, np.float32, (-1024, 64511)),
+        ({"BitsStored": 12, "RescaleSlope": "0.5", "RescaleIntercept": 3}, np.float32, None),
+    ],
+)
+def test_the_modality_s_rescaling_is_applied(tmp_path, attributes, dtype, expected_range):
+    array = DEEP >> 4
+    picture = open_image(write_dicom(tmp_path / "a.dcm", array, **attributes))
+    assert (picture.dtype, picture.value_range) == (dtype, expected_range)
+    expected = array * float(attributes["RescaleSlope"]) + attributes["RescaleIntercept"]
+    np.testing.assert_array_equal(picture.read(), expected)
+
+
+def test_a_lookup_table_of_the_modality_is_applied(tmp_path):
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [256, 0, 16], (np.arange(256, dtype=np.uint16) * 5).tobytes()
+    table.ModalityLUTType = "US"
+    array = GREY
+    path = write_dicom(tmp_path / "a.dcm", array, ModalityLUTSequence=[table])
+    picture = open_image(path)
+    np.testing.assert_array_equal(picture.read(), array.astype(int) * 5)
+    assert (picture.dtype, picture.value_range) == (np.uint16, (0, 65535))
+
+
+def test_bits_that_are_not_stored_do_not_count(tmp_path):
+    """A graphic in the unused high bits, as old files have."""
+    array = np.array([[5, 5 | 0x8000]], np.uint16)
+    picture = open_image(write_dicom(tmp_path / "a.dcm", array, BitsStored=12))
+    assert picture.read().tolist() == [[5, 5]] and picture.value_range == (0, 4095)
+
+
+def test_monochrome1_is_turned_so_that_larger_is_brighter(tmp_path):
+    attributes = {"BitsStored": 12, "RescaleSlope": 1, "RescaleIntercept": -1000}
+    attributes |= {"WindowCenter": 101, "WindowWidth": 201}
+    array = DEEP >> 4
+    straight = open_image(write_dicom(tmp_path / "a.dcm", array, **attributes))
+    turned = open_image(write_dicom(tmp_path / "b.dcm", array, PhotometricInterpretation="MONOCHROME1", **attributes))
+    assert straight.value_range == turned.value_range == (-1000, 3095)
+    np.testing.assert_array_equal(turned.read(), 3095 - 1000 - straight.read())
+    assert straight.window == (0.5, 200.5) and turned.window == (2095 - 200.5, 2095 - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"WindowCenter": 40, "WindowWidth": 400}, (-160, 239)),
+        ({"WindowCenter": [40, 600], "WindowWidth": [400, 2000]}, (-160, 239)),
+        ({"WindowCenter": 40, "WindowWidth": 400, "VOILUTFunction": "LINEAR_EXACT"}, (-160, 240)),
+        ({"WindowCenter": 40, "WindowWidth": 0}, None),
+        ({"WindowCenter": 40}, None),
+        ({}, None),
+    ],
+)
+def test_the_window_follows_from_center_and_width(tmp_path, attributes, expected):
+    assert open_image(write_dicom(tmp_path / "a.dcm", DEEP, **attributes)).window == expected
+
+
+def measures(spacing):
+    """A functional group with a pixel spacing."""
+    pixel, group = Dataset(), Dataset()
+    pixel.PixelSpacing = spacing
+    group.PixelMeasuresSequence = [pixel]
+    return [group]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"PixelSpacing": [0.5, 0.7], "ImagerPixelSpacing": [9, 9]}, (0.5, 0.7)),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, (0.1, 0.2)),
+        ({"SharedFunctionalGroupsSequence": measures([3, 4])}, (3, 4)),
+        ({"PixelSpacing": [0, 1]}, None),
+        ({}, None),
+    ],
+)
+def test_the_spacing_is_rows_before_columns(tmp_path, attributes, expected):
+    assert open_image(write_dicom(tmp_path / "a.dcm", GREY, **attributes)).spacing == expected
+
+
+def test_ybr_becomes_rgb(tmp_path):
+    flat = np.full((8, 8, 3), (200, 30, 90), np.uint8)
+    ybr = cv2.cvtColor(flat, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
+    picture = open_image(write_dicom(tmp_path / "a.dcm", ybr, PhotometricInterpretation="YBR_FULL"))
+    np.testing.assert_allclose(picture.read().astype(int), flat, atol=2)
+
+
+def test_a_dicom_palette_is_expanded(tmp_path):
+    colours = RNG.integers(0, 256, (3, 256), np.uint8)
+    attributes = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, values in zip(("Red", "Green", "Blue"), colours, strict=True):
+        attributes[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        attributes[f"{name}PaletteColorLookupTableData"] = values.tobytes()
+    picture = open_image(write_dicom(tmp_path / "a.dcm", GREY, **attributes))
+    np.testing.assert_array_equal(picture.read(), colours.T[GREY])
+    assert picture.value_range == (0, 255)
+
+
+def test_frames_are_slices(tmp_path):
+    array = RNG.integers(0, 4096, (5, 8, 9), np.uint16)
+    picture = open_image(write_dicom(tmp_path / "a.dcm", array, frames=True))
+    assert (picture.slices, picture.height, picture.width) == (5, 8, 9)
+    np.testing.assert_array_equal([picture.read(i) for i in range(5)], array)
+
+
+def test_every_frame_has_its_own_rescaling(tmp_path):
+    groups = []
+    for intercept in (0, -10):
+        transformation, group = Dataset(), Dataset()
+        transformation.RescaleSlope, transformation.RescaleIntercept = 1, intercept
+        group.PixelValueTransformationSequence = [transformation]
+        groups.append(group)
+    array = RNG.integers(0, 256, (2, 4, 5), np.uint8)
+    path = write_dicom(tmp_path / "a.dcm", array, frames=True, PerFrameFunctionalGroupsSequence=groups)
+    picture = open_image(path)
+    assert (picture.dtype, picture.value_range) == (np.int16, (-10, 255))
+    np.testing.assert_array_equal(picture.read(1), array[1].astype(int) - 10)
+
+
+def test_a_compressed_dicom_is_decoded_where_there_is_a_decoder(tmp_path):
+    picture = open_image(write_dicom(tmp_path / "a.dcm", DEEP, syntax=RLELossless))
+    np.testing.assert_array_equal(picture.read(), DEEP)
+
+
+def test_a_dicom_without_a_decoder_says_how_it_is_compressed(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "a.dcm", DEEP, syntax=RLELossless)
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = JPEGLSLossless
+    data.save_as(path)
+    assert "is compressed as JPEG-LS Lossless Image Compression; decompress it" in sentence(path)
+    data.file_meta.TransferSyntaxUID = "1.2.3.4.5"
+    data.save_as(path)
+    assert "is compressed in a way unknown here" in sentence(path)
+
+
+def test_a_dicom_needs_no_suffix(tmp_path):
+    np.testing.assert_array_equal(open_image(write_dicom(tmp_path / "1.2.840", DEEP)).read(), DEEP)
+
+
+def test_a_dicom_without_pixels_says_so(tmp_path):
+    assert sentence(write_dicom(tmp_path / "a.dcm", GREY, PixelData=None)) == "has no pixel data."
+
+
+@pytest.mark.parametrize("missing", ["Rows", "BitsStored", "PhotometricInterpretation", "SamplesPerPixel"])
+def test_a_dicom_without_what_pixels_need_is_an_error(tmp_path, missing):
+    path = write_dicom(tmp_path / "a.dcm", GREY)
+    data = pydicom.dcmread(path)
+    delattr(data, missing)
+    data.save_as(path)
+    assert "cannot be decoded" in sentence(path)
+
+
+def test_the_patient_is_known_but_not_shown(tmp_path):
+    picture = open_image(write_dicom(tmp_path / "a.dcm", GREY))
+    assert picture.patient == "DOE-1970"
+    assert "DOE" not in repr(picture) and "Doe" not in repr(picture)
+
+
+def test_values_that_break_the_standard_are_neither_warned_of_nor_logged(tmp_path, caplog):
+    """An id of more than 64 characters, and a window that is no number."""
+    path = write_dicom(tmp_path / "a.dcm", GREY, WindowCenter="1234", WindowWidth="56")
+    data = pydicom.dcmread(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.PatientID = "Jane Doe " * 9
+        data.save_as(path)
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(1) as pool:
+        warnings.simplefilter("always")
+        picture = pool.submit(open_image, path).result()
+    assert picture.patient == ("Jane Doe " * 9).strip()
+    assert not caught and not caplog.records
+    path.write_bytes(path.read_bytes().replace(b"1234", b"Jane"))
+    assert "Jane" not in sentence(path).replace(str(path), "")
+
+
+def test_without_the_medical_libraries_the_error_names_the_extra(tmp_path, monkeypatch):
+    dicom, nifti = write_dicom(tmp_path / "a.dcm", GREY), save(tmp_path / "a.nii", VOLUME)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    assert sentence(dicom) == 'DICOM needs `pip install "segdrop[medical]"`.'
+    assert sentence(nifti) == 'NIfTI needs `pip install "segdrop[medical]"`.'
+
+
+# NIfTI
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_nifti_volume_is_cut_along_the_slice_axis(tmp_path, axis, suffix):
+    picture = open_image(save(tmp_path / f"a.{suffix}", VOLUME), slice_axis=axis)
+    expected = np.moveaxis(VOLUME, axis, 0)
+    assert (picture.slices, picture.height, picture.width) == expected.shape
+    assert (picture.dtype, picture.value_range) == (np.int16, (-32768, 32767))
+    np.testing.assert_array_equal([picture.read(i) for i in range(picture.slices)], expected)
+    zooms = [zoom for i, zoom in enumerate((0.7, 0.8, 2.5)) if i != axis]
+    np.testing.assert_allclose(picture.spacing, zooms, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected", "value_range"),
+    [
+        (np.uint8, np.uint8, (0, 255)),
+        (np.int8, np.int16, (-128, 127)),
+        (np.uint16, np.uint16, (0, 65535)),
+        (np.int32, np.float32, None),
+        (np.float64, np.float32, None),
+    ],
+)
+def test_nifti_types_become_the_smallest_that_holds_them(tmp_path, dtype, expected, value_range):
+    array = RNG.integers(0, 100, (4, 5, 6)).astype(dtype)
+    picture = open_image(save(tmp_path / "a.nii", array, dtype=dtype))
+    assert (picture.dtype, picture.value_range) == (expected, value_range)
+    np.testing.assert_array_equal(picture.read(3), array[..., 3])
+
+
+def test_the_header_s_scaling_is_applied(tmp_path):
+    image = nibabel.Nifti1Image(VOLUME, np.eye(4))
+    image.header.set_slope_inter(0.5, 10)
+    image.to_filename(tmp_path / "a.nii.gz")
+    stored = np.asanyarray(nibabel.load(tmp_path / "a.nii.gz").dataobj)
+    picture = open_image(tmp_path / "a.nii.gz")
+    assert picture.dtype == np.float32
+    np.testing.assert_allclose(picture.read(2), stored[..., 2], rtol=1e-6)
+
+
+def test_a_flat_nifti_is_one_image(tmp_path):
+    picture = open_image(save(tmp_path / "a.nii", VOLUME[..., 0]))
+    assert (picture.slices, picture.height, picture.width) == (None, 7, 8)
+    np.testing.assert_array_equal(picture.read(), VOLUME[..., 0])
+
+
+def test_a_trailing_axis_of_one_is_no_dimension(tmp_path):
+    picture = open_image(save(tmp_path / "a.nii", VOLUME[..., None]))
+    assert picture.slices == 9
+    np.testing.assert_array_equal(picture.read(8), VOLUME[..., 8])
+
+
+def test_a_series_of_volumes_is_refused(tmp_path):
+    path = save(tmp_path / "a.nii", np.stack([VOLUME] * 3, axis=-1))
+    assert sentence(path) == "has 4 dimensions (7, 8, 9, 3); save one volume as a file of its own."
+
+
+def test_spacing_in_other_units_becomes_millimetres(tmp_path):
+    image = nibabel.Nifti1Image(VOLUME, np.diag([500, 600, 700, 1]))
+    image.header.set_xyzt_units("micron")
+    image.to_filename(tmp_path / "a.nii")
+    np.testing.assert_allclose(open_image(tmp_path / "a.nii").spacing, (0.5, 0.6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("form", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("shape", [(7, 8, 9), (7, 8, 9, 1), (7, 8)])
+def test_a_written_mask_lies_on_its_image(tmp_path, axis, form, shape):
+    affine = np.array([[0, -0.8, 0, 5], [0.7, 0, 0.1, -3], [0, 0, 2.5, 1], [0, 0, 0, 1]])
+    source = form(RNG.integers(0, 9, shape).astype(np.int16), affine)
+    source.header.set_qform(np.diag([1, 1, 2, 1]), 1)
+    source.header["descrip"] = source.header["aux_file"] = source.header["intent_name"] = b"Jane Doe"
+    source.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    source.to_filename(tmp_path / "a.nii.gz")
+    picture = open_image(tmp_path / "a.nii.gz", slice_axis=axis)
+    masks = np.stack([(picture.read(i) > 4).astype(np.uint8) for i in range(picture.slices or 1)])
+    write_volume_mask(picture, masks, tmp_path / "m.nii")
+    source, mask = nibabel.load(tmp_path / "a.nii.gz"), nibabel.load(tmp_path / "m.nii")
+    assert (type(mask), mask.shape, mask.get_data_dtype()) == (form, shape, np.uint8)
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), np.asanyarray(source.dataobj) > 4)
+    np.testing.assert_array_equal(mask.affine, source.affine)
+    assert mask.header.get_zooms() == source.header.get_zooms()
+    assert b"Jane" not in (tmp_path / "m.nii").read_bytes()
+    assert all(mask.header[name].item() == b"" for name in ("descrip", "aux_file", "intent_name"))
+
+
+def test_a_mask_of_another_shape_or_for_another_format_is_refused(tmp_path):
+    picture = open_image(save(tmp_path / "a.nii", VOLUME))
+    with pytest.raises(InputError, match=r"`masks` must have the shape \(9, 7, 8\) of .*a\.nii, got \(7, 8, 9\)"):
+        write_volume_mask(picture, np.zeros(VOLUME.shape, np.uint8), tmp_path / "m.nii")
+    with pytest.raises(InputError, match=r"a\.png is not a NIfTI file"):
+        write_volume_mask(open_image(save(tmp_path / "a.png", GREY)), GREY[None], tmp_path / "m.nii")
+
+
+# TIFFs past the limit
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    """A limit that an image of 200 x 300 is past, so that no large file is needed."""
+    monkeypatch.setattr(images, "MAX_PIXELS", 20_000)
+
+
+BIG = RNG.integers(0, 65536, (200, 300), np.uint16)
+BIG_RGB = np.stack([BIG >> 8, BIG & 255, BIG >> 4 & 255], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"tile": (32, 48)},
+        {"tile": (32, 48), "compression": "zlib"},
+        {"tile": (64, 64), "compression": "zlib", "predictor": True},
+        {"rowsperstrip": 7},
+        {"rowsperstrip": 7, "compression": "zlib", "predictor": True},
+        {"rowsperstrip": 200},
+        {"tile": (32, 48), "bigtiff": True},
+        {"tile": (32, 48), "byteorder": ">"},
+        {"rowsperstrip": 16, "byteorder": ">"},
+    ],
+)
+@pytest.mark.parametrize("array", [BIG, BIG_RGB, BIG.astype(np.float32) / 7, np.dstack([BIG_RGB, BIG_RGB[..., :1]])])
+def test_a_huge_tiff_is_read_in_bands(tmp_path, small_limit, array, layout):
+    if array.dtype == np.float32:
+        layout = {name: value for name, value in layout.items() if name != "predictor"}
+    colour = {"photometric": "rgb"} if array.ndim == 3 else {"photometric": "minisblack"}
+    extra = {"extrasamples": ["unassalpha"]} if array.shape[2:] == (4,) else {}
+    picture = open_image(save(tmp_path / "a.tif", array, **layout, **colour, **extra), huge=True)
+    expected = array[..., :3] if array.ndim == 3 else array
+    assert (picture.height, picture.width, picture.slices, picture.dtype) == (200, 300, None, array.dtype)
+    assert picture.channels == (3 if array.ndim == 3 else 1)
+    for top, bottom in ((0, 10), (10, 75), (75, 76), (50, 190), (190, 200), (0, 200), (190, 999)):
+        np.testing.assert_array_equal(picture.rows(top, bottom), expected[top:bottom])
+    np.testing.assert_array_equal(picture.read(), expected)
+
+
+@pytest.mark.parametrize("compression", [cv2.IMWRITE_TIFF_COMPRESSION_LZW, cv2.IMWRITE_TIFF_COMPRESSION_PACKBITS])
+@pytest.mark.parametrize("array", [BIG, BIG_RGB, BIG.astype(np.float32)])
+def test_strips_that_tifffile_cannot_decode_are_decoded_all_the_same(tmp_path, small_limit, array, compression):
+    path = tmp_path / "a.tif"
+    options = [cv2.IMWRITE_TIFF_COMPRESSION, compression, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 16]
+    assert cv2.imwrite(str(path), array if array.ndim == 2 else array[..., ::-1], options)
+    picture = open_image(path, huge=True)
+    for top in range(0, 200, 30):
+        np.testing.assert_array_equal(picture.rows(top, top + 30), array[top : top + 30])
+
+
+def test_jpeg_strips_become_rgb(tmp_path, small_limit):
+    smooth = cv2.resize(BIG_RGB[:4, :4], (300, 200), interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(smooth).save(tmp_path / "a.tif", compression="jpeg", quality=95, tiffinfo={278: 16})
+    picture = open_image(tmp_path / "a.tif", huge=True)
+    difference = np.abs(picture.rows(30, 120).astype(int) - smooth[30:120])
+    assert difference.mean() < 4
+
+
+def test_bands_from_top_to_bottom_decode_every_tile_once(tmp_path, small_limit, monkeypatch):
+    path = save(tmp_path / "a.tif", BIG, tile=(32, 48), compression="zlib")
+    decoded = []
+    make = images._segment_decoder
+
+    def counting(page):
+        decode = make(page)
+        return lambda content, index, shape: (decoded.append(index), decode(content, index, shape))[1]
+
+    monkeypatch.setattr(images, "_segment_decoder", counting)
+    picture = open_image(path, huge=True)
+    for top in range(0, 200, 11):
+        picture.rows(top, top + 11)
+    assert sorted(decoded) == list(range(7 * 7))
+
+
+def test_a_tile_that_was_never_written_is_empty(tmp_path, small_limit):
+    array = np.where(np.arange(300) < 100, BIG, 0).astype(np.uint16)
+
+    def tiles():
+        for top in range(0, 200, 32):
+            for left in range(0, 300, 48):
+                tile = np.zeros((32, 48), np.uint16)
+                part = array[top : top + 32, left : left + 48]
+                tile[: part.shape[0], : part.shape[1]] = part
+                yield tile if tile.any() else None
+
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(tiles(), shape=(200, 300), dtype=np.uint16, tile=(32, 48), compression="zlib")
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif", huge=True).read(), array)
+
+
+def test_of_a_pyramid_the_full_size_is_read(tmp_path, small_limit):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(BIG, tile=(32, 48))
+        file.write(BIG[::2, ::2], tile=(32, 48), subfiletype=1)
+        file.write(BIG[::4, ::4], tile=(32, 48))
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif", huge=True).rows(40, 90), BIG[40:90])
+
+
+def test_a_huge_tiff_is_refused_unless_asked_for(tmp_path, small_limit):
+    assert "has 300 x 200 pixels" in sentence(save(tmp_path / "a.tif", BIG))
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "message"),
+    [
+        (
+            BIG,
+            {"compression": "zlib", "rowsperstrip": 200},
+            "is compressed in pieces of 300 x 200 pixels; save it as a",
+        ),
+        (
+            BIG_RGB.transpose(2, 0, 1),
+            {"planarconfig": "separate", "photometric": "rgb"},
+            "stores its colours in planes",
+        ),
+        (BIG.astype(np.int32), {}, "holds int32 values of 32 bits"),
+        (np.stack([BIG, BIG]), {"photometric": "minisblack", "tile": (32, 48)}, "has 2 pages of 300 x 200 pixels"),
+    ],
+)
+def test_what_cannot_be_read_in_bands_is_refused(tmp_path, small_limit, array, options, message):
+    assert message in sentence(save(tmp_path / "a.tif", array, **options), huge=True)
+
+
+def test_a_huge_image_of_another_format_is_to_be_saved_as_tiles(tmp_path, small_limit):
+    assert sentence(save(tmp_path / "a.png", BIG), huge=True) == "has 300 x 200 pixels; save it as a tiled TIFF."
+
+
+def test_a_broken_tile_is_an_error(tmp_path, small_limit):
+    path = save(tmp_path / "a.tif", BIG, tile=(32, 48), compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].dataoffsets[5]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 50] = b"x" * 50
+    path.write_bytes(content)
+    assert "has a piece that cannot be decoded" in sentence(path, huge=True)
+
+
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 16}, {"tile": (32, 48)}])
+def test_a_truncated_huge_tiff_is_an_error(tmp_path, small_limit, layout):
+    path = save(tmp_path / "a.tif", BIG, **layout)
+    assert "cannot be decoded" in sentence(cut(path, 0.9), huge=True)
+
+
+@pytest.mark.parametrize("array", [GREY, DEEP_RGB, FLOAT])
+def test_with_huge_an_ordinary_image_is_read_as_ever(tmp_path, array):
+    np.testing.assert_array_equal(open_image(save(tmp_path / "a.tif", array), huge=True).read(), array)

@@ -1,0 +1,91 @@
+"""load: one call gives what is needed to use a trained network elsewhere."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import brightness_model, randomise, write_run
+
+import segdrop
+from segdrop import InputError, build_unet
+from segdrop.loading import load_model
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", brightness_model(), class_names=("background", "nerve"))
+
+
+def test_a_network_comes_with_its_classes_threshold_and_preprocessing(run):
+    network = segdrop.load(run)
+    assert network.class_names == ("background", "nerve")
+    assert (network.threshold, network.spacing, network.intensity.rule) == (0.5, None, "dtype")
+    assert isinstance(network.model, keras.Model)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (64, 96), (130, 70)])
+def test_images_of_any_size_are_predicted_in_their_size(run, size):
+    network = segdrop.load(run)
+    image = RNG.integers(0, 256, size, np.uint8)
+    probabilities = network.predict(image, tile=64, overlap=32)
+    assert probabilities.shape == (*size, 1) and probabilities.dtype == np.float32
+    np.testing.assert_array_equal(network.labels(probabilities), image > 128)
+
+
+def test_preprocessing_follows_the_run_s_intensity_rule(tmp_path):
+    run = write_run(tmp_path / "run", brightness_model(), intensity="window", intensity_window=(-100, 300))
+    prepared = segdrop.load(run).preprocess(np.array([[-200, -100, 100, 300, 400]], np.int16))
+    assert prepared.shape == (1, 5, 3) and prepared.dtype == np.float32
+    np.testing.assert_allclose(prepared[0, :, 0], [0, 0, 127.5, 255, 255])
+
+
+def test_sixteen_bits_are_scaled_by_their_range(run):
+    prepared = segdrop.load(run).preprocess(np.array([[0, 65535, 32768]], np.uint16))
+    np.testing.assert_allclose(prepared[0, :, 0], [0, 255, 127.502], atol=1e-3)
+
+
+def test_float32_computes_exactly_what_mixed_precision_rounds(tmp_path, float32_after):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = randomise(build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2))
+    keras.config.set_dtype_policy("float32")
+    run = write_run(tmp_path / "run", model)
+    exact = randomise(build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2))
+    images = RNG.uniform(0, 255, (1, 64, 64, 3)).astype("float32")
+    truth = exact.predict_on_batch(images)
+    np.testing.assert_allclose(segdrop.load(run, precision="float32").probabilities(images), truth, atol=1e-5)
+    assert np.abs(segdrop.load(run).probabilities(images) - truth).max() > 1e-4
+
+
+def test_an_image_of_the_wrong_shape_is_an_error(run):
+    with pytest.raises(InputError, match=r"`image` must have the shape \(H, W\) or \(H, W, 3\), got \(4, 4, 2\)"):
+        segdrop.load(run).predict(np.zeros((4, 4, 2), np.uint8))
+    with pytest.raises(InputError, match="`precision` must be stored or float32"):
+        segdrop.load(run, precision="half")
+
+
+def test_what_is_no_run_is_an_error(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="The run does not exist"):
+        segdrop.load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is not a run of segdrop"):
+        segdrop.load(tmp_path)
+    (tmp_path / "model.h5").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"must be a run's folder or an \.onnx file"):
+        segdrop.load(tmp_path / "model.h5")
+    (run / "model.keras").write_bytes(b"PK not a model")
+    with pytest.raises(InputError, match=r"model\.keras is not a Keras model that can be loaded"):
+        segdrop.load(run)
+    (run / "model.keras").unlink()
+    with pytest.raises(InputError, match=r"has no model\.keras yet"):
+        segdrop.load(run)
+
+
+def test_code_in_a_model_file_is_refused_and_not_run(run, tmp_path):
+    inputs = keras.Input((None, None, 3))
+    witness = str(tmp_path / "witness")
+    model = keras.Model(inputs, keras.layers.Lambda(lambda x: (open(witness, "w").close(), x)[1])(inputs))
+    (tmp_path / "witness").unlink(missing_ok=True)
+    model.save(run / "model.keras")
+    with pytest.raises(InputError, match=r"model\.keras holds code \(a Lambda layer\), which is never run"):
+        load_model(run / "model.keras")
+    assert not (tmp_path / "witness").exists()
