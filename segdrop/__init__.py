@@ -1,4 +1,4 @@
-"""Encoder dropout for pretrained U-Nets: build, prove, train and evaluate.
+"""Encoder dropout for pretrained U-Nets: build, prove, train, evaluate and predict.
 
 Importing this package imports neither TensorFlow nor Keras: each name is loaded on first use.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .unet import build_unet as build_unet
     from .verification import verify as verify
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME = {
     "build_unet": "unet",

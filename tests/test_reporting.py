@@ -60,7 +60,7 @@ def make_run(folder, pictures, rate=0.0, class_name="cell", dice=None, **options
         "class_names": ["background", class_name],
         "data_sha256": open_dataset(data).digest,
         "warnings": ["The encoder starts from RANDOM weights."],
-        "versions": {"python": "3.11.7", "segdrop": "0.2.0"},
+        "versions": {"python": "3.11.7", "segdrop": "0.3.0"},
     }
     write_json(run / "config.json", record)
     write_csv(run / "split.csv", [{"id": name, "split": "test"} for name in pictures])
