@@ -91,14 +91,7 @@ def predict(
     out = Path(out)
     jobs = _find(inputs, out)
     networks = load_alike([run, *chosen.ensemble], chosen.precision)
-    function = combine(
-        networks,
-        tta=chosen.tta,
-        moments_wanted=chosen.keeps_moments,
-        mc_samples=chosen.mc_samples,
-        mc_rate=chosen.mc_rate,
-        seed=chosen.seed,
-    )
+    function = _function(networks, chosen)
     settings = _describe(networks, chosen)
     done = _prepare(out, settings, resume)
     writer = _Writer(out, networks[0], function, chosen, settings)
@@ -106,12 +99,14 @@ def predict(
     with _progress(len(jobs)) as bar:
         for job in jobs:
             row = done.get(job.name)
-            if row is None or row["status"] != "ok" or not (out / row["mask"]).is_file():
+            if row and row["status"] == "ok" and (out / row["mask"]).is_file():
+                bar.finish(0)
+            else:
                 row = writer.process(job, bar)
                 with (out / LOG).open("a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
+                bar.finish(row.get("slices", 0))
             rows.append(row)
-            bar.image(row["status"] == "ok" and row.get("slices"))
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
     rows = [{key: row.get(key, "") for key in columns} for row in rows]
     write_csv(out / PREDICTIONS, rows, columns)
@@ -159,17 +154,21 @@ def predict_uncertainty(
             raise InputError(f"`image` has {picture.slices} slices: {image}; give one of them as an array.")
         bounds, spacing, image = networks[0].intensity.bounds(picture), spacing or picture.spacing, picture.read()
     prepared = networks[0].preprocess(image, bounds=bounds, spacing=spacing)
-    function = combine(
-        networks,
-        tta=chosen.tta,
-        moments_wanted=chosen.keeps_moments,
-        mc_samples=chosen.mc_samples,
-        mc_rate=chosen.mc_rate,
-        seed=chosen.seed,
-    )
+    function = _function(networks, chosen)
     height, width = prepared.shape[:2]
     rows = tile_rows(function, lambda a, b: prepared[a:b], height, width, tile, overlap)
     return from_moments(resize(np.concatenate([merged for _, merged in rows]), image.shape[:2]))
+
+
+def _function(networks: Sequence[Network], options: PredictOptions) -> Function:
+    return combine(
+        networks,
+        tta=options.tta,
+        moments_wanted=options.keeps_moments,
+        mc_samples=options.mc_samples,
+        mc_rate=options.mc_rate,
+        seed=options.seed,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,14 +247,12 @@ def _prepare(out: Path, settings: dict, resume: bool) -> dict[str, dict]:
     for key, value in json.loads(json.dumps(settings)).items():
         if key != "segdrop" and stored.get(key) != value:
             raise InputError(f"`{key}` is {value!r}, but {out} was started with {stored.get(key)!r}; resume with that.")
-    rows = {}
+    rows = {row["file"]: row for row in read_csv(out / PREDICTIONS)} if (out / PREDICTIONS).is_file() else {}
     if (out / LOG).is_file():
         for line in (out / LOG).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):  # the last one may have been cut off
                 row = json.loads(line)
                 rows[row["file"]] = row
-    elif (out / PREDICTIONS).is_file():
-        rows = {row["file"]: row for row in read_csv(out / PREDICTIONS)}
     return rows
 
 
@@ -277,8 +274,7 @@ class _Writer:
         except (InputError, FileNotFoundError) as error:
             return _failure(job, error)
         (self.out / job.name).parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            work = stack.enter_context(Work(self.out / job.name, picture, job.file, self.digest))
+        with Work(self.out / job.name, picture, job.file, self.digest) as work:
             try:
                 self._predict(picture, bounds, work, bar)
                 return {"file": job.name, "status": "ok", **self._write(job, picture, bounds, work)}
@@ -425,8 +421,9 @@ class _Bar:
         self.tiles += tiles
         self._progress.update(self._tiles, advance=tiles, speed=self._speed(self.tiles, "tiles"))
 
-    def image(self, slices) -> None:
-        self.images += int(slices or 0)
+    def finish(self, slices: int) -> None:
+        """A file is done, whose images are so many."""
+        self.images += slices
         self._progress.update(self._files, advance=1, speed=self._speed(self.images, "images"))
 
     def _speed(self, count: int, what: str) -> str:

@@ -73,6 +73,8 @@ def tile_rows(
     across = _sum_weights(column_weights, lefts, _padded(width))
     down = _sum_weights(row_weights, tops, _padded(height))
     batch = max(1, TILE**2 // (tall * wide))
+    if start >= len(tops):
+        return
     first = next((i for i in range(start) if tops[i] + tall > tops[start]), start)
     band, total = _Band(read, height, width, tops[first]), None
     for i in range(first, len(tops)):

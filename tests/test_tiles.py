@@ -58,7 +58,7 @@ def test_without_a_margin_borders_of_tiles_have_little_weight():
     assert 0 < np.abs(merged - whole).mean() < np.abs(whole).mean() / 10
 
 
-@pytest.mark.parametrize("start", range(6))
+@pytest.mark.parametrize("start", range(8))
 def test_starting_at_a_later_row_of_tiles_gives_the_same_rows(start):
     image, network = picture(250, 130), blur(9)
     tops = tile_offsets(250, 64, 32)
