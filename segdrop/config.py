@@ -207,7 +207,7 @@ class PredictOptions:
     seed: int = 0
     """Seed of the samples."""
     uncertainty: bool = False
-    """Write maps of uncertainty, of Monte Carlo samples, an ensemble, or both."""
+    """Write maps of uncertainty, of Monte Carlo samples, an ensemble, or both; of one prediction it is the entropy."""
     probabilities: Literal["none", "tiff", "npz"] = "none"
     """Write the class probabilities, as float16."""
     overlay: bool = False
@@ -226,8 +226,10 @@ class PredictOptions:
         _check_choices(self)
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise InputError(f"`threshold` must be in (0, 1), got threshold={self.threshold!r}.")
-        if self.mc_rate is not None and not self.mc_samples:
-            raise InputError("`mc_rate` needs mc_samples.")
+        if self.mc_rate is not None:
+            check_rate(self.mc_rate, "mc_rate")
+            if not self.mc_samples:
+                raise InputError("`mc_rate` needs mc_samples.")
 
     @property
     def keeps_moments(self) -> bool:

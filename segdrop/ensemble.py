@@ -24,10 +24,12 @@ def load_alike(runs: Sequence[str | os.PathLike | Network], precision: str = "st
     Raises:
         FileNotFoundError, InputError: one cannot be loaded, or has other classes or another pre-processing.
     """
+    if precision != "stored" and any(isinstance(run, Network) for run in runs):
+        raise InputError(f"`precision` {precision} must be given to segdrop.load for a network that is loaded already.")
     networks = [run if isinstance(run, Network) else load(run, precision=precision) for run in runs]
     first = networks[0]
     for other in networks[1:]:
-        for what in ("class_names", "intensity", "spacing", "slice_axis"):
+        for what in ("class_names", "channels", "intensity", "spacing", "slice_axis"):
             if getattr(other, what) != getattr(first, what):
                 raise InputError(
                     f"`ensemble` {other.path} has {what} {getattr(other, what)}, {first.path} has "
@@ -64,7 +66,10 @@ def combine(
         if mc_samples:
             if network.model is None:
                 raise InputError(f"{network.path} has no dropout any more; draw `mc_samples` from the run itself.")
-            members.append(MonteCarlo(network.model, mc_samples, seed, mc_rate).moments)
+            try:
+                members.append(MonteCarlo(network.model, mc_samples, seed, mc_rate).moments)
+            except InputError as error:
+                raise InputError(f"`mc_samples` cannot be drawn from {network.path}: {error}") from error
         elif moments_wanted:
             members.append(lambda images, key, network=network: moments(network.probabilities(images)))
         else:

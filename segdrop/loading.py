@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 
 from . import layers as layers  # registers them for models that hold them
-from .config import OVERLAP, TILE
+from .config import MULTIPLE, OVERLAP, TILE
 from .errors import InputError
 from .images import Picture, resample, resampled_size
 from .intensity import Intensity, scale
@@ -26,6 +27,7 @@ class Network:
     Attributes:
         path: the run's folder, or the file.
         class_names: names of class 0, 1, ...; two for a network with one output channel.
+        channels: number C of its output channels: 1, or one for each class.
         intensity: the rule that maps an image's values to 0..255.
         spacing: mm per pixel that its images have, or None.
         slice_axis: axis of a NIfTI volume that its slices were cut along.
@@ -36,6 +38,7 @@ class Network:
 
     path: Path
     class_names: tuple[str, ...]
+    channels: int
     intensity: Intensity
     spacing: float | None
     slice_axis: int
@@ -60,7 +63,8 @@ class Network:
         Raises:
             InputError: the rule or the spacing needs what the image does not have.
         """
-        return self.resample(scale(image, *(bounds or self.intensity.bounds(_as_picture(image)))), spacing)
+        picture = _as_picture(np.asarray(image))
+        return self.resample(scale(picture.read(), *(bounds or self.intensity.bounds(picture))), spacing)
 
     def resample(self, image: np.ndarray, spacing: tuple[float, float] | None) -> np.ndarray:
         """The image at the network's `spacing`; as it is where that is None."""
@@ -81,7 +85,7 @@ class Network:
     ) -> np.ndarray:
         """Probabilities, float32 (H, W, C), of an image of any size; arguments as in `preprocess` and `tile_rows`."""
         prepared = self.preprocess(image, bounds=bounds, spacing=spacing)
-        return resize(in_tiles(self.probabilities, prepared, tile, overlap), image.shape[:2])
+        return resize(in_tiles(self.probabilities, prepared, tile, overlap), np.shape(image)[:2])
 
     def labels(self, probabilities: np.ndarray) -> np.ndarray:
         """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C)."""
@@ -112,9 +116,16 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
         from .exporting import in_float32
 
         model = in_float32(model)
+    names = tuple(record.get("class_names", ()))
+    if tuple(model.input_shape) != (None, None, None, 3):
+        raise InputError(f"{path} has a network for {model.input_shape}, not for RGB images of any size.")
+    channels = model.output_shape[-1]
+    if len(names) != max(channels, 2):
+        raise InputError(f"{path} has a network with {channels} output channels and {len(names)} class names.")
     return Network(
         path=path,
-        class_names=tuple(record["class_names"]),
+        class_names=names,
+        channels=channels,
         intensity=config.intensity_rule(),
         spacing=config.spacing,
         slice_axis=config.slice_axis,
@@ -125,8 +136,12 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
 
 
 def _as_picture(image: np.ndarray) -> Picture:
-    if image.ndim != 2 and image.shape[2:] != (3,):
+    if (image.ndim != 2 and image.shape[2:] != (3,)) or not image.size:
         raise InputError(f"`image` must have the shape (H, W) or (H, W, 3), got {image.shape}.")
+    if image.dtype.kind not in "iuf":
+        raise InputError(f"`image` must hold whole or floating-point numbers, got {image.dtype}.")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise InputError("`image` holds values that are not finite; replace them.")
     info = np.iinfo(image.dtype) if image.dtype.kind in "iu" else None
     value_range = info and (float(info.min), float(info.max))
     return Picture(
@@ -147,18 +162,21 @@ def _load_onnx(path: Path) -> Network:
     from .exporting import open_onnx
 
     metadata, probabilities = open_onnx(path)
-    rule = metadata["intensity"]
-    window = rule["window"] and tuple(rule["window"])
-    return Network(
-        path=path,
-        class_names=tuple(metadata["class_names"]),
-        intensity=Intensity(rule["rule"], tuple(rule["percentiles"]), window),
-        spacing=metadata["spacing"],
-        slice_axis=metadata["slice_axis"],
-        threshold=metadata["threshold"],
-        model=None,
-        probabilities=probabilities,
-    )
+    try:
+        rule = metadata["intensity"]
+        return Network(
+            path=path,
+            class_names=tuple(metadata["class_names"]),
+            channels=probabilities(np.zeros((1, MULTIPLE, MULTIPLE, 3), np.float32)).shape[-1],
+            intensity=Intensity(rule["rule"], tuple(rule["percentiles"]), rule["window"] and tuple(rule["window"])),
+            spacing=metadata["spacing"],
+            slice_axis=metadata["slice_axis"],
+            threshold=metadata["threshold"],
+            model=None,
+            probabilities=probabilities,
+        )
+    except Exception as error:  # what is missing, or what onnxruntime says of a graph with other inputs
+        raise InputError(f"{path} is not a complete export of segdrop; export the run again.") from error
 
 
 def load_model(path: Path) -> keras.Model:
@@ -167,6 +185,8 @@ def load_model(path: Path) -> keras.Model:
     Raises:
         InputError: it is not a Keras model, or not one that can be loaded.
     """
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not a Keras model that can be loaded: it is damaged, or another kind of file.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say comes with the error

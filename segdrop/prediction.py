@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import hashlib
 import json
@@ -24,13 +25,14 @@ from .intensity import scale
 from .loading import Network, resize
 from .metrics import to_labels
 from .plots import heat, overlay
-from .results import HUGE_PIXELS, Work, write_png, write_tiff
+from .results import HUGE_PIXELS, Work, clear, file_version, write_png, write_tiff
 from .run import MODEL, read_csv, write_atomically, write_csv, write_json
 from .tables import Table
 from .tiles import tile_offsets, tile_rows
 from .uncertainty import Uncertainty, from_moments
 
 SETTINGS, PREDICTIONS, LOG = "predict.json", "predictions.csv", ".predictions.partial.jsonl"
+_LONGEST_PNG = 65_535  # pixels of a side; PNG allows more, its readers often do not
 _PREVIEW = 2048  # longest side of an overlay, in pixels
 ENDINGS = ("_overlay", "_uncertainty", "_probabilities")  # of the names of further results
 
@@ -41,9 +43,9 @@ class Predictions:
 
     Attributes:
         out: the folder.
-        files: a row per input file, as in its predictions.csv: file, status ("ok", or what is wrong), mask, height,
-            width, slices, the share of each class's pixels, and where samples were drawn the mean predictive entropy
-            and mutual information over its pixels in nats.
+        files: a row per input file, as in its predictions.csv: file, status ("ok", or what is wrong), version (of the
+            file: size and time), mask, height, width, slices, the share of each class's pixels, and where samples were
+            drawn the mean predictive entropy, expected entropy and mutual information over its pixels in nats.
         failed: number of files that could not be read.
         images_per_second, tiles_per_second: of the files of this call; slices count as images.
     """
@@ -91,6 +93,10 @@ def predict(
     out = Path(out)
     jobs = _find(inputs, out)
     networks = load_alike([run, *chosen.ensemble], chosen.precision)
+    if chosen.threshold is not None and networks[0].channels > 1:
+        raise InputError(
+            f"`threshold` has no effect on {networks[0].path}, which takes the most probable of its classes."
+        )
     function = _function(networks, chosen)
     settings = _describe(networks, chosen)
     done = _prepare(out, settings, resume)
@@ -99,7 +105,7 @@ def predict(
     with _progress(len(jobs)) as bar:
         for job in jobs:
             row = done.get(job.name)
-            if row and row["status"] == "ok" and (out / row["mask"]).is_file():
+            if row and row["status"] == "ok" and _is_current(row, job, out):
                 bar.finish(0)
             else:
                 row = writer.process(job, bar)
@@ -143,6 +149,8 @@ def predict_uncertainty(
         maps of the image's size; see `segdrop.uncertainty.Uncertainty`.
     """
     runs = list(run) if isinstance(run, (list, tuple)) else [run]
+    if not runs:
+        raise InputError("`run` is empty; give a run's folder, or several.")
     chosen = PredictOptions(
         tile=tile, overlap=overlap, tta=tta, mc_samples=samples, mc_rate=rate, seed=seed, uncertainty=True
     )
@@ -157,7 +165,7 @@ def predict_uncertainty(
     function = _function(networks, chosen)
     height, width = prepared.shape[:2]
     rows = tile_rows(function, lambda a, b: prepared[a:b], height, width, tile, overlap)
-    return from_moments(resize(np.concatenate([merged for _, merged in rows]), image.shape[:2]))
+    return from_moments(resize(np.concatenate([merged for _, merged in rows]), np.shape(image)[:2]))
 
 
 def _function(networks: Sequence[Network], options: PredictOptions) -> Function:
@@ -181,22 +189,12 @@ def _find(inputs, out: Path) -> list[_Job]:
     """The files to predict, each with the name of its results."""
     jobs: dict[str, _Job] = {}
     for given in [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs:
-        home = Path(given)
-        if home.is_dir():
-            found = [path for path in sorted(home.rglob("*")) if path.is_file() and is_image(path)]
-            found = [path for path in found if not path.name.startswith(".") and not _is_within(path, out)]
-            if not found:
-                raise InputError(f"`inputs` folder holds no image: {home}.")
-        elif home.exists():
-            home, found = home.parent, [home]
-        else:
-            found = [Path(path) for path in sorted(glob.glob(str(given), recursive=True)) if Path(path).is_file()]
-            home = home.parent
-            if not found:
-                raise FileNotFoundError(f"`inputs` names no file: {given}.")
-        for path in found:
+        for home, path in _matches(given, out):
             inside = path.parent.relative_to(home) if path.parent.is_relative_to(home) else Path()
-            name = (inside / stem(path)).as_posix()
+            # A name that is no text (of another encoding) could not be written into the table.
+            name = (inside / stem(path)).as_posix().encode("utf-8", "backslashreplace").decode()
+            if not stem(path):
+                raise InputError(f"`inputs` {path} has no name before its suffix; rename it.")
             other = jobs.setdefault(name, _Job(path, name)).file
             if other.resolve() != path.resolve():
                 raise InputError(f"`inputs` {other} and {path} would both be written as {name}; predict them apart.")
@@ -209,6 +207,32 @@ def _find(inputs, out: Path) -> list[_Job]:
         if job.file.resolve().parent == (out / job.name).resolve().parent:
             raise InputError(f"`out` is the folder of {job.file}, whose results could replace it; choose another.")
     return list(jobs.values())
+
+
+def _matches(given, out: Path) -> list[tuple[Path, Path]]:
+    """The image files that one of the inputs names, each after the folder that its place is told from."""
+    if not str(given):
+        raise InputError("`inputs` has an empty name; give files, folders or globs.")
+    matches = [given] if Path(given).exists() else sorted(glob.glob(str(given), recursive=True))
+    if not matches:
+        raise FileNotFoundError(f"`inputs` names no file: {given}.")
+    found = []
+    for match in map(Path, matches):
+        if not match.is_dir():
+            found.append((match.parent, match))
+            continue
+        inside = [p for p in sorted(match.rglob("*")) if p.is_file() and is_image(p) and not p.name.startswith(".")]
+        if not inside:
+            raise InputError(f"`inputs` folder holds no image: {match}.")
+        if any(_is_within(path, out) for path in inside) and not (out / SETTINGS).is_file():
+            raise InputError(f"`out` is the folder of the images, or holds it: {out}; choose another.")
+        found += [(match, path) for path in inside if not _is_within(path, out)]
+    return found
+
+
+def _is_current(row: dict, job: _Job, out: Path) -> bool:
+    """Whether a finished file's mask is there and is that of the file as it is now."""
+    return (out / row["mask"]).is_file() and job.file.exists() and row.get("version") == file_version(job.file)
 
 
 def _is_within(path: Path, folder: Path) -> bool:
@@ -243,7 +267,10 @@ def _prepare(out: Path, settings: dict, resume: bool) -> dict[str, dict]:
         return {}
     if not resume:
         raise FileExistsError(f"`out` holds predictions: {out}; continue them with --resume or choose a new folder.")
-    stored = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    try:
+        stored = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"`out` cannot be resumed: {out / SETTINGS} is damaged; choose a new folder.") from error
     for key, value in json.loads(json.dumps(settings)).items():
         if key != "segdrop" and stored.get(key) != value:
             raise InputError(f"`{key}` is {value!r}, but {out} was started with {stored.get(key)!r}; resume with that.")
@@ -266,31 +293,37 @@ class _Writer:
 
     def process(self, job: _Job, bar: "_Bar") -> dict:
         """Predict one file and write its results; the row of one that cannot be read says what is wrong with it."""
+        home = self.out / job.name
         try:
             picture = open_image(job.file, slice_axis=self.network.slice_axis, huge=True)
             bounds = self.network.intensity.bounds(picture)
+            version = file_version(job.file)
         except PermissionError as error:
             return _failure(job, f"{job.file}: {error.strerror}.")
         except (InputError, FileNotFoundError) as error:
+            clear(home)
             return _failure(job, error)
-        (self.out / job.name).parent.mkdir(parents=True, exist_ok=True)
-        with Work(self.out / job.name, picture, job.file, self.digest) as work:
-            try:
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with Work(home, picture, f"{self.digest} {version}") as work:
                 self._predict(picture, bounds, work, bar)
-                return {"file": job.name, "status": "ok", **self._write(job, picture, bounds, work)}
-            except InputError as error:
-                work.remove()
-                return _failure(job, error)
+                return {"file": job.name, "status": "ok", "version": version, **self._write(job, picture, bounds, work)}
+        except InputError as error:
+            clear(home)
+            return _failure(job, error)
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                raise
+            return _failure(job, f"{job.file}: its results cannot be written as {home}: {error.strerror}; rename it.")
 
     def _predict(self, picture: Picture, bounds, work: Work, bar: "_Bar") -> None:
         for index in range(work.slice, picture.slices or 1):
-            for number, top, means in self._rows(picture, index, bounds, work.row, bar):
+            for following, top, means in self._rows(picture, index, bounds, work.row, bar):
                 self._keep(means, index, top, work)
-                work.finish_row(index, number + 1)
-            work.finish_row(index + 1, 0)
+                work.finish_row(*following)
 
-    def _rows(self, picture: Picture, index: int, bounds, start: int, bar) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Number and top of each row of tiles, and what the network says of the image there."""
+    def _rows(self, picture: Picture, index: int, bounds, start: int, bar) -> Iterator[tuple]:
+        """What the network says of each row of tiles, after the row's top, after the slice and row that follow it."""
         options, size = self.options, (picture.height, picture.width)
         whole = None if picture.slices is None else picture.read(index)
         read = picture.rows if whole is None else lambda top, bottom: whole[top:bottom]
@@ -301,7 +334,8 @@ class _Writer:
                 raise InputError(f"{picture.path}: is too large to be resampled to the network's spacing.")
             image = self.network.resample(scale(read(0, picture.height), *bounds), picture.spacing)
             prepared, inner, start = lambda top, bottom: image[top:bottom], image.shape[:2], 0
-        bar.begin(len(tile_offsets(inner[0], options.tile, options.overlap)) - start, inner[1], options)
+        count = len(tile_offsets(inner[0], options.tile, options.overlap))
+        bar.begin((count - start) * len(tile_offsets(inner[1], options.tile, options.overlap)))
         rows = tile_rows(
             self.function,
             prepared,
@@ -313,10 +347,10 @@ class _Writer:
             on_tiles=bar.advance,
         )
         if inner == size:
-            for number, (top, means) in enumerate(rows, start):
-                yield number, top, means
+            for number, (top, means) in enumerate(rows, start + 1):
+                yield (index, number) if number < count else (index + 1, 0), top, means
         else:
-            yield 0, 0, resize(np.concatenate([means for _, means in rows]), size)
+            yield (index + 1, 0), 0, resize(np.concatenate([means for _, means in rows]), size)
 
     def _keep(self, means: np.ndarray, index: int, top: int, work: Work) -> None:
         """Turn what the network says of some rows into the results' values."""
@@ -361,7 +395,7 @@ class _Writer:
         if job.file.name.lower().endswith(NIFTI_SUFFIXES):
             path = self._path(job, ".nii.gz")
             write_atomically(path, lambda p: write_volume_mask(picture, mask.array(), p))
-        elif mask.slices == 1 and picture.height * picture.width <= HUGE_PIXELS:
+        elif mask.slices == 1 and picture.height * picture.width <= HUGE_PIXELS and max(mask.shape) <= _LONGEST_PNG:
             path = self._path(job, ".png")
             write_png(path, mask.array()[0])
         else:
@@ -400,7 +434,8 @@ SCORES = ("predictive_entropy", "expected_entropy", "mutual_information")  # map
 
 
 def _failure(job: _Job, reason) -> dict:
-    return {"file": job.name, "status": " ".join(str(reason).split())}
+    words = " ".join(str(reason).split()).encode("utf-8", "backslashreplace").decode()
+    return {"file": job.name, "status": words}
 
 
 class _Bar:
@@ -412,9 +447,8 @@ class _Bar:
         self._files = progress.add_task("files", total=files, speed="")
         self._tiles = progress.add_task("tiles", total=None, speed="", visible=False)
 
-    def begin(self, rows: int, width: int, options: PredictOptions) -> None:
-        """A new image of so many rows of tiles."""
-        total = rows * len(tile_offsets(width, options.tile, options.overlap))
+    def begin(self, total: int) -> None:
+        """A new image of so many tiles."""
         self._progress.reset(self._tiles, total=total, visible=total > 1)
 
     def advance(self, tiles: int) -> None:

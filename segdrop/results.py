@@ -1,6 +1,5 @@
 """Results of an image while they are made, in memory or on disk, and as files."""
 
-import glob
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -83,16 +82,13 @@ def _write_all(file, values: np.ndarray) -> None:
 class Work:
     """What is being made of one file, and how far it has come: kept on disk for what is too large to do again."""
 
-    def __init__(self, home: Path, picture: Picture, file: Path, digest: str):
-        self._home, self._picture = home, picture
+    def __init__(self, home: Path, picture: Picture, digest: str):
+        self._home, self._picture, self._digest = home, picture, digest
         self._slices = picture.slices or 1
         self.canvases: dict[str, Canvas] = {}
         self.slice, self.row, self.sums = 0, 0, {}
         self._huge = picture.height * picture.width * self._slices > HUGE_PIXELS
         self._layout: dict[str, tuple[int, str]] = {}
-        self._finished = False
-        status = file.stat()
-        self._digest = f"{digest} {status.st_size} {status.st_mtime_ns}"
         if self._huge:
             self._restore()
 
@@ -103,11 +99,11 @@ class Work:
         for canvas in self.canvases.values():
             canvas.close()
         if kind is None or not self._huge:
-            self.remove()
+            clear(self._home)
 
     def canvas(self, name: str, planes: int, dtype) -> Canvas:
         if name not in self.canvases:
-            path = self._hidden(f"{name}.partial") if self._huge else None
+            path = _hidden(self._home, f"{name}.partial") if self._huge else None
             size = (self._picture.height, self._picture.width)
             self.canvases[name] = Canvas(self._slices, planes, *size, dtype, path)
             self._layout[name] = (planes, np.dtype(dtype).name)
@@ -121,29 +117,39 @@ class Work:
         self.slice, self.row = index, row
         if self._huge:
             state = {"digest": self._digest, "slice": index, "row": row, "sums": self.sums, "layout": self._layout}
-            write_json(self._hidden("progress.json"), state)
-
-    def remove(self) -> None:
-        for canvas in self.canvases.values():
-            canvas.close()
-        for path in self._home.parent.glob(f".{glob.escape(self._home.name)}.*"):
-            path.unlink(missing_ok=True)
+            write_json(_hidden(self._home, "progress.json"), state)
 
     def _restore(self) -> None:
         try:
-            state = json.loads(self._hidden("progress.json").read_text(encoding="utf-8"))
+            state = json.loads(_hidden(self._home, "progress.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             state = {}
-        paths = [self._hidden(f"{name}.partial") for name in state.get("layout", ())]
+        paths = [_hidden(self._home, f"{name}.partial") for name in state.get("layout", ())]
         if state.get("digest") != self._digest or not all(path.is_file() for path in paths):
-            self.remove()
+            clear(self._home)
             return
         self.slice, self.row, self.sums = state["slice"], state["row"], state["sums"]
         for name, (planes, dtype) in state["layout"].items():
             self.canvas(name, planes, dtype)
 
-    def _hidden(self, ending: str) -> Path:
-        return self._home.with_name(f".{self._home.name}.{ending}")
+
+KINDS = ("mask", "probabilities", "uncertainty")
+
+
+def clear(home: Path) -> None:
+    """Remove what an interrupted `Work` left of the results called `home`."""
+    for ending in ("progress.json", "progress.partial.json", *(f"{kind}.partial" for kind in KINDS)):
+        _hidden(home, ending).unlink(missing_ok=True)
+
+
+def _hidden(home: Path, ending: str) -> Path:
+    return home.with_name(f".{home.name}.{ending}")
+
+
+def file_version(path: Path) -> str:
+    """What changes when a file does: its size in bytes and the time of its last change in nanoseconds."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

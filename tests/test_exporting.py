@@ -3,19 +3,23 @@
 import json
 import sys
 
+import cv2
 import keras
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
+import tifffile
 from conftest import randomise
 
+import segdrop
 import segdrop.exporting as module
 from segdrop import InputError, TrainConfig, VerificationError, __version__, build_unet
 from segdrop.dataset import open_dataset
 from segdrop.exporting import export, in_float32, open_onnx
 from segdrop.loading import load_model
+from segdrop.prediction import predict
 from segdrop.run import write_csv, write_json
 from segdrop.surgery import rebuild
 
@@ -373,3 +377,21 @@ def test_another_onnx_file_is_an_error(tmp_path, metadata, message):
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(InputError, match=message):
         open_onnx(tmp_path / "other.onnx")
+
+
+def test_an_exported_file_predicts_images_like_its_run(small_onnx, tmp_path):
+    _, result = small_onnx
+    run, folder = result.path.parent / "run", tmp_path / "in"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), images(1, 90, 70)[0].astype(np.uint8))
+    for name, trained in (("keras", run), ("onnx", result.path)):
+        predict(trained, folder, tmp_path / name, precision="float32", tile=64, overlap=32, probabilities="tiff")
+    found, expected = (tifffile.imread(tmp_path / name / "a_probabilities.tif") for name in ("onnx", "keras"))
+    assert found.shape == (3, 90, 70)
+    np.testing.assert_allclose(found.astype(float), expected, rtol=0, atol=2e-3)  # float16
+    with pytest.raises(InputError, match="has no dropout any more; draw `mc_samples` from the run itself"):
+        predict(result.path, folder, tmp_path / "sampled", mc_samples=2)
+
+
+def test_export_is_a_function_after_its_module_is_imported():
+    assert callable(segdrop.export) and callable(segdrop.export) and callable(segdrop.report)

@@ -64,6 +64,28 @@ def test_an_image_of_the_wrong_shape_is_an_error(run):
         segdrop.load(run, precision="half")
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((0, 4), np.uint8), r"must have the shape \(H, W\) or \(H, W, 3\), got \(0, 4\)"),
+        (np.zeros((4, 4), bool), "must hold whole or floating-point numbers, got bool"),
+        (np.full((4, 4), np.nan), "holds values that are not finite"),
+    ],
+)
+def test_values_that_are_no_image_are_an_error(run, image, message):
+    with pytest.raises(InputError, match=message):
+        segdrop.load(run).predict(image, bounds=(0, 1))
+
+
+def test_a_run_whose_record_does_not_fit_its_network_is_an_error(tmp_path):
+    run = write_run(tmp_path / "run", brightness_model(), class_names=("a", "b", "c"))
+    with pytest.raises(InputError, match="has a network with 1 output channels and 3 class names"):
+        segdrop.load(run)
+    fixed = keras.Sequential([keras.Input((64, 64, 3)), keras.layers.Conv2D(1, 1)])
+    with pytest.raises(InputError, match="not for RGB images of any size"):
+        segdrop.load(write_run(tmp_path / "fixed", fixed))
+
+
 def test_what_is_no_run_is_an_error(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="The run does not exist"):
         segdrop.load(tmp_path / "nowhere")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import cv2
 import keras
@@ -293,6 +294,87 @@ def test_finished_files_are_not_predicted_again(run, tmp_path, monkeypatch):
     assert [row["status"] for row in found.files] == ["ok", "ok"]
 
 
+def test_a_file_that_has_changed_is_predicted_again(run, tmp_path):
+    folder = write_images(tmp_path / "in", a=np.zeros((32, 32), np.uint8), b=noise(32, 32))
+    predict(run, folder, tmp_path / "out")
+    write_images(folder, a=np.full((40, 20), 255, np.uint8))
+    predict(run, folder, tmp_path / "out", resume=True)
+    assert mask_of(tmp_path / "out" / "a.png").tolist() == np.ones((40, 20)).tolist()
+
+
+def test_networks_with_one_and_two_channels_are_not_averaged(run, tmp_path):
+    other = write_run(tmp_path / "other", brightness_model(classes=2))
+    folder = write_images(tmp_path / "in", a=noise(32, 32))
+    with pytest.raises(InputError, match="has channels 2, .* has 1; only networks trained alike"):
+        predict(run, folder, tmp_path / "out", ensemble=[other])
+    with pytest.raises(InputError, match="`threshold` has no effect"):
+        predict(other, folder, tmp_path / "out", threshold=0.3)
+
+
+def test_names_that_cannot_be_written_are_reported_and_the_others_predicted(run, tmp_path):
+    folder = write_images(tmp_path / "in", a=noise(32, 32))
+    content = (folder / "a.png").read_bytes()
+    (folder / ("n" * 246 + ".png")).write_bytes(content)
+    (folder / "x.jpg").write_bytes(content)
+    write_images(folder / "x.png", deep=noise(32, 32))
+    os.makedirs(os.fsencode(folder) + b"/odd\xff")
+    (folder / os.fsdecode(b"odd\xff") / "b.png").write_bytes(content)
+    found = predict(run, folder, tmp_path / "out")
+    status = {row["file"]: row["status"] for row in found.files}
+    assert found.failed == 2 and status["a"] == status["x"] == status["odd\\udcff/b"] == "ok"
+    assert "its results cannot be written as" in status["x.png/deep"]
+    assert "rename it" in status["n" * 246]
+    assert read_csv(tmp_path / "out" / "predictions.csv")
+
+
+def test_a_file_without_a_name_is_an_error(run, tmp_path):
+    (tmp_path / ".png").write_bytes(b"")
+    with pytest.raises(InputError, match="has no name before its suffix"):
+        predict(run, tmp_path / ".png", tmp_path / "out")
+    with pytest.raises(InputError, match="`inputs` has an empty name"):
+        predict(run, "", tmp_path / "out")
+    folder = write_images(tmp_path / "in", a=noise(32, 32))
+    with pytest.raises(InputError, match="`out` is the folder of the images, or holds it"):
+        predict(run, folder, folder)
+
+
+def test_an_image_too_wide_for_png_becomes_tiff(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", np.full((3, 66_000), 255, np.uint8))
+    (row,) = predict(run, tmp_path / "in", tmp_path / "out", overlay=True).files
+    assert row["mask"] == "a.tif" and tifffile.imread(tmp_path / "out" / "a.tif").min() == 1
+
+
+def test_what_an_interrupted_call_left_of_a_file_that_is_bad_now_is_removed(run, tmp_path, small_is_huge):
+    folder = write_images(tmp_path / "in", a=noise(100, 100))
+    predict(run, folder, tmp_path / "out")
+    for name in (".a.mask.partial", ".a.progress.json"):
+        (tmp_path / "out" / name).write_bytes(b"{}")
+    (folder / "a.png").write_bytes(b"")
+    assert predict(run, folder, tmp_path / "out", resume=True).failed == 1
+    assert left_over(tmp_path / "out") == []
+
+
+def test_a_resampled_volume_counts_every_slice_once_after_an_interruption(tmp_path, small_is_huge, monkeypatch):
+    run = write_run(tmp_path / "run", brightness_model(), spacing=2.0, intensity="window", intensity_window=(0, 255))
+    (tmp_path / "in").mkdir()
+    values = RNG.integers(0, 256, (60, 60, 3)).astype(np.uint8)
+    nibabel.Nifti1Image(values, np.diag([1.0, 1.0, 5.0, 1.0])).to_filename(tmp_path / "in" / "scan.nii")
+    finish, calls = results.Work.finish_row, []
+
+    def interrupted(self, *arguments):
+        finish(self, *arguments)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.Work, "finish_row", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, tmp_path / "in", tmp_path / "out")
+    (row,) = predict(run, tmp_path / "in", tmp_path / "out", resume=True).files
+    assert row["share background"] + row["share foreground"] == pytest.approx(1)
+
+
 def test_failed_files_are_tried_again_by_resume(run, tmp_path):
     folder = write_images(tmp_path / "in", a=noise(32, 32))
     (folder / "b.png").write_bytes(b"")
@@ -422,7 +504,8 @@ def test_a_file_without_a_spacing_is_reported(tmp_path):
         ({"probabilities": "png"}, "`probabilities` must be one of none, tiff, npz"),
         ({"threshold": 1.5}, r"`threshold` must be in \(0, 1\), got threshold=1.5"),
         ({"mc_rate": 0.2}, "`mc_rate` needs mc_samples"),
-        ({"mc_samples": 5}, "has no dropout layer"),
+        ({"mc_rate": 1.2, "mc_samples": 2}, r"`mc_rate` must be a number in \[0, 1\)"),
+        ({"mc_samples": 5}, "`mc_samples` cannot be drawn from .*has no dropout layer"),
     ],
 )
 def test_wrong_options_are_an_error_before_anything_is_written(run, tmp_path, options, message):
