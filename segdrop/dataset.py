@@ -252,7 +252,15 @@ def _resampled(ids, sizes, spacings, target: float, problems: list[str]):
     _add(problems, unknown, "{n} image(s) without a spacing, which a column spacing (mm per pixel) can give")
     if unknown:
         return sizes, spacings
-    resampled = [resampled_size(*size, known, target) for size, known in zip(sizes, spacings, strict=True)]
+    resampled, faults = [], []
+    for name, size, known in zip(ids, sizes, spacings, strict=True):
+        try:
+            resampled.append(resampled_size(*size, known, target))
+        except InputError as error:
+            faults.append(f"{name}: {str(error).removesuffix('.')}")
+    _add(problems, faults, "{n} image(s) cannot be resampled")
+    if faults:
+        return sizes, spacings
     exact = [
         (row * height / rows, column * width / columns)
         for (row, column), (height, width), (rows, columns) in zip(spacings, sizes, resampled, strict=True)

@@ -4,17 +4,17 @@ No text of a file's header gets into an error: those of DICOM and NIfTI may hold
 """
 
 import contextlib
+import io
 import logging
 import os
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # it would write to stderr what is raised here
 
 import cv2
 import numpy as np
@@ -23,6 +23,9 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError
 
+if "OPENCV_LOG_LEVEL" not in os.environ:  # it would write to stderr what is raised here
+    (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)  # cv2 may have read its variable before
+
 TIFF_SUFFIXES = (".tif", ".tiff")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -30,7 +33,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES, *DICOM_SUFFIXES, *N
 MAX_PIXELS = 89_478_485  # of one image or slice: Pillow's own limit, past which it suspects a decompression bomb
 MAX_VOXELS = 2**30  # of one volume, twice the largest scans there are
 UNDECODABLE = "cannot be decoded: it is corrupt, truncated, too large or not an image"
-_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF tags
+# TIFF tags that say how pixels are encoded; the orientation (274) is not among them, nor where the pixels lie.
+_ENCODING_TAGS = {256, 257, 258, 259, 262, 266, 277, 278, 284, 292, 293, 317, 320, 322, 323, 332, 334, 338, 339, 347}
+_ENCODING_TAGS |= {529, 530, 531, 532}
+_DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
 _one_at_a_time = threading.Lock()
 
 
@@ -106,8 +112,13 @@ def is_image(path: Path) -> bool:
 def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = False) -> Picture:
     """Open an image file; an ordinary image is decoded here, frames, pages and huge images when they are read.
 
-    - PNG, JPEG, BMP, TIFF: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) and palette; TIFF also of one floating
-      point channel. A TIFF of several pages is a volume; of a huge pyramid the first, full-sized page is the image.
+    Rows and columns are those stored: an orientation that a header asks for (EXIF, TIFF) is ignored in all formats, so
+    that masks lie on their images whichever program wrote them.
+
+    - PNG, JPEG, BMP, TIFF: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) and palette; TIFF also with a sign, of 32
+      or 64 bits, and of one floating point channel. TIFFs where white is the lowest value are turned about the middle
+      of the value range, so that larger is brighter. A TIFF of several pages is a volume; of a huge pyramid the first,
+      full-sized page is the image.
     - DICOM: the modality's rescaling is applied, integers stay integers where it is whole. MONOCHROME1 is turned
       about the middle of the value range (x becomes low + high - x), so that larger is brighter. Palettes and YBR
       become RGB. Several frames are a volume.
@@ -137,9 +148,9 @@ def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = Fal
             return _open_dicom(path)
         if name.endswith(NIFTI_SUFFIXES):
             return _open_nifti(path, slice_axis)
-        is_tiff = beginning[:2] in (b"II", b"MM")
-        picture = _open_huge_tiff(path) if huge and is_tiff else None
-        return picture or _open_common(path, "save it as a tiled TIFF" if huge else "cut it into tiles")
+        if beginning[:2] in (b"II", b"MM"):
+            return _open_tiff(path, huge)
+        return _open_common(path, "save it as a tiled TIFF" if huge else "cut it into tiles")
 
 
 def same_place(one: Picture, other: Picture) -> bool:
@@ -174,16 +185,32 @@ class _Fault(Exception):
 
 
 def resampled_size(height: int, width: int, spacing: tuple[float, float], target: float) -> tuple[int, int]:
-    """Height and width after resampling from the (row, column) `spacing` to `target`, both in mm; at least 1."""
-    return tuple(max(1, round(n * step / target)) for n, step in zip((height, width), spacing, strict=True))
+    """Height and width after resampling from the (row, column) `spacing` to `target`, both in mm; at least 1.
+
+    Raises:
+        InputError: `spacing` is not two positive finite numbers, or the result has more than `MAX_PIXELS` pixels.
+    """
+    steps = np.asarray(spacing, np.float64)
+    if steps.shape != (2,) or not (np.isfinite(steps) & (steps > 0)).all():
+        raise InputError(f"`spacing` must be two positive numbers, mm per row and per column, got spacing={spacing!r}.")
+    rows, columns = (max(1.0, n * float(step) / target) for n, step in zip((height, width), steps, strict=True))
+    if not rows * columns <= MAX_PIXELS:
+        raise InputError(
+            f"An image of {height} x {width} pixels of {steps[0]:g} x {steps[1]:g} mm would have {rows:.0f} x "
+            f"{columns:.0f} pixels at {target:g} mm per pixel; correct its spacing, or choose a larger `spacing`."
+        )
+    return round(rows), round(columns)
 
 
 def resample(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
-    """An image (H, W) or (H, W, 3) resampled to the (height, width) `size`, of the same dtype.
+    """An image (H, W) or (H, W, C) resampled to the (height, width) `size`, of the same dtype.
 
     Averages over areas where it shrinks, is bilinear where it grows; `nearest` takes the nearest pixel, for masks.
     """
     size = int(size[0]), int(size[1])
+    if image.ndim == 3 and image.shape[2] > 4:  # OpenCV averages over areas of at most 4 channels
+        fours = (np.ascontiguousarray(image[..., first : first + 4]) for first in range(0, image.shape[2], 4))
+        return np.concatenate([resample(four, size, nearest=nearest).reshape(*size, -1) for four in fours], axis=-1)
     if nearest:
         steps = [(size, cv2.INTER_NEAREST_EXACT)]
     else:
@@ -223,7 +250,8 @@ def _plain(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "buif":
         raise _Fault(f"holds {array.dtype} values; save it as integers or floating point")
     smallest = [kind for kind in ("uint8", "uint16", "int16") if np.can_cast(array.dtype, kind)]
-    array = np.ascontiguousarray(array, smallest[0] if smallest else np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below
+        array = np.ascontiguousarray(array, smallest[0] if smallest else np.float32)
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise _Fault("holds values that are not finite; replace them")
     return array
@@ -244,53 +272,30 @@ def _check_size(height: int, width: int, slices: int = 1, advice: str = "cut it 
         raise _Fault(f"has {slices} slices of {width} x {height} pixels; cut it into several files")
 
 
-# PNG, JPEG, BMP and TIFF
+# PNG, JPEG and BMP
 
 
 def _open_common(path: Path, advice: str) -> Picture:
-    first, count = _decode(path, 0, advice)
-    height, width = first.shape[:2]
-    if count > 1:
-        _check_size(height, width, count)
-
-    def page(index: int) -> np.ndarray:
-        array = _decode(path, index)[0]
-        if array.shape != first.shape or array.dtype != first.dtype:
-            raise _Fault(f"has pages of different sizes or types; first: page {index + 1}")
-        return array
-
-    slices, read = (count, page) if count > 1 else (None, lambda index: first)
-    value_range = _range(first.dtype)
-    return Picture(path, height, width, slices, _channels(first), first.dtype, value_range=value_range, _slice=read)
-
-
-def _decode(path: Path, page: int, advice: str = "") -> tuple[np.ndarray, int]:
-    """One page, uint8, uint16, int16 or float32, (H, W) or (H, W, 3) in RGB, and the number of pages."""
     with path.open("rb") as file, _quietly():
         try:
             picture = Image.open(file)
-            is_tiff, count = picture.format == "TIFF", getattr(picture, "n_frames", 1)
-            if picture.format not in ("TIFF", "PNG", "JPEG", "MPO", "BMP"):
+            if picture.format not in ("PNG", "JPEG", "MPO", "BMP"):
                 raise _Fault(f"is a {picture.format} file; save it as PNG or TIFF")
-            if not is_tiff:
-                page, count = 0, 1
-            picture.seek(page)
             _check_size(picture.height, picture.width, advice=advice)
             picture.load()  # unlike OpenCV, Pillow refuses a truncated file and prints nothing
         except _Fault:
             raise
         except Exception as error:  # the decoders have types of their own
-            file.seek(0)
-            if isinstance(error, UnidentifiedImageError) and file.read(2) in (b"II", b"MM"):
-                return _decode_tiff(path, page)  # Pillow knows no TIFF of 16 bits in several channels
             raise _Fault(UNDECODABLE) from error
-        if is_tiff and picture.mode in ("1", "L") and picture.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > 1:
-            raise _Fault(f"has {picture.tag_v2[_SAMPLES_PER_PIXEL]} bands; save it as grey, RGB or RGBA")
-        if is_tiff and (picture.mode.startswith(("I", "F")) or 16 in picture.tag_v2.get(_BITS_PER_SAMPLE, ())):
-            return _decode_tiff(path, page)  # Pillow would cut to 8 bits
-        if picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16):
-            return _from_opencv(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)), 1
-        return np.array(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")), count
+        deep = picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16)
+    array = _from_opencv(path.read_bytes()) if deep else _from_pillow(picture)  # Pillow would cut colours to 8 bits
+    return _one_image(path, array, _range(array.dtype))
+
+
+def _one_image(path: Path, array: np.ndarray, value_range: tuple[float, float] | None) -> Picture:
+    height, width = array.shape[:2]
+    channels, read = _channels(array), lambda index: array
+    return Picture(path, height, width, None, channels, array.dtype, value_range=value_range, _slice=read)
 
 
 def _png_depth(file) -> int:
@@ -298,61 +303,112 @@ def _png_depth(file) -> int:
     return file.read(1)[0]
 
 
-def _decode_tiff(path: Path, page: int) -> tuple[np.ndarray, int]:
+def _from_pillow(picture: Image.Image) -> np.ndarray:
+    mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+    return np.array(picture if picture.mode == mode else picture.convert(mode))
+
+
+def _from_opencv(content: bytes) -> np.ndarray:
+    """The values of an encoded image of 8 or 16 bits, (H, W) or (H, W, 3) in RGB."""
     try:
-        count = cv2.imcount(str(path), cv2.IMREAD_UNCHANGED)
-        arrays = cv2.imreadmulti(str(path), page, 1, flags=cv2.IMREAD_UNCHANGED)[1]
+        array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
-        arrays = ()
-    if not arrays:
-        raise _Fault(UNDECODABLE)
-    _check_size(*arrays[0].shape[:2])
-    return _from_opencv(arrays[0]), count
-
-
-def _from_opencv(array: np.ndarray | None) -> np.ndarray:
+        array = None
     if array is None:
         raise _Fault(UNDECODABLE)
-    return _without_alpha(array if array.ndim == 2 else array[..., [2, 1, 0, 3][: array.shape[2]]])
+    if array.ndim == 3 and array.shape[2] not in (3, 4):
+        raise _Fault(f"has {array.shape[2]} bands; save it as grey, RGB or RGBA")
+    return _plain(array if array.ndim == 2 else array[..., [2, 1, 0]])
 
 
-def _without_alpha(array: np.ndarray) -> np.ndarray:
-    bands = 1 if array.ndim == 2 else array.shape[2]
-    if bands not in (1, 3, 4):
-        raise _Fault(f"has {bands} bands; save it as grey, RGB or RGBA")
-    if bands > 1 and array.dtype.kind == "f":
-        raise _Fault(f"has {bands} bands of {array.dtype}; save it as grey, or with 8 or 16 bits")
-    return _plain(array if array.ndim == 2 else array[..., 0] if bands == 1 else array[..., :3])
+# TIFF
 
 
-# TIFFs too large to be decoded as a whole
-
-
-def _open_huge_tiff(path: Path) -> Picture | None:
-    """The picture, or None where the ordinary way serves."""
-    try:
+def _open_tiff(path: Path, huge: bool) -> Picture:
+    with _shielded("TIFF"):
         with _without_log("tifffile"), tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            height, width = page.imagelength, page.imagewidth
-            if height * width <= MAX_PIXELS:
-                return None
-            band = _band_reader(path, page, sum(other.shape[:2] == page.shape[:2] for other in tiff.pages))
-    except _Fault:
-        raise
-    except Exception:  # of a broken header anything can come; the ordinary way says what is wrong
-        return None
-    dtype = np.dtype(page.dtype).newbyteorder("=")
+            first, sizes = tiff.pages.first, {}
+            for page in tiff.pages:
+                if page.offset in sizes:
+                    break  # a damaged chain of pages may run in a circle
+                sizes[page.offset] = page.imagelength, page.imagewidth
+        offsets = list(sizes)
+        height, width = first.imagelength, first.imagewidth
+        if huge and height * width > MAX_PIXELS:
+            return _huge_tiff(path, first, list(sizes.values()).count((height, width)))
+        _check_size(height, width, len(offsets))
+        array, value_range = _tiff_page(path, first)
+    if len(offsets) == 1:
+        return _one_image(path, array, value_range)
+    shape, dtype = array.shape, array.dtype
+
+    def read(index: int) -> np.ndarray:
+        with _shielded("TIFF"):
+            with _without_log("tifffile"), tifffile.TiffFile(path) as tiff:
+                tiff.filehandle.seek(
+                    offsets[index]
+                )  # walking through all pages before it takes as long as reading them
+                page = tifffile.TiffPage(tiff, index)
+            array, own_range = _tiff_page(path, page)
+        if (array.shape, array.dtype, own_range) != (shape, dtype, value_range):
+            raise _Fault(f"has pages of different sizes or types; first: page {index + 1}")
+        return array
+
+    channels = _channels(array)
+    return Picture(path, height, width, len(offsets), channels, dtype, value_range=value_range, _slice=read)
+
+
+def _huge_tiff(path: Path, page: tifffile.TiffPage, count: int) -> Picture:
+    height, width = page.imagelength, page.imagewidth
+    if count > 1:
+        raise _Fault(f"has {count} pages of {width} x {height} pixels; save each as a file of its own")
+    band = _band_reader(path, page)
+    nothing = _plain(np.empty((0, 0), page.dtype))
     return Picture(
         path,
         height,
         width,
         None,
         3 if page.samplesperpixel > 1 else 1,
-        dtype,
-        value_range=_range(dtype),
+        nothing.dtype,
+        value_range=_tiff_range(page),
         _slice=lambda index: band(0, height),
         _band=band,
     )
+
+
+def _tiff_range(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    dtype = np.dtype(page.dtype)
+    return _range(dtype) if dtype.itemsize <= 2 else None
+
+
+def _tiff_page(path: Path, page: tifffile.TiffPage) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """A page of at most `MAX_PIXELS` pixels, as `Picture.read` gives it, and the range of its type."""
+    height, width = page.imagelength, page.imagewidth
+    _check_size(height, width)
+    bits = int(np.max(page.bitspersample))
+    if page.sampleformat == tifffile.SAMPLEFORMAT.INT:
+        return _band_reader(path, page)(0, height), _tiff_range(page)
+    if bits <= 8 and page.imagedepth == 1 and all(page.databytecounts):  # Pillow refuses tiles that were never written
+        with contextlib.suppress(UnidentifiedImageError):
+            return _pillow_tiff(_page_alone(path, page)), (0.0, 255.0)
+    if 8 < bits < 16 and page.planarconfig == tifffile.PLANARCONFIG.CONTIG:
+        array = _from_opencv(_page_alone(path, page))  # the bits moved to the top of 16
+        return ~array if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else array, _range(array.dtype)
+    return _band_reader(path, page)(0, height), _tiff_range(page)
+
+
+def _pillow_tiff(content: bytes) -> np.ndarray:
+    with _quietly():
+        picture = Image.open(io.BytesIO(content))
+        try:
+            picture.load()
+        except Exception as error:  # the decoders have types of their own
+            raise _Fault(UNDECODABLE) from error
+    bands = picture.tag_v2.get(277, 1)
+    if picture.mode in ("1", "L") and bands > 1:
+        raise _Fault(f"has {bands} bands; save it as grey, RGB or RGBA")
+    return _from_pillow(picture)
 
 
 @contextlib.contextmanager
@@ -367,55 +423,54 @@ def _without_log(name: str) -> Iterator[None]:
             logger.disabled = before
 
 
-def _band_reader(path: Path, page: tifffile.TiffPage, count: int) -> Callable[[int, int], np.ndarray]:
+def _band_reader(path: Path, page: tifffile.TiffPage) -> Callable[[int, int], np.ndarray]:
     """A function that gives the rows from `top` to `bottom`, decoding the tiles or strips of these rows alone."""
     height, width, bands = page.imagelength, page.imagewidth, page.samplesperpixel
-    if count > 1:
-        raise _Fault(f"has {count} pages of {width} x {height} pixels; save each as a file of its own")
-    if bands > 1 and page.planarconfig != tifffile.PLANARCONFIG.CONTIG:
-        raise _Fault("stores its colours in planes apart; save it as a tiled TIFF with interleaved colours")
-    if str(page.dtype) not in ("uint8", "uint16", "float32") or page.bitspersample != np.dtype(page.dtype).itemsize * 8:
-        raise _Fault(f"holds {page.dtype} values of {page.bitspersample} bits; save it with 8 or 16 bits")
-    photometric = tifffile.PHOTOMETRIC(page.photometric)
-    kinds = {1: ("MINISBLACK", "MINISWHITE"), 3: ("RGB", "YCBCR"), 4: ("RGB",)}.get(bands, ())
-    if photometric.name not in kinds or (bands > 1 and page.dtype == np.float32):
-        raise _Fault(f"has {bands} band(s) of {page.dtype}, {photometric.name}; save it as grey, RGB or RGBA")
+    planes = bands if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+    samples = bands // planes  # of a pixel that lie side by side
+    _check_kind(page)
     tile_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
     tile_width = page.tilewidth if page.is_tiled else width
-    across = -(-width // tile_width)
-    stored = page.compression == tifffile.COMPRESSION.NONE and not page.is_tiled and page.predictor == 1
-    if tile_height * tile_width * bands > MAX_PIXELS and not stored:
+    across, down = -(-width // tile_width), -(-height // tile_height)
+    stored = page.compression == tifffile.COMPRESSION.NONE and not page.is_tiled
+    stored = stored and page.predictor == page.fillorder == 1
+    huge = height * width > MAX_PIXELS  # else a piece as large as the image is no larger than what it becomes
+    if tile_height * tile_width * (bands if huge else 1) > MAX_PIXELS and not stored:
         raise _Fault(f"is compressed in pieces of {tile_width} x {tile_height} pixels; save it as a tiled TIFF")
     offsets, sizes = page.dataoffsets, page.databytecounts
-    down, line = -(-height // tile_height), width * bands * np.dtype(page.dtype).itemsize
-    complete = min(len(offsets), len(sizes)) >= across * down
-    if complete and stored:
-        end = path.stat().st_size
-        starts = range(0, height, tile_height)
-        complete = all(o + min(tile_height, height - y) * line <= end for o, y in zip(offsets, starts, strict=False))
-    if not complete or (tile_height * line > MAX_VOXELS and not stored):
+    line = width * samples * np.dtype(page.dtype).itemsize
+    complete = min(len(offsets), len(sizes)) >= across * down * planes
+    if complete:
+        strips = [min(tile_height, height - n % down * tile_height) * line for n in range(len(offsets))]
+        complete = np.add(offsets, strips if stored else sizes).max() <= path.stat().st_size
+    if not complete or (huge and tile_height * line * planes > MAX_VOXELS and not stored):
         raise _Fault(UNDECODABLE)
-    file_dtype = np.dtype(page.parent.byteorder + np.dtype(page.dtype).char)
+    file_dtype = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
     decode = _segment_decoder(page)
     kept: dict[int, np.ndarray] = {}  # decoded rows of tiles, by their number
 
     def tiles(file, number: int) -> np.ndarray:
         rows = min(tile_height, height - number * tile_height)
+        shape = tile_height if page.is_tiled else rows, tile_width, samples
         result = np.zeros((rows, width, bands), page.dtype)
-        for column in range(across):
-            index = number * across + column
-            if not sizes[index]:
-                continue  # a tile that was never written is empty
-            file.seek(offsets[index])
-            piece = decode(file.read(sizes[index]), index, (tile_height if page.is_tiled else rows, tile_width, bands))
-            left = column * tile_width
-            result[:, left : left + tile_width] = piece[:rows, : width - left]
+        for plane in range(planes):
+            for column in range(across):
+                index = (plane * down + number) * across + column
+                if not sizes[index]:
+                    continue  # a tile that was never written is empty
+                file.seek(offsets[index])
+                piece = decode(file.read(sizes[index]), index, shape)
+                left = column * tile_width
+                result[:, left : left + tile_width, plane : plane + samples] = piece[:rows, : width - left]
         return result
 
     def stored_rows(file, number: int, first: int, last: int) -> np.ndarray:
-        file.seek(offsets[number] + first * line)
-        content = file.read((last - first) * line)
-        return np.frombuffer(content, file_dtype).reshape(last - first, width, bands)
+        result = np.empty((last - first, width, bands), page.dtype)
+        for plane in range(planes):
+            file.seek(offsets[plane * down + number] + first * line)
+            content = np.frombuffer(file.read((last - first) * line), file_dtype)
+            result[..., plane : plane + samples] = content.reshape(last - first, width, samples)
+        return result
 
     def band(top: int, bottom: int) -> np.ndarray:
         top, bottom = max(0, top), min(bottom, height)
@@ -435,73 +490,147 @@ def _band_reader(path: Path, page: tifffile.TiffPage, count: int) -> Callable[[i
                         kept[number] = tiles(file, number)
                     rows = kept[number][first - start : last - start]
                 result[first - top : last - top] = rows
-        if photometric.name == "MINISWHITE":
-            result = np.iinfo(result.dtype).max - result if result.dtype.kind == "u" else -result
-        if result.dtype == np.float32 and not np.isfinite(result).all():
-            raise _Fault("holds values that are not finite; replace them")
-        return result[..., 0] if bands == 1 else np.ascontiguousarray(result[..., :3])
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            result = -result if result.dtype.kind == "f" else ~result
+        return _plain(result[..., 0] if bands < 3 else result[..., :3])
 
     return band
+
+
+def _check_kind(page: tifffile.TiffPage) -> None:
+    """Refuse what a piece of a TIFF cannot be put together from."""
+    bands, bits = page.samplesperpixel, page.bitspersample
+    photometric = getattr(page.photometric, "name", page.photometric)
+    if page.dtype is None or page.dtype.kind not in "uif" or bits != page.dtype.itemsize * 8:
+        raise _Fault(f"holds {page.dtype or 'unknown'} values of {bits} bits; save it with 8 or 16 bits")
+    if page.imagedepth != 1:
+        raise _Fault("is a volume in one page; save each slice as a page")
+    greys, colours = ("MINISBLACK", "MINISWHITE"), ("RGB",)
+    if page.compression == tifffile.COMPRESSION.JPEG and page.planarconfig == tifffile.PLANARCONFIG.CONTIG:
+        colours = ("RGB", "YCBCR")  # which the decoder makes RGB
+    alpha = tuple(page.extrasamples) in ((1,), (2,))
+    kinds = {1: greys, 2: greys if alpha else (), 3: colours, 4: ("RGB",)}.get(bands, ())
+    if photometric not in kinds:
+        found = f"{bands} band{'s' * (bands > 1)} of {page.dtype}, {photometric}"
+        raise _Fault(f"cannot be decoded as colours: it has {found}; save it as grey, RGB or RGBA")
+    if bands > 1 and page.dtype.kind == "f":
+        raise _Fault(f"has {bands} bands of {page.dtype}; save it as grey, or with 8 or 16 bits")
 
 
 def _segment_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int, tuple[int, int, int]], np.ndarray]:
     """A function that decodes a tile or strip of the given shape; with OpenCV's libtiff where tifffile has no codec."""
     own, tables = page.decode, page.jpegtables
+    file_dtype = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
+    integer = page.dtype.kind in "ui"
+    deflated = page.compression in _DEFLATE and page.fillorder == 1 and page.predictor <= 1 + integer
     try:
         supported = page.predictor == 1 or bool(tifffile.TIFF.UNPREDICTORS[page.predictor])
         supported = supported and (page.compression == 1 or bool(tifffile.TIFF.DECOMPRESSORS[page.compression]))
     except KeyError:
         supported = False
 
+    def inflate(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+        count = int(np.prod(shape))
+        content = zlib.decompressobj().decompress(content, count * file_dtype.itemsize)  # never more, whatever is there
+        array = np.frombuffer(content, file_dtype, count).reshape(shape)
+        return array if page.predictor == 1 else np.cumsum(array, axis=1, dtype=page.dtype)
+
     def decode(content: bytes, index: int, shape: tuple[int, int, int]) -> np.ndarray:
         try:
+            if deflated:
+                return inflate(content, shape)
             if supported:
                 piece, _, found = own(content, index, jpegtables=tables)
                 return piece.reshape(-1, *found[2:])[: shape[0]]
-            array = cv2.imdecode(np.frombuffer(_as_tiff(page, content, shape), np.uint8), cv2.IMREAD_UNCHANGED)
-            return (array if shape[2] == 1 else array[..., [2, 1, 0, 3][: shape[2]]]).reshape(shape).astype(page.dtype)
+            array = cv2.imdecode(np.frombuffer(_segment_alone(page, content, shape), np.uint8), cv2.IMREAD_UNCHANGED)
+            array = array if shape[2] < 3 else array[..., [2, 1, 0, 3][: shape[2]]]
+            return array.reshape(shape).astype(page.dtype)
         except Exception as error:  # the codecs have types of their own
             raise _Fault("has a piece that cannot be decoded; save it as a tiled TIFF compressed by deflate") from error
 
     return decode
 
 
-def _as_tiff(page: tifffile.TiffPage, content: bytes, shape: tuple[int, int, int]) -> bytes:
+def _segment_alone(page: tifffile.TiffPage, content: bytes, shape: tuple[int, int, int]) -> bytes:
     """A TIFF file of one strip: an encoded tile or strip of `page`."""
-    order = page.parent.byteorder
     height, width, bands = shape
-    sample_format = 3 if page.dtype == np.float32 else 1
+    ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR
+    sample_format = 3 if page.dtype.kind == "f" else 2 if page.dtype.itemsize == 4 else 1  # what OpenCV can read
     tags = {
         256: ("I", [width]),
         257: ("I", [height]),
         258: ("H", [page.bitspersample] * bands),
         259: ("H", [page.compression]),
-        262: ("H", [page.photometric]),
-        273: ("I", [8]),
+        262: ("H", [page.photometric if bands > 2 else tifffile.PHOTOMETRIC.MINISBLACK]),
+        266: ("H", [page.fillorder]),
         277: ("H", [bands]),
         278: ("I", [height]),
-        279: ("I", [len(content)]),
         284: ("H", [1]),
-        317: ("H", [page.predictor]),
+        317: ("H", [page.predictor] if page.predictor > 1 else []),  # libtiff warns of it where no codec has one
         338: ("H", [1] * (bands == 4)),
         339: ("H", [sample_format] * bands),
         347: ("B", list(page.jpegtables or b"")),
-        530: ("H", list(page.subsampling or ()) if page.photometric == tifffile.PHOTOMETRIC.YCBCR else []),
+        530: ("H", list(page.subsampling or ()) if ycbcr else []),
     }
-    tags = {tag: values for tag, values in tags.items() if values[1]}
-    start = 8 + len(content) + len(content) % 2
+    order = page.parent.byteorder
+    packed = {
+        tag: ({"B": 7, "H": 3, "I": 4}[form], len(values), struct.pack(f"{order}{len(values)}{form}", *values))
+        for tag, (form, values) in tags.items()
+        if values
+    }
+    return _tiff_file(order, [content], packed, (273, 279))
+
+
+def _page_alone(path: Path, page: tifffile.TiffPage) -> bytes:
+    """A TIFF file of this page, its pixels encoded as they are, without what says nothing of their encoding."""
+    order, tags, pieces = page.parent.byteorder, {}, []
+    needed = page.nbytes if page.compression == 1 and page.bitspersample == 8 and not page.is_subsampled else 0
+    if not needed <= sum(page.databytecounts) <= MAX_VOXELS:
+        raise _Fault(UNDECODABLE)
+    with path.open("rb") as file:
+        for tag in page.tags:
+            if tag.code in _ENCODING_TAGS:
+                file.seek(tag.valueoffset)
+                kind, packed = int(tag.dtype), file.read(tag.valuebytecount)
+                if kind == tifffile.DATATYPE.LONG8:  # of BigTIFF alone
+                    kind, packed = 4, np.frombuffer(packed, f"{order}u8").astype(f"{order}u4").tobytes()
+                tags.setdefault(tag.code, (kind, tag.count, packed))
+        for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            pieces.append(file.read(size))
+            if len(pieces[-1]) < size:
+                raise _Fault(UNDECODABLE)
+    return _tiff_file(order, pieces, tags, (324, 325) if page.is_tiled else (273, 279))
+
+
+def _tiff_file(
+    order: str, pieces: list[bytes], tags: dict[int, tuple[int, int, bytes]], places: tuple[int, int]
+) -> bytes:
+    """A TIFF file of one page.
+
+    Args:
+        order: byte order, "<" or ">".
+        pieces: its encoded strips or tiles.
+        tags: type, number of values and packed values of each tag.
+        places: the tags for offsets and sizes of the pieces.
+    """
+    sizes = [len(piece) for piece in pieces]
+    starts = (8 + np.cumsum([0, *sizes[:-1]])).tolist()
+    for tag, values in zip(places, (starts, sizes), strict=True):
+        tags[tag] = (4, len(values), struct.pack(f"{order}{len(values)}I", *values))
+    padding = bytes(sum(sizes) % 2)
+    start = 8 + sum(sizes) + len(padding)
     outside = start + 2 + 12 * len(tags) + 4
     table, behind = struct.pack(f"{order}H", len(tags)), b""
-    for tag, (form, values) in tags.items():
-        packed = struct.pack(f"{order}{len(values)}{form}", *values)
+    for tag, (kind, count, packed) in sorted(tags.items()):
         if len(packed) > 4:
             field_value = struct.pack(f"{order}I", outside + len(behind))
             behind += packed + bytes(len(packed) % 2)
         else:
             field_value = packed.ljust(4, b"\0")
-        table += struct.pack(f"{order}HHI", tag, {"B": 7, "H": 3, "I": 4}[form], len(values)) + field_value
+        table += struct.pack(f"{order}HHI", tag, kind, count) + field_value
     magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, start)
-    return magic + content.ljust(start - 8, b"\0") + table + bytes(4) + behind
+    return b"".join([magic, *pieces, padding, table, bytes(4), behind])
 
 
 # DICOM

@@ -48,8 +48,9 @@ class Intensity:
                 )
             return found
         if picture.value_range is None:
+            kind = "floating-point or 32-bit" if picture.dtype.kind in "fiu" else picture.dtype
             raise InputError(
-                f"{picture.path}: holds floating-point or 32-bit values, whose type tells no range; "
+                f"{picture.path}: holds {kind} values, whose type tells no range; "
                 "use `intensity` percentiles or window."
             )
         return picture.value_range

@@ -142,7 +142,8 @@ def _as_picture(image: np.ndarray) -> Picture:
         raise InputError(f"`image` must hold whole or floating-point numbers, got {image.dtype}.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise InputError("`image` holds values that are not finite; replace them.")
-    info = np.iinfo(image.dtype) if image.dtype.kind in "iu" else None
+    # The range of wider integers, which nobody uses whole, would make every image black.
+    info = np.iinfo(image.dtype) if image.dtype.kind in "iu" and image.dtype.itemsize <= 2 else None
     value_range = info and (float(info.min), float(info.max))
     return Picture(
         path=Path("`image`"),

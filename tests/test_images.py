@@ -1,9 +1,14 @@
 """Image files: every format gives the values that were stored, or one sentence."""
 
 import contextlib
+import os
 import re
+import struct
+import subprocess
 import sys
+import tracemalloc
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -12,12 +17,12 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, SecondaryCaptureImageStorage
 
 from segdrop import InputError, images
-from segdrop.images import open_image, stem, write_volume_mask
+from segdrop.images import open_image, resample, resampled_size, stem, write_volume_mask
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 48), np.uint8)
@@ -69,6 +74,21 @@ def write_dicom(path, array, *, frames=False, syntax=ExplicitVRLittleEndian, **a
         data.compress(syntax, array, generate_instance_uid=False)
     data.save_as(path, enforce_file_format=True)
     return path
+
+
+def tiff_of(content, tags):
+    """A little-endian TIFF of one strip; tags of at most 16 bits."""
+    table = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + struct.pack("<H", len(tags)) + table + bytes(4)
+
+
+LAYOUTS = [
+    {},
+    {"rowsperstrip": 7, "byteorder": ">"},
+    {"tile": (16, 32)},
+    {"tile": (16, 32), "compression": "zlib", "predictor": True},
+    {"rowsperstrip": 7, "compression": "zlib", "bigtiff": True},
+]
 
 
 # PNG, JPEG, BMP and TIFF
@@ -151,6 +171,137 @@ def test_pages_of_different_sizes_are_an_error(tmp_path):
     picture = open_image(tmp_path / "a.tif")
     with pytest.raises(InputError, match=r"a\.tif: has pages of different sizes or types; first: page 2"):
         picture.read(1)
+
+
+def test_many_pages_are_opened_without_walking_through_those_before(tmp_path, monkeypatch):
+    """The headers that are parsed for a page do not become more with the number of pages."""
+    pages = RNG.integers(0, 256, (30, 8, 9), np.uint8)
+    picture = open_image(save(tmp_path / "a.tif", pages, photometric="minisblack"))
+    parsed = []
+    for owner, name in ((tifffile.TiffPage, "__init__"), (TiffImagePlugin.ImageFileDirectory_v2, "load")):
+        original = getattr(owner, name)
+        counting = lambda *args, original=original, **kw: (parsed.append(1), original(*args, **kw))[1]  # noqa: E731
+        monkeypatch.setattr(owner, name, counting)
+    np.testing.assert_array_equal([picture.read(i) for i in range(30)], pages)
+    assert 30 <= len(parsed) <= 6 * 30
+
+
+def test_a_chain_of_pages_that_runs_in_a_circle_ends(tmp_path):
+    path = save(tmp_path / "a.tif", np.stack([GREY, GREY // 2]), photometric="minisblack")
+    with tifffile.TiffFile(path) as file:
+        first, second = (page.offset for page in file.pages)
+    content = bytearray(path.read_bytes())
+    tags = struct.unpack_from("<H", content, second)[0]
+    struct.pack_into("<I", content, second + 2 + 12 * tags, first)
+    path.write_bytes(content)
+    assert open_image(path).slices == 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+@pytest.mark.parametrize("bands", [3, 4])
+@pytest.mark.parametrize("huge", [False, True])
+def test_colours_in_planes_apart_are_put_together(tmp_path, monkeypatch, layout, dtype, bands, huge):
+    planes = RNG.integers(0, 256, (bands, 60, 70), np.uint8).astype(dtype)
+    extra = {"extrasamples": ["unassalpha"]} if bands == 4 else {}
+    path = save(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate", **layout, **extra)
+    monkeypatch.setattr(images, "MAX_PIXELS", 4000 if huge else 10**6)
+    picture = open_image(path, huge=huge)
+    expected = np.moveaxis(planes, 0, -1)[..., :3]
+    assert (picture.channels, picture.dtype) == (3, dtype)
+    np.testing.assert_array_equal(picture.read(), expected)
+    np.testing.assert_array_equal(picture.rows(5, 41), expected[5:41])
+
+
+def test_pages_of_planes_apart_are_a_volume(tmp_path):
+    pages = RNG.integers(0, 65536, (4, 3, 40, 48), np.uint16)
+    picture = open_image(save(tmp_path / "a.tif", pages, photometric="rgb", planarconfig="separate"))
+    np.testing.assert_array_equal([picture.read(i) for i in range(4)], np.moveaxis(pages, 1, -1))
+
+
+@pytest.mark.parametrize("huge", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "turned"),
+    [
+        (np.uint8, lambda values: 255 - values),
+        (np.uint16, lambda values: 65535 - values),
+        (np.int8, lambda values: -1 - values),
+        (np.int16, lambda values: -1 - values),
+        (np.float32, lambda values: -values),
+    ],
+)
+def test_where_white_is_the_lowest_value_larger_becomes_brighter(tmp_path, monkeypatch, dtype, turned, huge):
+    array = GREY.astype(dtype)
+    path = save(tmp_path / "a.tif", array, photometric="miniswhite", rowsperstrip=7, compression="zlib")
+    monkeypatch.setattr(images, "MAX_PIXELS", 1500 if huge else 10**6)
+    np.testing.assert_array_equal(open_image(path, huge=huge).read(), turned(array.astype(np.float64)))
+
+
+@pytest.mark.parametrize("huge", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "expected", "value_range"),
+    [
+        (np.int8, np.int16, (-128, 127)),
+        (np.int16, np.int16, (-32768, 32767)),
+        (np.int32, np.float32, None),
+        (np.uint32, np.float32, None),
+        (np.float64, np.float32, None),
+    ],
+)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_types_become_the_smallest_that_holds_them(
+    tmp_path, monkeypatch, dtype, expected, value_range, compression, huge
+):
+    array = GREY.astype(np.int8).astype(dtype) if np.dtype(dtype).kind != "u" else GREY.astype(dtype)
+    path = save(tmp_path / "a.tif", array, compression=compression, rowsperstrip=16)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1500 if huge else 10**6)
+    picture = open_image(path, huge=huge)
+    assert (picture.dtype, picture.value_range) == (expected, value_range)
+    np.testing.assert_array_equal(picture.read(), array)
+
+
+def test_twelve_bits_are_moved_to_the_top_of_sixteen(tmp_path):
+    values = RNG.integers(0, 4096, (4, 8), np.uint16)
+    bits = (values[..., None] >> np.arange(11, -1, -1) & 1).astype(np.uint8)
+    tags = {256: 8, 257: 4, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: 48}
+    (tmp_path / "a.tif").write_bytes(tiff_of(np.packbits(bits).tobytes(), tags))
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif").read(), values << 4)
+    (tmp_path / "a.tif").write_bytes(tiff_of(np.packbits(bits).tobytes(), tags | {262: 0}))
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif").read(), 65535 - (values << 4))
+
+
+def test_a_tiff_of_one_bit_is_black_and_white(tmp_path):
+    pages = [Image.fromarray(GREY > 99), Image.fromarray(GREY > 200)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], compression="group4")
+    picture = open_image(tmp_path / "a.tif")
+    assert (picture.slices, picture.value_range) == (2, (0, 255))
+    np.testing.assert_array_equal(picture.read(1), np.where(GREY > 200, 255, 0))
+
+
+@pytest.mark.parametrize("array", [GREY, RGB, DEEP, DEEP_RGB])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_pixels_are_read_as_stored_whatever_the_orientation(tmp_path, monkeypatch, array, orientation):
+    """In TIFFs, in huge TIFFs, and in what EXIF says in a PNG."""
+    tiff = save(tmp_path / "a.tif", array, rowsperstrip=8, extratags=[(274, "H", 1, orientation, True)])
+    png = save(tmp_path / "a.png", array)
+    exif = struct.pack(">4sIHHHIHHI", b"MM\0*", 8, 1, 274, 3, 1, orientation, 0, 0)
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    content = png.read_bytes()
+    png.write_bytes(content[:33] + chunk + content[33:])
+    with Image.open(png) as picture:
+        assert picture.getexif()[274] == orientation
+    for path in (tiff, png):
+        np.testing.assert_array_equal(open_image(path).read(), array)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1500)
+    np.testing.assert_array_equal(open_image(tiff, huge=True).read(), array)
+
+
+def test_a_jpeg_is_read_as_stored_whatever_the_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(RGB).save(tmp_path / "b.jpg")
+    np.testing.assert_array_equal(open_image(tmp_path / "a.jpg").read(), open_image(tmp_path / "b.jpg").read())
 
 
 @pytest.mark.parametrize(
@@ -261,6 +412,18 @@ def test_an_image_past_the_limit_is_refused_before_it_is_decoded(tmp_path, monke
     assert "has 9 slices of 8 x 7 pixels" in sentence(save(tmp_path / "a.nii", VOLUME))
 
 
+def test_a_tiff_bomb_is_unpacked_no_further_than_its_image_is_large(tmp_path):
+    bomb = zlib.compress(bytes(10**7))
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(iter([bomb]), shape=(8, 8), dtype=np.uint16, compression="zlib", rowsperstrip=8)
+    tracemalloc.start()
+    try:
+        assert not open_image(tmp_path / "a.tif").read().any()
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_png_bomb_is_refused(tmp_path):
     Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png")
     assert sentence(tmp_path / "a.png") == "has 12000 x 12000 pixels; cut it into tiles."
@@ -282,6 +445,47 @@ def test_floating_point_colours_are_refused(tmp_path):
 def test_bands_that_are_no_colours_are_refused(tmp_path):
     path = save(tmp_path / "a.tif", np.zeros((40, 48, 5), np.uint8), photometric="minisblack", planarconfig="contig")
     assert "cannot be decoded" in sentence(path) or "5 bands" in sentence(path)
+
+
+@pytest.mark.parametrize(("variable", "level"), [({}, 0), ({"OPENCV_LOG_LEVEL": "INFO"}, 4)])
+def test_opencv_is_quiet_even_where_it_was_imported_before(variable, level):
+    environment = {name: value for name, value in os.environ.items() if name != "OPENCV_LOG_LEVEL"} | variable
+    log = "cv2" if hasattr(cv2, "getLogLevel") else "cv2.utils.logging"
+    code = f"import cv2, segdrop.images; print({log}.getLogLevel())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == level
+
+
+# Resampling
+
+
+@pytest.mark.parametrize(
+    ("spacing", "target", "expected"),
+    [((1.0, 2.0), 1.0, (40, 100)), ((0.5, 0.5), 1.0, (20, 25)), ((1e-3, 1e-3), 5.0, (1, 1))],
+)
+def test_the_resampled_size_covers_the_same_millimetres(spacing, target, expected):
+    assert resampled_size(40, 50, spacing, target) == expected
+
+
+@pytest.mark.parametrize("spacing", [(0, 0), (1, -1), (np.nan, 1), (np.inf, 1), (1,), 1.0, (1, 1, 1)])
+def test_a_spacing_that_is_no_two_positive_numbers_is_refused(spacing):
+    with pytest.raises(InputError, match="`spacing` must be two positive numbers, mm per row and per column, got"):
+        resampled_size(40, 50, spacing, 1.0)
+
+
+@pytest.mark.parametrize("spacing", [(500, 500), (1e300, 1e300)])
+def test_a_resampled_size_past_the_limit_is_refused(spacing):
+    with pytest.raises(InputError, match="An image of 512 x 512 pixels .* pixels at 0.5 mm per pixel; correct its"):
+        resampled_size(512, 512, spacing, 0.5)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 8, 9, 21])
+@pytest.mark.parametrize("size", [(15, 16), (60, 70), (20, 60)])
+def test_any_number_of_channels_is_resampled_one_as_the_other(channels, size):
+    maps = RNG.random((40, 48, channels), np.float32)
+    resampled = resample(maps, size).reshape(*size, channels)
+    for channel in range(channels):
+        np.testing.assert_allclose(resampled[..., channel], resample(maps[..., channel], size), atol=1e-6)
 
 
 # DICOM
@@ -620,23 +824,46 @@ def test_a_huge_tiff_is_read_in_bands(tmp_path, small_limit, array, layout):
     np.testing.assert_array_equal(picture.read(), expected)
 
 
-@pytest.mark.parametrize("compression", [cv2.IMWRITE_TIFF_COMPRESSION_LZW, cv2.IMWRITE_TIFF_COMPRESSION_PACKBITS])
-@pytest.mark.parametrize("array", [BIG, BIG_RGB, BIG.astype(np.float32)])
-def test_strips_that_tifffile_cannot_decode_are_decoded_all_the_same(tmp_path, small_limit, array, compression):
+@pytest.mark.parametrize("compression", [tifffile.COMPRESSION.LZW, tifffile.COMPRESSION.PACKBITS])
+@pytest.mark.parametrize(
+    "array", [BIG, BIG_RGB, BIG.astype(np.float32), BIG.astype(np.int16), BIG.astype(np.int8), BIG.astype(np.int32)]
+)
+def test_strips_that_tifffile_cannot_decode_are_decoded_all_the_same(
+    tmp_path, small_limit, monkeypatch, array, compression
+):
     path = tmp_path / "a.tif"
-    options = [cv2.IMWRITE_TIFF_COMPRESSION, compression, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 16]
+    options = [cv2.IMWRITE_TIFF_COMPRESSION, int(compression), 278, 16]  # rows of a strip
     assert cv2.imwrite(str(path), array if array.ndim == 2 else array[..., ::-1], options)
     picture = open_image(path, huge=True)
     for top in range(0, 200, 30):
         np.testing.assert_array_equal(picture.rows(top, top + 30), array[top : top + 30])
+    monkeypatch.setattr(images, "MAX_PIXELS", 10**6)
+    np.testing.assert_array_equal(open_image(path).read(), array)
 
 
-def test_jpeg_strips_become_rgb(tmp_path, small_limit):
+@pytest.fixture
+def small_strips(monkeypatch):
+    """JPEG strips of 16 rows."""
+    monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", 16 * 3 * 300)
+
+
+def test_jpeg_strips_become_rgb(tmp_path, small_limit, small_strips):
     smooth = cv2.resize(BIG_RGB[:4, :4], (300, 200), interpolation=cv2.INTER_CUBIC)
-    Image.fromarray(smooth).save(tmp_path / "a.tif", compression="jpeg", quality=95, tiffinfo={278: 16})
+    Image.fromarray(smooth).save(tmp_path / "a.tif", compression="jpeg", quality=95)
     picture = open_image(tmp_path / "a.tif", huge=True)
     difference = np.abs(picture.rows(30, 120).astype(int) - smooth[30:120])
     assert difference.mean() < 4
+
+
+def test_jpeg_strips_are_decoded_without_a_word_on_stderr(tmp_path, small_limit, small_strips, capfd):
+    Image.fromarray(BIG_RGB).save(tmp_path / "a.tif", compression="jpeg")
+    log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+    before = log.setLogLevel(4)  # information
+    try:
+        open_image(tmp_path / "a.tif", huge=True).read()
+    finally:
+        log.setLogLevel(before)
+    assert "tag 317" not in capfd.readouterr().err
 
 
 def test_bands_from_top_to_bottom_decode_every_tile_once(tmp_path, small_limit, monkeypatch):
@@ -692,11 +919,11 @@ def test_a_huge_tiff_is_refused_unless_asked_for(tmp_path, small_limit):
             "is compressed in pieces of 300 x 200 pixels; save it as a",
         ),
         (
-            BIG_RGB.transpose(2, 0, 1),
-            {"planarconfig": "separate", "photometric": "rgb"},
-            "stores its colours in planes",
+            np.dstack([BIG, BIG, BIG, BIG, BIG]),
+            {"planarconfig": "contig", "photometric": "minisblack"},
+            "cannot be decoded as colours: it has 5 bands of uint16, MINISBLACK; save it as grey, RGB or RGBA.",
         ),
-        (BIG.astype(np.int32), {}, "holds int32 values of 32 bits"),
+        (BIG.astype(np.complex64), {}, "holds complex64 values of 64 bits"),
         (np.stack([BIG, BIG]), {"photometric": "minisblack", "tile": (32, 48)}, "has 2 pages of 300 x 200 pixels"),
     ],
 )

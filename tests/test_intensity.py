@@ -70,6 +70,12 @@ def test_floating_point_has_no_range_of_its_type(tmp_path):
         Intensity().bounds(picture)
 
 
+def test_truth_values_are_not_called_floating_point():
+    picture = Picture(Path("`image`"), 4, 4, None, 1, np.dtype(bool))
+    with pytest.raises(InputError, match="`image`: holds bool values, whose type tells no range"):
+        Intensity().bounds(picture)
+
+
 def test_percentiles_are_those_of_the_image_with_all_its_channels(tmp_path):
     image = RNG.integers(0, 65536, (50, 40, 3), np.uint16)
     picture = write(tmp_path / "a.png", image)

@@ -70,11 +70,12 @@ def test_an_image_of_the_wrong_shape_is_an_error(run):
         (np.zeros((0, 4), np.uint8), r"must have the shape \(H, W\) or \(H, W, 3\), got \(0, 4\)"),
         (np.zeros((4, 4), bool), "must hold whole or floating-point numbers, got bool"),
         (np.full((4, 4), np.nan), "holds values that are not finite"),
+        (np.zeros((4, 4), np.int64), "whose type tells no range"),
     ],
 )
 def test_values_that_are_no_image_are_an_error(run, image, message):
     with pytest.raises(InputError, match=message):
-        segdrop.load(run).predict(image, bounds=(0, 1))
+        segdrop.load(run).predict(image)
 
 
 def test_a_run_whose_record_does_not_fit_its_network_is_an_error(tmp_path):
