@@ -676,6 +676,13 @@ def test_the_spacing_of_a_file_without_one_comes_from_a_table(tmp_path):
         open_dataset(tmp_path, spacing=0.5)
 
 
+def test_images_that_would_become_huge_are_told_with_their_names(tmp_path):
+    simple(tmp_path, 2)
+    write_table(tmp_path / "meta.csv", [{"id": "p00", "spacing": "0.5"}, {"id": "p01", "spacing": "500"}])
+    with pytest.raises(InputError, match=r"1 image\(s\) cannot be resampled; first: p01: "):
+        open_dataset(tmp_path, spacing=0.5)
+
+
 def test_the_spacing_of_a_listed_image_comes_from_the_list(tmp_path):
     simple(tmp_path / "set", 1)
     row = {"image": "set/images/p00.png", "mask": "set/masks/p00.png", "spacing": "2"}
