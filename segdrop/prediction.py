@@ -333,7 +333,7 @@ class _Writer:
             if picture.height * picture.width > HUGE_PIXELS:
                 raise InputError(f"{picture.path}: is too large to be resampled to the network's spacing.")
             image = self.network.resample(scale(read(0, picture.height), *bounds), picture.spacing)
-            prepared, inner, start = lambda top, bottom: image[top:bottom], image.shape[:2], 0
+            prepared, inner = lambda top, bottom: image[top:bottom], image.shape[:2]
         count = len(tile_offsets(inner[0], options.tile, options.overlap))
         bar.begin((count - start) * len(tile_offsets(inner[1], options.tile, options.overlap)))
         rows = tile_rows(
