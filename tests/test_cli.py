@@ -121,7 +121,7 @@ def test_bad_input_is_one_line_on_stderr_exit_code_2_and_no_folder(tmp_path, pre
         (["train", "--resume", "--run-dir", "nowhere"], "The run does not exist: nowhere"),
         (["evaluate"], "PATH"),
         (["evaluate", "nowhere"], "The run does not exist: nowhere"),
-        (["dance"], "no such command: 'dance'; there are train, evaluate, inspect"),
+        (["dance"], "no such command: 'dance'; there are train, evaluate, predict, report, export, inspect"),
     ],
 )
 def test_a_wrong_command_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
