@@ -537,12 +537,12 @@ def _scan(file: int, store: _Store, intensity: Intensity) -> _Scan:
     path, kind = store.files[file][0], _UNREADABLE
     try:
         image = open_image(path, slice_axis=store.slice_axis)
-        image_digest = _digest(path)
+        image_digest = file_digest(path)
         kind = _UNBOUNDED
         bounds = intensity.bounds(image)
         path, kind = store.files[file][1], _UNREADABLE
         mask = open_image(path, slice_axis=store.slice_axis)
-        mask_digest = _digest(path)
+        mask_digest = file_digest(path)
         counts = np.zeros(256, np.int64)
         for part in range(mask.slices or 1):
             path = store.files[file][1]
@@ -571,7 +571,8 @@ def _scan(file: int, store: _Store, intensity: Intensity) -> _Scan:
     )
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

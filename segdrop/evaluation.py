@@ -15,7 +15,7 @@ import cv2
 import keras
 import numpy as np
 
-from .config import TrainConfig, check_whole
+from .config import OVERLAP, TILE, TrainConfig, check_tile, check_whole
 from .dataset import IGNORED, Dataset, open_dataset
 from .errors import InputError
 from .metrics import (
@@ -46,7 +46,7 @@ from .reliability import (
 from .run import METRICS, SPLIT, open_run, read_csv, stored_config, write_csv, write_json
 from .surfaces import boundary_distances, hausdorff95_from_distances, surface_dice_from_distances
 from .tables import Table
-from .tiles import OVERLAP, TILE, check_tile, in_tiles
+from .tiles import in_tiles
 from .uncertainty import entropy, from_moments
 
 PER_IMAGE = "per_image.csv"
@@ -215,8 +215,7 @@ def score_images(
         if added:
             added.result()
     groups = [dataset.groups[index] for index in members] if dataset.grouped else None
-    result = _summary(tally, class_names, groups, seed)
-    result["distance_unit"] = "mm" if in_mm else "px"
+    result = _summary(tally, class_names, groups, "mm" if in_mm else "px", seed)
     rows = [
         {"id": dataset.ids[index], **_row(image, class_names)}
         for index, image in zip(members, tally.images, strict=True)
@@ -362,13 +361,13 @@ class _Clock:
     seconds: float = 0.0
 
 
-def open_data(data: str | os.PathLike, record: Mapping, config: TrainConfig) -> Dataset:
-    """A data set as the run reads them."""
+def open_data(data: str | os.PathLike, record: Mapping, config: TrainConfig, *, cache_mb: int | None = None) -> Dataset:
+    """A data set as the run reads them; `cache_mb` is the run's unless given."""
     return open_dataset(
         data,
         classes=record["classes"],
         ignore_value=config.ignore_value,
-        cache_mb=config.cache_mb,
+        cache_mb=config.cache_mb if cache_mb is None else cache_mb,
         intensity=config.intensity_rule(),
         spacing=config.spacing,
         slice_axis=config.slice_axis,
@@ -487,7 +486,7 @@ def _tuned(histograms: np.ndarray) -> dict | None:
     }
 
 
-def _summary(tally: _Tally, class_names: Sequence[str], groups: Sequence[str] | None, seed: int) -> dict:
+def _summary(tally: _Tally, class_names: Sequence[str], groups: Sequence[str] | None, distance_unit, seed) -> dict:
     """Most of the scores of `score_images`; `groups` of the images in their order."""
     images, sums = tally.images, tally.sums
     counts = np.array([image["counts"] for image in images])
@@ -530,7 +529,7 @@ def _summary(tally: _Tally, class_names: Sequence[str], groups: Sequence[str] | 
         **{key: _number(foreground_mean(total[key])) for key in ("dice", "iou")},
         **{f"{key}_interval": interval(_foreground_means(resampled[key])) for key in ("dice", "iou")},
         "classes": classes,
-        "distance_unit": "px",
+        "distance_unit": distance_unit,
         "surface_tolerance": float(tally.tolerance),
         "calibration": _calibration(sums["bins"], sums["brier"]),
         "error_detection": {"single_pass_entropy": found["single_pass_entropy"]},

@@ -1,12 +1,12 @@
 """A run's network as a file that runs without Keras: ONNX, or a TensorFlow SavedModel."""
 
+import dataclasses
 import importlib
 import json
 import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,14 +16,13 @@ import numpy as np
 from . import __version__
 from .cells import draw_cells
 from .config import MULTIPLE, TILE, check_whole
-from .dataset import open_dataset
 from .dropout import remove_dropout
 from .errors import InputError, VerificationError
-from .evaluation import recorded_split
+from .evaluation import open_data, recorded_split
 from .intensity import scale
-from .loading import load_model
+from .loading import Network, load
 from .pipeline import evaluation_batches
-from .run import MODEL, open_run, stored_config, write_json
+from .run import open_run, stored_config, write_json
 from .surgery import rebuild
 
 KEY = "segdrop"  # of the ONNX file's metadata
@@ -32,7 +31,7 @@ METADATA = Path("assets.extra", "segdrop.json")  # in a SavedModel's folder
 OPSETS = (15, 18)  # tf2onnx's default, and the last that it writes
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ExportResult:
     """What an export leaves.
 
@@ -87,7 +86,7 @@ def export(
     if keras.backend.backend() != "tensorflow":
         raise InputError(f"Exporting needs Keras's TensorFlow backend, not {keras.backend.backend()}.")
     out = Path(out)
-    record, stored = open_run(run), Path(run, MODEL)
+    record = open_run(run)
     if out.exists():
         raise FileExistsError(f"`out` exists: {out}; choose another name or delete it.")
     if not out.absolute().parent.is_dir():
@@ -95,14 +94,10 @@ def export(
     if format == "onnx":
         for package in ("onnx", "onnxruntime", "tf2onnx"):
             _require(package)
-    if not stored.is_file():
-        raise InputError(f"{run} has no {MODEL} yet: no epoch has ended.")
-    metadata = _metadata(record)
     # A GPU would compute convolutions in TF32, and the two would differ by its rounding.
     with keras.device("cpu:0"):
-        network = in_float32(remove_dropout(load_model(stored), all=True))
-        if tuple(network.input_shape) != (None, None, None, 3):
-            raise InputError(f"{run} has a network for {network.input_shape}, not for RGB images of any size.")
+        trained = load(run)
+        network, metadata = in_float32(remove_dropout(trained.model, all=True)), _metadata(trained)
         images, source = _real_images(run, record)
         # A folder of its own, so that nothing half-written is ever called `out`.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
@@ -180,22 +175,17 @@ def _require(package: str):
         raise InputError(f'ONNX needs {package}: `pip install "segdrop[onnx]"`.') from error
 
 
-def _metadata(record: dict) -> dict:
-    config = record["config"]
+def _metadata(network: Network) -> dict:
     return {
         "format": VERSION,
         "segdrop": __version__,
-        "class_names": list(record["class_names"]),
-        "intensity": {
-            "rule": config.get("intensity", "dtype"),
-            "percentiles": list(config.get("intensity_percentiles", (0.5, 99.5))),
-            "window": config.get("intensity_window"),
-        },
-        "spacing": config.get("spacing"),
-        "slice_axis": config.get("slice_axis", 2),
+        "class_names": list(network.class_names),
+        "intensity": dataclasses.asdict(network.intensity),
+        "spacing": network.spacing,
+        "slice_axis": network.slice_axis,
         "tile": TILE,
         "multiple": MULTIPLE,
-        "threshold": 0.5,
+        "threshold": network.threshold,
     }
 
 
@@ -277,15 +267,7 @@ def _real_images(run, record: dict, count: int = 4) -> tuple[list[np.ndarray], s
     """Up to `count` images, float32 (H, W, 3), 0..255, of the run's validation split, and what they are in words."""
     try:
         config = stored_config(run)
-        dataset = open_dataset(
-            config.data,
-            classes=record["classes"],
-            ignore_value=config.ignore_value,
-            cache_mb=0,
-            intensity=config.intensity_rule(),
-            spacing=config.spacing,
-            slice_axis=config.slice_axis,
-        )
+        dataset = open_data(config.data, record, config, cache_mb=0)
         batches = evaluation_batches(dataset, recorded_split(Path(run), dataset, "val")[:count], 1)
         images = [batches.read(batch)[0][0] for batch in batches.plan]
     except (InputError, OSError):  # an export needs the network alone

@@ -265,6 +265,12 @@ def _range(dtype: np.dtype) -> tuple[float, float] | None:
     return None if dtype.kind == "f" else (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
 
 
+def narrow_range(dtype) -> tuple[float, float] | None:
+    """Lowest and highest value of an integer type of at most 16 bits; of wider ones nobody uses all, so None."""
+    dtype = np.dtype(dtype)
+    return _range(dtype) if dtype.itemsize <= 2 else None
+
+
 def _check_size(height: int, width: int, slices: int = 1, advice: str = "cut it into tiles") -> None:
     if height * width > MAX_PIXELS:
         raise _Fault(f"has {width} x {height} pixels; {advice}")
@@ -289,10 +295,11 @@ def _open_common(path: Path, advice: str) -> Picture:
             raise _Fault(UNDECODABLE) from error
         deep = picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16)
     array = _from_opencv(path.read_bytes()) if deep else _from_pillow(picture)  # Pillow would cut colours to 8 bits
-    return _one_image(path, array, _range(array.dtype))
+    return from_array(path, array, _range(array.dtype))
 
 
-def _one_image(path: Path, array: np.ndarray, value_range: tuple[float, float] | None) -> Picture:
+def from_array(path: Path, array: np.ndarray, value_range: tuple[float, float] | None) -> Picture:
+    """A picture of values at hand, (H, W) or (H, W, 3)."""
     height, width = array.shape[:2]
     channels, read = _channels(array), lambda index: array
     return Picture(path, height, width, None, channels, array.dtype, value_range=value_range, _slice=read)
@@ -339,15 +346,14 @@ def _open_tiff(path: Path, huge: bool) -> Picture:
         _check_size(height, width, len(offsets))
         array, value_range = _tiff_page(path, first)
     if len(offsets) == 1:
-        return _one_image(path, array, value_range)
+        return from_array(path, array, value_range)
     shape, dtype = array.shape, array.dtype
 
     def read(index: int) -> np.ndarray:
         with _shielded("TIFF"):
             with _without_log("tifffile"), tifffile.TiffFile(path) as tiff:
-                tiff.filehandle.seek(
-                    offsets[index]
-                )  # walking through all pages before it takes as long as reading them
+                # Walking through all pages before it takes as long as reading them.
+                tiff.filehandle.seek(offsets[index])
                 page = tifffile.TiffPage(tiff, index)
             array, own_range = _tiff_page(path, page)
         if (array.shape, array.dtype, own_range) != (shape, dtype, value_range):
@@ -371,15 +377,10 @@ def _huge_tiff(path: Path, page: tifffile.TiffPage, count: int) -> Picture:
         None,
         3 if page.samplesperpixel > 1 else 1,
         nothing.dtype,
-        value_range=_tiff_range(page),
+        value_range=narrow_range(page.dtype),
         _slice=lambda index: band(0, height),
         _band=band,
     )
-
-
-def _tiff_range(page: tifffile.TiffPage) -> tuple[float, float] | None:
-    dtype = np.dtype(page.dtype)
-    return _range(dtype) if dtype.itemsize <= 2 else None
 
 
 def _tiff_page(path: Path, page: tifffile.TiffPage) -> tuple[np.ndarray, tuple[float, float] | None]:
@@ -388,14 +389,14 @@ def _tiff_page(path: Path, page: tifffile.TiffPage) -> tuple[np.ndarray, tuple[f
     _check_size(height, width)
     bits = int(np.max(page.bitspersample))
     if page.sampleformat == tifffile.SAMPLEFORMAT.INT:
-        return _band_reader(path, page)(0, height), _tiff_range(page)
+        return _band_reader(path, page)(0, height), narrow_range(page.dtype)
     if bits <= 8 and page.imagedepth == 1 and all(page.databytecounts):  # Pillow refuses tiles that were never written
         with contextlib.suppress(UnidentifiedImageError):
             return _pillow_tiff(_page_alone(path, page)), (0.0, 255.0)
     if 8 < bits < 16 and page.planarconfig == tifffile.PLANARCONFIG.CONTIG:
         array = _from_opencv(_page_alone(path, page))  # the bits moved to the top of 16
         return ~array if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else array, _range(array.dtype)
-    return _band_reader(path, page)(0, height), _tiff_range(page)
+    return _band_reader(path, page)(0, height), narrow_range(page.dtype)
 
 
 def _pillow_tiff(content: bytes) -> np.ndarray:

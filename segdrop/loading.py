@@ -13,7 +13,7 @@ import numpy as np
 from . import layers as layers  # registers them for models that hold them
 from .config import MULTIPLE, OVERLAP, TILE
 from .errors import InputError
-from .images import Picture, resample, resampled_size
+from .images import Picture, from_array, narrow_range, resample, resampled_size
 from .intensity import Intensity, scale
 from .metrics import to_labels
 from .run import MODEL, open_run, stored_config
@@ -142,19 +142,7 @@ def _as_picture(image: np.ndarray) -> Picture:
         raise InputError(f"`image` must hold whole or floating-point numbers, got {image.dtype}.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise InputError("`image` holds values that are not finite; replace them.")
-    # The range of wider integers, which nobody uses whole, would make every image black.
-    info = np.iinfo(image.dtype) if image.dtype.kind in "iu" and image.dtype.itemsize <= 2 else None
-    value_range = info and (float(info.min), float(info.max))
-    return Picture(
-        path=Path("`image`"),
-        height=image.shape[0],
-        width=image.shape[1],
-        slices=None,
-        channels=1 if image.ndim == 2 else 3,
-        dtype=image.dtype,
-        value_range=value_range,
-        _slice=lambda index: image,
-    )
+    return from_array(Path("`image`"), image, narrow_range(image.dtype))
 
 
 def _load_onnx(path: Path) -> Network:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from .augment import Sampler
 from .config import MULTIPLE
 from .dataset import IGNORED, Dataset
+from .tiles import padded
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -72,7 +73,7 @@ def evaluation_batches(dataset: Dataset, indices: Iterable[int], max_pixels: int
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
     for index in indices:
-        height, width = (-(-int(n) // MULTIPLE) * MULTIPLE for n in dataset.sizes[index])
+        height, width = (padded(int(n)) for n in dataset.sizes[index])
         by_shape.setdefault((height, width), []).append(int(index))
     batches = []
     for (height, width), members in sorted(by_shape.items()):

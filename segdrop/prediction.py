@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import __version__
 from .config import OVERLAP, TILE, PredictOptions
+from .dataset import file_digest
 from .ensemble import Function, combine, load_alike
 from .errors import InputError
 from .images import NIFTI_SUFFIXES, Picture, is_image, open_image, stem, write_volume_mask
@@ -244,7 +245,7 @@ def _describe(networks: Sequence[Network], options: PredictOptions) -> dict:
     runs = []
     for network in networks:
         file = network.path / MODEL if network.path.is_dir() else network.path
-        runs.append({"path": str(network.path), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+        runs.append({"path": str(network.path), "sha256": file_digest(file)})
     chosen = {key: value for key, value in dataclasses.asdict(options).items() if key != "ensemble"}
     chosen["threshold"] = options.threshold or networks[0].threshold
     return {"segdrop": __version__, "runs": runs, "class_names": list(networks[0].class_names), **chosen}

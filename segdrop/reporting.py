@@ -20,7 +20,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from . import __version__, plots
-from .config import TrainConfig, check_whole
+from .config import OVERLAP, TILE, TrainConfig, check_whole
 from .dataset import Dataset
 from .errors import InputError
 from .evaluation import PER_IMAGE, evaluate, open_data, recorded_split, sampled_in_words
@@ -29,7 +29,7 @@ from .loading import load
 from .metrics import to_labels
 from .pipeline import evaluation_batches
 from .run import HISTORY, METRICS, SPLIT, STATE, open_run, read_csv, stored_config, write_atomically
-from .tiles import OVERLAP, TILE, in_tiles
+from .tiles import in_tiles
 from .training import best_epoch
 from .uncertainty import MonteCarlo, entropy, from_moments
 
@@ -372,16 +372,12 @@ def _predictor(network, samples: int, seed: int) -> Callable:
     """A function of a padded image, float32 (H, W, 3), that gives labels, uint8 (H, W), and uncertainty in nats."""
     monte_carlo = MonteCarlo(network.model, samples, seed) if samples else None
 
-    def whole(function: Callable, image: np.ndarray) -> np.ndarray:
-        if max(image.shape[:2]) <= TILE:
-            return function(image[None])[0]
-        return in_tiles(function, image, TILE, OVERLAP)
-
     def predict(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        probabilities = whole(network.probabilities, image)
+        probabilities = in_tiles(network.probabilities, image, TILE, OVERLAP)
         if monte_carlo is None:
             return to_labels(probabilities), entropy(probabilities)
-        return to_labels(probabilities), from_moments(whole(monte_carlo.moments, image)).mutual_information
+        sampled = from_moments(in_tiles(monte_carlo.moments, image, TILE, OVERLAP))
+        return to_labels(probabilities), sampled.mutual_information
 
     return predict
 

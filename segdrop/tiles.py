@@ -67,11 +67,11 @@ def tile_rows(
     """
     check_tile(tile, overlap, margin)
     tops, lefts = tile_offsets(height, tile, overlap), tile_offsets(width, tile, overlap)
-    tall, wide = min(tile, _padded(height)), min(tile, _padded(width))
-    row_weights = [_weights(tall, top, _padded(height), margin) for top in tops]
-    column_weights = [_weights(wide, left, _padded(width), margin) for left in lefts]
-    across = _sum_weights(column_weights, lefts, _padded(width))
-    down = _sum_weights(row_weights, tops, _padded(height))
+    tall, wide = min(tile, padded(height)), min(tile, padded(width))
+    row_weights = [_weights(tall, top, padded(height), margin) for top in tops]
+    column_weights = [_weights(wide, left, padded(width), margin) for left in lefts]
+    across = _sum_weights(column_weights, lefts, padded(width))
+    down = _sum_weights(row_weights, tops, padded(height))
     batch = max(1, TILE**2 // (tall * wide))
     if start >= len(tops):
         return
@@ -83,7 +83,7 @@ def tile_rows(
             columns = range(j, min(j + batch, len(lefts)))
             results = function(np.stack([image[:, lefts[c] : lefts[c] + wide] for c in columns]), i * len(lefts) + j)
             if total is None:
-                total = np.zeros((tall, _padded(width), results.shape[-1]), np.float32)
+                total = np.zeros((tall, padded(width), results.shape[-1]), np.float32)
             for c, result in zip(columns, results, strict=True):
                 weight = row_weights[i][:, None, None] * column_weights[c][:, None]
                 total[:, lefts[c] : lefts[c] + wide] += weight * result
@@ -100,7 +100,7 @@ def tile_rows(
 
 def tile_offsets(length: int, tile: int, overlap: int) -> list[int]:
     """Where the tiles along an axis of `length` pixels begin: all multiples of 32."""
-    last = max(0, _padded(length) - tile)
+    last = max(0, padded(length) - tile)
     return [*range(0, last, tile - overlap), last]
 
 
@@ -109,14 +109,14 @@ class _Band:
 
     def __init__(self, read, height: int, width: int, top: int):
         self._read, self._height, self._width = read, height, width
-        self._top, self._rows = top, np.zeros((0, _padded(width), 3), np.float32)
+        self._top, self._rows = top, np.zeros((0, padded(width), 3), np.float32)
 
     def rows(self, top: int, bottom: int) -> np.ndarray:
         kept = self._rows[top - self._top :]
         begin, end = top + len(kept), min(bottom, self._height)
         if begin < end:
             fresh = np.asarray(self._read(begin, end), np.float32)
-            right = _padded(self._width) - self._width
+            right = padded(self._width) - self._width
             fresh = cv2.copyMakeBorder(fresh, 0, 0, 0, right, cv2.BORDER_REFLECT_101) if right else fresh
             kept = np.concatenate([kept, fresh]) if len(kept) else fresh
         self._top, self._rows = top, kept
@@ -124,7 +124,8 @@ class _Band:
         return cv2.copyMakeBorder(kept, 0, missing, 0, 0, cv2.BORDER_REFLECT_101) if missing else kept
 
 
-def _padded(length: int) -> int:
+def padded(length: int) -> int:
+    """The next multiple of 32."""
     return -(-length // MULTIPLE) * MULTIPLE
 
 

@@ -71,16 +71,16 @@ def write_run(folder, model, *, class_names=("background", "foreground"), **fiel
     return folder
 
 
-def brightness_model(threshold=128.5, channel=0, classes=1):
-    """A "network" that calls a pixel foreground where a channel is brighter than a value."""
+def brightness_model(threshold=128.5, channel=0, classes=1, slope=1.0):
+    """A "network" that calls a pixel foreground where a channel is brighter than a value; surer with a larger slope."""
     inputs = keras.Input((None, None, 3))
     activation = "sigmoid" if classes == 1 else "softmax"
     pick = keras.layers.Conv2D(classes, 1, activation=activation, name="pick")
     model = keras.Model(inputs, pick(inputs))
     kernel = np.zeros((1, 1, 3, classes), "float32")
-    kernel[0, 0, channel, -1] = 1
+    kernel[0, 0, channel, -1] = slope
     bias = np.zeros(classes, "float32")
-    bias[-1] = -threshold
+    bias[-1] = -threshold * slope
     pick.set_weights([kernel, bias])
     return model
 

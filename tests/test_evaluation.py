@@ -6,7 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import write_pairs, write_table
+from conftest import brightness_model, write_pairs, write_table
 from rich.console import Console
 from sklearn.metrics import brier_score_loss, f1_score, precision_score, recall_score, roc_auc_score
 
@@ -20,15 +20,6 @@ from segdrop.uncertainty import MonteCarlo, from_moments
 
 RNG = np.random.default_rng(0)
 SPLITS = ["train", "train", "val", "test", "test", "test"]
-
-
-def threshold_model(slope=1.0):
-    """A "network" that calls a pixel foreground where it is brighter than 128; surer with a larger slope."""
-    inputs = keras.Input((None, None, 3))
-    pick = keras.layers.Conv2D(1, 1, activation="sigmoid", name="pick")
-    model = keras.Model(inputs, pick(inputs))
-    pick.set_weights([np.array([slope, 0, 0], "float32").reshape(1, 1, 3, 1), np.array([-128.5 * slope], "float32")])
-    return model
 
 
 def dropped_model():
@@ -72,7 +63,7 @@ def run(tmp_path):
         size = (40, 50) if i % 2 else (64, 64)
         pairs[f"p{i}"] = RNG.integers(0, 256, size, np.uint8), RNG.integers(0, 2, size, np.uint8)
     pairs["p5"] = (np.zeros((40, 50), np.uint8), np.zeros((40, 50), np.uint8))  # nothing there, nothing found
-    return write_run(tmp_path / "run", write_pairs(tmp_path / "data", pairs), threshold_model(), SPLITS)
+    return write_run(tmp_path / "run", write_pairs(tmp_path / "data", pairs), brightness_model(), SPLITS)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +78,7 @@ def blurred(tmp_path_factory):
         pairs[f"p{i}"] = (90 + 70 * mask + rng.normal(0, 25, mask.shape)).clip(0, 255).astype(np.uint8), mask
     data = write_pairs(folder / "data", pairs)
     splits = ["train"] + ["val"] * 3 + ["test"] * 4
-    return write_run(folder / "run", data, threshold_model(0.05), splits)
+    return write_run(folder / "run", data, brightness_model(slope=0.05), splits)
 
 
 @pytest.fixture
@@ -151,7 +142,7 @@ def test_results_are_added_to_metrics_json(run):
 
 def test_ignored_pixels_are_not_scored(run):
     dataset = open_dataset(run.parent / "data", ignore_value=0)
-    result = score(threshold_model(), evaluation_batches(dataset, [0, 1], 64 * 64), ("background", "foreground"))
+    result = score(brightness_model(), evaluation_batches(dataset, [0, 1], 64 * 64), ("background", "foreground"))
     assert result["classes"]["foreground"]["false_positives"] == 0
     assert result["classes"]["foreground"]["true_positives"] > 0
 
@@ -396,7 +387,7 @@ def test_an_image_that_is_wholly_ignored_adds_nothing(graded):
     pairs = {f"q{i}": (np.full((32, 32), 200, np.uint8), np.full((32, 32), 7 * i, np.uint8)) for i in range(2)}
     dataset = open_dataset(write_pairs(graded / "ignored", pairs), classes=1, ignore_value=7)
     batches = evaluation_batches(dataset, [0, 1], 32 * 32)
-    result, rows = score_images(threshold_model(), batches, dataset.class_names)
+    result, rows = score_images(brightness_model(), batches, dataset.class_names)
     assert result["classes"]["foreground"]["false_positives"] == 32 * 32
     assert result["images"] == 2
     scores = result["classes"]["foreground"]
