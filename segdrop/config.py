@@ -92,8 +92,14 @@ class TrainConfig:
     """Column of a CSV file of the data set to balance the split by."""
     val_fraction: float = 0.15
     """Share of the images cut off for each split that the data set does not give."""
+    train_fraction: float = 1.0
+    """Share of the training images that are used, whole groups of each stratum; smaller shares lie within larger."""
     patience: int = 15
     """Stop after this many epochs without a better validation Dice."""
+    stop_after: int | None = None
+    """Stop after this many epochs of the learning rate's course over all --epochs."""
+    from_sweep: str | None = None
+    """Folder of a finished sweep: train on the images of all its folds, without validation; the last epoch is kept."""
     cache_mb: int = 2048
     """Memory for decoded images in MiB; what does not fit is read from disk."""
     mixed_precision: Literal["off", "float16", "bfloat16", "auto"] = "auto"
@@ -102,7 +108,7 @@ class TrainConfig:
     """Continue the run in --run-dir after its last finished epoch."""
 
     def __post_init__(self):
-        for name in ("data", "run_dir", "augment", "encoder_weights"):
+        for name in ("data", "run_dir", "augment", "encoder_weights", "from_sweep"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         for name in ("epochs", "batch_size", "patience"):
@@ -120,6 +126,8 @@ class TrainConfig:
             raise InputError(f"`bn_momentum` must be in [0, 1), got bn_momentum={self.bn_momentum!r}.")
         if not 0 < self.val_fraction <= 1 / 3:  # validation and test may both be cut
             raise InputError(f"`val_fraction` must be in (0, 1/3], got val_fraction={self.val_fraction!r}.")
+        if not (_is_finite(self.train_fraction) and 0 < self.train_fraction <= 1):
+            raise InputError(f"`train_fraction` must be in (0, 1], got train_fraction={self.train_fraction!r}.")
         if self.classes is not None:
             _require_whole(self, "classes", minimum=1)
             if self.classes > 255:
@@ -141,7 +149,7 @@ class TrainConfig:
         rates = list(rates.values()) if isinstance(rates, dict) else rates if isinstance(rates, tuple) else [rates]
         for rate in rates:
             check_rate(rate, "encoder_dropout")
-        for name in ("dropout_block_size", "dropout_schedule_epochs"):
+        for name in ("dropout_block_size", "dropout_schedule_epochs", "stop_after"):
             if getattr(self, name) is not None:
                 _require_whole(self, name, minimum=1)
         if self.dropout_schedule == "constant" and self.dropout_schedule_epochs is not None:
@@ -184,6 +192,50 @@ class TrainConfig:
     def to_json(self) -> dict:
         """A JSON-ready dict that `TrainConfig(**d)` turns back into an equal configuration."""
         return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """What a sweep compares, and on how many trainings; see `segdrop.sweep`."""
+
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    """What all trainings have in common; its seed is that of the folds."""
+    grid: dict | list | None = None
+    """Values of fields of the training: {"encoder_dropout": [0.1, 0.3], "lr": [0.001]}; or a list of such mappings."""
+    folds: int = 5
+    """Folds of the cross-validation."""
+    repeats: int = 1
+    """Times that the images are divided into folds anew."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of initial weights, order, augmentation and dropout: each fold of each arm is trained with every one."""
+    search: int = 0
+    """Number of arms to propose from the grid's values and ranges (Optuna's TPE), instead of all combinations."""
+    prune: bool = False
+    """In a search, drop an arm whose first fold is below the median of the others' first folds."""
+    hold_out: bool = True
+    """Keep test images out of the folds: those of the given split, else some that are cut off."""
+
+    def __post_init__(self):
+        check_whole(self.folds, "folds", minimum=2)
+        check_whole(self.repeats, "repeats", minimum=1)
+        check_whole(self.search, "search", minimum=0)
+        seeds = self.seeds if isinstance(self.seeds, (tuple, list)) else (self.seeds,)
+        object.__setattr__(self, "seeds", tuple(check_whole(seed, "seeds", minimum=0) for seed in seeds))
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or max(self.seeds) >= 2**32:
+            raise InputError(f"`seeds` must be one or more different numbers below 2^32, got seeds={self.seeds!r}.")
+        if self.prune and not self.search:
+            raise InputError("`prune` belongs to a search; a grid trains every fold of every arm.")
+        for name in ("resume", "run_dir", "from_sweep"):
+            if getattr(self.train, name):
+                raise InputError(f"`{name}` is not for a sweep, which goes on by itself in its own folder.")
+
+    def to_json(self) -> dict:
+        """A JSON-ready dict that `from_json` turns back into an equal configuration."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict) -> "SweepConfig":
+        return cls(**{**stored, "train": TrainConfig(**stored["train"])})
 
 
 @dataclasses.dataclass(frozen=True)

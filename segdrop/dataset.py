@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .config import check_whole
 from .errors import InputError
 from .images import Picture, is_image, open_image, resample, resampled_size, same_place, stem
 from .intensity import Intensity, scale
@@ -376,9 +377,79 @@ def split_dataset(dataset: Dataset, seed: int, fraction: float = 0.15) -> dict[s
     return split
 
 
-def _folds(dataset, indices, seed, fraction, needed) -> list[np.ndarray]:
-    from sklearn.model_selection import StratifiedGroupKFold
+def part_of(dataset: Dataset, indices: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """`fraction` of the images `indices`, sorted: whole groups in a random order, in each stratum.
 
+    A smaller part lies within a larger one of the same seed. A group counts to the stratum of its first image; every
+    stratum keeps at least one group.
+    """
+    if fraction == 1:
+        return indices
+    members = defaultdict(list)
+    for index in sorted(indices.tolist()):
+        members[dataset.groups[index]].append(index)
+    strata = defaultdict(list)
+    for group, images in members.items():
+        strata[dataset.strata[images[0]] if dataset.strata else ""].append(group)
+    rng = np.random.default_rng(seed)
+    kept = []
+    for _, groups in sorted(strata.items()):
+        order = rng.permutation(len(groups))
+        sizes = np.array([len(members[groups[i]]) for i in order])
+        before = np.cumsum(sizes) - sizes
+        kept += [index for i in order[before < fraction * sizes.sum()] for index in members[groups[i]]]
+    return np.array(sorted(kept))
+
+
+def cross_validation(dataset: Dataset, indices: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+    """The validation images of each of `folds` folds of the images `indices`; groups are never divided.
+
+    Stratified by `dataset.strata` and by the foreground: the classes that an image has, and within these by thirds of
+    the share of its pixels that they take.
+
+    Raises:
+        InputError: there are fewer groups than folds, or a fold has no image of a class, to train or to validate with.
+    """
+    check_whole(folds, "folds", minimum=2)
+    groups = len({dataset.groups[index] for index in indices})
+    if groups < folds:
+        what = "group(s)" if dataset.grouped else "different image(s)"
+        raise InputError(f"{dataset.path} has {groups} {what} to divide into folds={folds}; use fewer folds.")
+    shares = np.array([_class_shares(dataset, index) for index in indices])
+    present = shares > 0
+    kinds = [tuple(row) for row in present.tolist()]
+    column = [dataset.strata[index] for index in indices] if dataset.strata else [""] * len(indices)
+    total = shares.sum(axis=1)
+    labels = np.array([repr(pair) for pair in zip(column, kinds, strict=True)])
+    for label in np.unique(labels):
+        inside = labels == label
+        if inside.sum() >= 3 * folds:  # fewer could not be spread over the folds
+            third = np.searchsorted(np.quantile(total[inside], [1 / 3, 2 / 3]), total[inside])
+            labels[inside] = [f"{label} {n}" for n in third]
+    if max(Counter(labels.tolist()).values()) < folds:
+        labels = np.zeros(len(indices), int)
+    parts = _group_folds(indices, np.array(dataset.groups)[indices], labels, folds, seed)
+    position = {int(index): i for i, index in enumerate(indices)}
+    for number, part in enumerate(parts):
+        inside = np.isin(np.arange(len(indices)), [position[int(index)] for index in part])
+        for held_out, use in ((inside, "validate"), (~inside, "train")):
+            missing = np.flatnonzero(~present[held_out].any(axis=0))
+            if missing.size:
+                name = dataset.class_names[missing[0] + 1]
+                raise InputError(
+                    f"{dataset.path}: fold {number + 1} of {folds} has no image with the class {name!r} to {use} "
+                    f"with ({present[:, missing[0]].sum()} image(s) have it); use fewer folds or add such images."
+                )
+    return parts
+
+
+def _class_shares(dataset: Dataset, index: int) -> np.ndarray:
+    """The share of an image's pixels that each foreground class takes."""
+    mask = dataset.read(int(index))[1]
+    return np.bincount(mask.ravel(), minlength=256)[1 : len(dataset.class_names)] / mask.size
+
+
+def _folds(dataset, indices, seed, fraction, needed) -> list[np.ndarray]:
     groups = np.array(dataset.groups)[indices]
     count = min(round(1 / fraction), len(set(groups)))
     if count <= needed:
@@ -389,6 +460,12 @@ def _folds(dataset, indices, seed, fraction, needed) -> list[np.ndarray]:
     strata = np.array(dataset.strata)[indices] if dataset.strata else np.zeros(len(indices), int)
     if max(Counter(strata.tolist()).values()) < count:
         raise InputError(f"{dataset.path}: no stratum has the {count} images for {count} folds; stratify coarser.")
+    return _group_folds(indices, groups, strata, count, seed)
+
+
+def _group_folds(indices, groups, strata, count: int, seed: int) -> list[np.ndarray]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     # The splitter takes groups in the order of their labels; random labels shuffle them, alike in every version of
     # scikit-learn, whose own shuffle had no effect in 1.7.
     names, inverse = np.unique(groups, return_inverse=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from .errors import InputError
 from .loading import Network, load
+from .sweep_folder import fold_runs, is_sweep
 from .uncertainty import MonteCarlo, moments
 
 # What is done to an image before the network and undone after it: quarter turns, and whether it is mirrored first.
@@ -19,14 +20,19 @@ Function = Callable[[np.ndarray, int], np.ndarray]
 
 
 def load_alike(runs: Sequence[str | os.PathLike | Network], precision: str = "stored") -> list[Network]:
-    """Load networks whose predictions can be averaged.
+    """Load networks whose predictions can be averaged; of a finished sweep those of its chosen arm's folds.
 
     Raises:
         FileNotFoundError, InputError: one cannot be loaded, or has other classes or another pre-processing.
     """
     if precision != "stored" and any(isinstance(run, Network) for run in runs):
         raise InputError(f"`precision` {precision} must be given to segdrop.load for a network that is loaded already.")
-    networks = [run if isinstance(run, Network) else load(run, precision=precision) for run in runs]
+    networks = []
+    for run in runs:
+        if isinstance(run, Network):
+            networks.append(run)
+        else:
+            networks += [load(one, precision=precision) for one in (fold_runs(run) if is_sweep(run) else [run])]
     first = networks[0]
     for other in networks[1:]:
         for what in ("class_names", "channels", "intensity", "spacing", "slice_axis"):

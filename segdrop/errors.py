@@ -12,3 +12,7 @@ class InputError(ValueError):
 class VerificationError(InputError):
     """Two models differ where one should be the other with dropout in it, or a dropout layer does not do its work; or
     an exported network gives other results than the run's."""
+
+
+class Diverged(InputError):
+    """The loss of a training is no longer finite."""

@@ -43,13 +43,12 @@ from .reliability import (
     risk_coverage,
     spearman_images,
 )
-from .run import METRICS, SPLIT, open_run, read_csv, stored_config, write_csv, write_json
+from .run import METRICS, PER_IMAGE, SPLIT, open_run, read_csv, stored_config, write_csv, write_json
 from .surfaces import boundary_distances, hausdorff95_from_distances, surface_dice_from_distances
 from .tables import Table
 from .tiles import in_tiles
 from .uncertainty import entropy, from_moments
 
-PER_IMAGE = "per_image.csv"
 TOLERANCE = 2.0  # of the surface Dice, in mm or pixels
 OWN_SPLITS = ("train", "val", "test", "all")
 THRESHOLDS = np.arange(1, 200) / 200  # among which the best on validation is chosen

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .dataset import IGNORED
 
@@ -137,3 +138,56 @@ def _small_figure() -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def dice_by_rate(arms: Sequence[Mapping]) -> Figure:
+    """Draw the difference of Dice from rate 0 over the dropout rate, and beside it Dice itself.
+
+    The intervals are those of the paired differences, in which what the folds differ in by themselves has gone. The
+    second panel, where it has not, shows means, and single folds as faint dots. Curves are a little apart so that
+    their intervals are all seen.
+
+    Args:
+        arms: name, rate (None, where it is not one number: drawn at the right, by its name), curve (whose arms are
+            joined by a line), dice (a value for each fold), and difference, low and high, NaN for rate 0 and where
+            undefined.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    rates = sorted({0.0, *(arm["rate"] for arm in arms if arm["rate"] is not None)})
+    highest = rates[-1] or 0.1
+    width = highest / 5
+    named = [arm["name"] for arm in arms if arm["rate"] is None]
+    places = {name: highest + width * (i + 1) for i, name in enumerate(named)}
+    curves = list(dict.fromkeys(arm["curve"] for arm in arms if arm["rate"] != 0))
+    nearest = min((high - low for low, high in itertools.pairwise(rates)), default=width)
+    apart = min(width / 8, nearest / (len(curves) + 1))
+    differences, scores = panels = figure.subplots(1, 2)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xticks(
+            [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, highest) if 0 <= tick < highest * 1.01]
+        )
+        axes.set_xticks(list(places.values()), named, minor=True, rotation=20, ha="right", rotation_mode="anchor")
+        axes.set(xlabel="dropout rate", xlim=(-width / 2, max([highest, *places.values()]) + width / 2))
+    differences.axhline(0, color="0.3", linewidth=1)
+    differences.set_ylabel("difference of Dice from rate 0, 95% interval")
+    scores.set_ylabel("Dice: means, and single folds as dots")
+    for arm, style in zip((arm for arm in arms if arm["rate"] == 0), itertools.cycle(STYLES), strict=False):
+        scores.axhline(np.mean(arm["dice"]), color="0.3", linewidth=1, linestyle=style, label=arm["name"])
+        scores.plot([0] * len(arm["dice"]), arm["dice"], ".", color="0.3", alpha=0.35)
+    for i, (curve, marker) in enumerate(zip(curves, itertools.cycle("os^Dv<>"), strict=False)):
+        shift = (i - (len(curves) - 1) / 2) * apart
+        style = {"color": f"C{i % 10}", "marker": marker, "markersize": 5, "linewidth": 1}
+        members = [arm for arm in arms if arm["curve"] == curve and arm["rate"] != 0]
+        rated = sorted((arm for arm in members if arm["rate"] is not None), key=lambda arm: arm["rate"])
+        label = curve
+        for joined in filter(None, [rated, *([arm] for arm in members if arm["rate"] is None)]):
+            x = np.array([places.get(arm["name"], arm["rate"]) for arm in joined], float) + shift
+            middle, low, high = (np.array([arm[key] for arm in joined], float) for key in ("difference", "low", "high"))
+            differences.errorbar(x, middle, [middle - low, high - middle], **style, capsize=2, label=label)
+            scores.plot(x, [np.mean(arm["dice"]) for arm in joined], **style, label=label)
+            for place, arm in zip(x, joined, strict=True):
+                scores.plot([place] * len(arm["dice"]), arm["dice"], ".", color=style["color"], alpha=0.35)
+            label = None
+    scores.legend(frameon=False, fontsize="small")
+    return figure

@@ -28,9 +28,8 @@ from .inspection import draw_network, dropout_table
 from .loading import load
 from .metrics import to_labels
 from .pipeline import evaluation_batches
-from .run import HISTORY, METRICS, SPLIT, STATE, open_run, read_csv, stored_config, write_atomically
+from .run import HISTORY, METRICS, SPLIT, STATE, best_epoch, open_run, read_csv, stored_config, write_atomically
 from .tiles import in_tiles
-from .training import best_epoch
 from .uncertainty import MonteCarlo, entropy, from_moments
 
 SPLITS = {"train": "training", "val": "validation", "test": "test", "all": "whole data set"}

@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -16,6 +17,7 @@ from .config import TrainConfig
 from .errors import InputError
 
 CONFIG, MODEL, HISTORY, METRICS, SPLIT = "config.json", "model.keras", "history.csv", "metrics.json", "split.csv"
+PER_IMAGE = "per_image.csv"
 STATE = "state.npz"  # everything that a resumed run needs; removed when the run is finished
 PACKAGES = ("segdrop", "tensorflow", "keras", "segmentation-models", "albumentations", "opencv-python-headless")
 
@@ -140,6 +142,15 @@ def restore_state(path: Path, variables: Sequence) -> None:
     with np.load(path / STATE) as state:
         for i, variable in enumerate(variables):
             variable.assign(state[f"v{i}"])
+
+
+def best_epoch(history: Sequence[Mapping]) -> int:
+    """The first epoch with the highest validation Dice, an undefined one being the lowest; the last one where there was
+    no validation."""
+    if "val_dice" not in history[0]:
+        return history[-1]["epoch"]
+    scores = [-math.inf if math.isnan(row["val_dice"]) else row["val_dice"] for row in history]
+    return history[int(np.argmax(scores))]["epoch"]
 
 
 def package_versions() -> dict[str, str]:

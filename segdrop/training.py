@@ -20,8 +20,8 @@ from . import plots
 from .augment import A, Sampler, describe, load_augmentation, restore
 from .batchnorm import recalibrate_batchnorm
 from .config import TrainConfig, default_run_dir
-from .dataset import Dataset, open_dataset, split_dataset
-from .errors import InputError
+from .dataset import Dataset, open_dataset, part_of, split_dataset
+from .errors import Diverged, InputError
 from .evaluation import recorded_split, score, score_images, store_scores
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU, to_labels
@@ -29,9 +29,11 @@ from .pipeline import EvaluationBatches, evaluation_batches, steps_per_epoch, tr
 from .run import (
     CONFIG,
     HISTORY,
+    METRICS,
     MODEL,
     SPLIT,
     STATE,
+    best_epoch,
     create_run,
     load_history,
     open_run,
@@ -45,6 +47,7 @@ from .run import (
     write_json,
 )
 from .schedules import DropoutSchedule
+from .sweep_folder import sweep_split
 from .unet import build_unet, imagenet_file, set_encoder_trainable
 
 RANDOM_WEIGHTS = (
@@ -99,7 +102,76 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         augmentation = load_augmentation(config.augment) if augmentation is None else augmentation
         if run_dir.exists():
             create_run(run_dir, 0)  # says so before the data set is read
-    dataset = open_dataset(
+    dataset = training_data(config)
+    if record and record["data_sha256"] != dataset.digest:
+        raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
+    if record:
+        split = {name: recorded_split(run_dir, dataset, name) for name in ("train", "val", "test")}
+    else:
+        split = _split(config, dataset)
+    device, policy = choose_device(config.mixed_precision if record is None else record["mixed_precision"])
+    weights = find_weights(config) if record is None else record["encoder_weights"]
+
+    # A resumed run's weights come from its state.
+    model = build_model(config, dataset.class_names, None if record or weights == "random" else weights, policy)
+    session = _Session(config, run_dir, model, dataset, split, _sampler(config, augmentation, dataset, split), history)
+    if record is None:
+        record = session.start(device, policy, weights, augmentation)
+    _announce({**record, "device": device}, dataset, split, model, run_dir, config.resume)
+    started = time.monotonic()
+    session.fit()
+    metrics = session.finish()
+    _report(metrics, record, run_dir, session.history, time.monotonic() - started)
+    return TrainResult(run_dir, session.history, metrics, session.best)
+
+
+def train_fold(
+    config: TrainConfig, run_dir: Path, dataset: Dataset, split: dict[str, np.ndarray], precision: str, weights: str
+) -> dict:
+    """Train one of many: a run's folder without pictures, TensorBoard events and state, and nothing on the terminal.
+
+    Args:
+        config: the configuration; what it says of data, split, precision and weights is overruled by the arguments.
+        run_dir: the run's folder, a new one.
+        dataset: the data set.
+        split: indices of the "train", "val" and "test" images; the test images are not touched.
+        precision: off, float16 or bfloat16.
+        weights: path of the encoder's weight file, or "random".
+
+    Returns:
+        dice, iou, ece, ece_foreground and brier of the best model on the validation images, None where undefined;
+        train_dice, its Dice on as many training images, evenly spread, dropout off; best_epoch, counted from 0; epochs;
+        train_images and val_images, how many there were; device, in words.
+
+    Raises:
+        Diverged: the loss is no longer finite.
+    """
+    device, _ = choose_device(precision)
+    augmentation = load_augmentation(config.augment)
+    split = {**split, "train": part_of(dataset, split["train"], config.train_fraction, config.seed)}
+    model = build_model(config, dataset.class_names, None if weights == "random" else weights, precision)
+    sampler = _sampler(config, augmentation, dataset, split)
+    session = _Session(config, run_dir, model, dataset, split, sampler, [], lean=True)
+    session.start(device, precision, weights, augmentation)
+    session.fit()
+    scores = session.finish()["val"]
+    spread = np.linspace(0, len(split["train"]) - 1, min(len(split["train"]), len(split["val"]))).round().astype(int)
+    sample = evaluation_batches(dataset, split["train"][spread], session.evaluation_pixels)
+    return {
+        **{key: scores[key] for key in ("dice", "iou")},
+        **{key: scores["calibration"][key] for key in ("ece", "ece_foreground", "brier")},
+        "train_dice": score(session.best, sample, dataset.class_names)["dice"],
+        "best_epoch": best_epoch(session.history),
+        "epochs": len(session.history),
+        "train_images": len(split["train"]),
+        "val_images": len(split["val"]),
+        "device": device,
+    }
+
+
+def training_data(config: TrainConfig) -> Dataset:
+    """The data set of a configuration, opened and checked."""
+    return open_dataset(
         config.data,
         classes=config.classes,
         ignore_value=config.ignore_value,
@@ -109,61 +181,66 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         spacing=config.spacing,
         slice_axis=config.slice_axis,
     )
-    if record and record["data_sha256"] != dataset.digest:
-        raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
-    if record:
-        split = {name: recorded_split(run_dir, dataset, name) for name in ("train", "val", "test")}
-    else:
-        split = split_dataset(dataset, config.seed, config.val_fraction)
-    device, policy = choose_device(config.mixed_precision if record is None else record["mixed_precision"])
-    weights = _find_weights(config) if record is None else record["encoder_weights"]
 
-    # A resumed run's weights come from its state.
-    model = _build_model(config, dataset.class_names, None if record or weights == "random" else weights, policy)
+
+def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
+    if config.from_sweep is not None:
+        return sweep_split(config.from_sweep, dataset)
+    split = split_dataset(dataset, config.seed, config.val_fraction)
+    return {**split, "train": part_of(dataset, split["train"], config.train_fraction, config.seed)}
+
+
+def _sampler(config: TrainConfig, augmentation: A.Compose, dataset: Dataset, split) -> Sampler:
     sampler = Sampler(augmentation, config.crop_size)
     sampler(*dataset.read(int(split["train"][0])), (0,))  # an augmentation that fails does so here
-    session = _Session(config, run_dir, model, dataset, split, sampler, history)
-    if record is None:
+    return sampler
+
+
+class _Session:
+    """The fitting of one run: its phases, and what is kept from each epoch.
+
+    Args:
+        lean: keep the best model, the history and the scores alone, and print nothing.
+    """
+
+    def __init__(self, config: TrainConfig, run_dir, model, dataset, split, sampler, history, lean=False):
+        self.config, self.run_dir, self.model, self.history = config, run_dir, model, history
+        self.sampler, self.dataset, self.split, self.lean = sampler, dataset, split, lean
+        self.steps = steps_per_epoch(len(split["train"]), config.batch_size)
+        self.epochs = min(config.epochs, config.stop_after or config.epochs)
+        # A batch of the evaluation has as many pixels as one of the training.
+        self.evaluation_pixels = config.batch_size * config.crop_size**2
+        self.validation = self._evaluation("val")
+        self.best: keras.Model | None = None
+
+    def start(self, device: str, precision: str, weights: str, augmentation: A.Compose) -> dict:
+        """Make the run's folder, with what the run is; returns the contents of its config.json."""
+        config = self.config
         record = {
-            "config": {**config.to_json(), "run_dir": str(run_dir)},
-            "classes": model.output_shape[-1],
-            "class_names": list(dataset.class_names),
-            "images": {name: len(indices) for name, indices in split.items()},
-            "data_sha256": dataset.digest,
+            "config": {**config.to_json(), "run_dir": str(self.run_dir)},
+            "classes": self.model.output_shape[-1],
+            "class_names": list(self.dataset.class_names),
+            "images": {name: len(indices) for name, indices in self.split.items()},
+            "data_sha256": self.dataset.digest,
             "encoder_weights": weights,
             "warnings": [RANDOM_WEIGHTS] if config.encoder_weights == "auto" and weights == "random" else [],
-            "mixed_precision": policy,
+            "mixed_precision": precision,
             "device": device,
             "augmentation": describe(augmentation),
             "versions": package_versions(),
         }
         # The best model, and weights and moments of the state twice while one replaces the other.
-        create_run(run_dir, 8 * 4 * model.count_params())
-        write_json(run_dir / CONFIG, record)
-        _write_split(run_dir / SPLIT, dataset, split)
-    _announce({**record, "device": device}, dataset, split, model, run_dir, config.resume)
-    started = time.monotonic()
-    session.fit()
-    metrics = session.finish()
-    _report(metrics, record, run_dir, session.history, time.monotonic() - started)
-    return TrainResult(run_dir, session.history, metrics, session.best)
-
-
-class _Session:
-    """The fitting of one run: its phases, and what is kept from each epoch."""
-
-    def __init__(self, config: TrainConfig, run_dir, model, dataset, split, sampler, history):
-        self.config, self.run_dir, self.model, self.history = config, run_dir, model, history
-        self.sampler, self.dataset, self.split = sampler, dataset, split
-        self.steps = steps_per_epoch(len(split["train"]), config.batch_size)
-        self.validation = self._evaluation("val")
-        self.best: keras.Model | None = None
+        create_run(self.run_dir, (2 if self.lean else 8) * 4 * self.model.count_params())
+        write_json(self.run_dir / CONFIG, record)
+        _write_split(self.run_dir / SPLIT, self.dataset, self.split)
+        return record
 
     def fit(self) -> None:
         """Train the frozen and the free phase, from the first epoch that the history does not have."""
         config = self.config
         resumed_at = len(self.history)
-        for first, last, frozen in ((0, config.freeze_epochs, True), (config.freeze_epochs, config.epochs, False)):
+        thaw = min(config.freeze_epochs, self.epochs)
+        for first, last, frozen in ((0, thaw, True), (thaw, self.epochs, False)):
             if first == last or resumed_at >= last:
                 continue
             self._compile(first, frozen)
@@ -223,15 +300,15 @@ class _Session:
             initial_epoch=first,
             steps_per_epoch=self.steps,
             shuffle=False,  # the pipeline does
-            validation_data=self.validation.as_tf_dataset(failures),
-            callbacks=[
-                _StopWhenNotFinite(self.steps),
-                *self._schedule(),
-                _Recorder(self),
-                keras.callbacks.TensorBoard(self.run_dir / "tensorboard", write_graph=False),
-                _TensorBoardPanels(self),
-            ],
+            validation_data=self.validation.as_tf_dataset(failures) if self.validation.plan else None,
+            callbacks=[_StopWhenNotFinite(self.steps), *self._schedule(), _Recorder(self), *self._tensorboard()],
+            verbose=0 if self.lean else "auto",
         )
+
+    def _tensorboard(self) -> list[keras.callbacks.Callback]:
+        if self.lean:
+            return []
+        return [keras.callbacks.TensorBoard(self.run_dir / "tensorboard", write_graph=False), _TensorBoardPanels(self)]
 
     def _schedule(self) -> list[DropoutSchedule]:
         config = self.config
@@ -248,7 +325,8 @@ class _Session:
         if best_epoch(self.history) == row["epoch"]:
             bare = keras.Model(self.model.input, self.model.output, name=self.model.name)  # not compiled
             write_atomically(self.run_dir / MODEL, bare.save)
-        save_state(self.run_dir, self._variables(), self.history)
+        if not self.lean:
+            save_state(self.run_dir, self._variables(), self.history)
         write_csv(self.run_dir / HISTORY, self.history)
         if self._out_of_patience():
             self.model.stop_training = True
@@ -258,9 +336,9 @@ class _Session:
         write_csv(self.run_dir / HISTORY, self.history)
         self.best = keras.saving.load_model(self.run_dir / MODEL, compile=False)
         recalibration = self._recalibrate(self.best) if self.config.recalibrate_batchnorm else None
-        write_atomically(self.run_dir / "curves.png", lambda path: plots.save_curves(path, self.history))
         metrics, rows = {}, {}
-        for name in ("val", "test"):
+        # The test images of a sweep are for its chosen arm, once, and when they are asked for.
+        for name in ("val",) if self.lean or self.config.from_sweep else ("val", "test"):
             if len(self.split[name]):
                 batches = self._evaluation(name)
                 threshold = metrics.get("val", {}).get("tuned_threshold")
@@ -268,8 +346,11 @@ class _Session:
                     self.best, batches, self.dataset.class_names, tune=name == "val", threshold=threshold
                 )
                 metrics[name] = {"data": str(self.dataset.path), "data_sha256": self.dataset.digest, **scores}
-        panels, titles = self.example_panels(self.best, 4)
-        write_atomically(self.run_dir / "examples.png", lambda path: plots.save_examples(path, panels, titles))
+        if not self.lean:
+            write_atomically(self.run_dir / "curves.png", lambda path: plots.save_curves(path, self.history))
+            panels, titles = self.example_panels(self.best, 4)
+            write_atomically(self.run_dir / "examples.png", lambda path: plots.save_examples(path, panels, titles))
+        write_json(self.run_dir / METRICS, {})  # there in a finished run, whatever was scored
         for name, scores in metrics.items():
             store_scores(self.run_dir, name, scores, rows[name])
         if recalibration:
@@ -294,40 +375,36 @@ class _Session:
         else:
             for weight, value in zip(model.non_trainable_weights, old, strict=True):
                 weight.assign(value)
+        if self.lean:
+            return {"val_dice_before": before, "val_dice_after": after, "kept": kept}
         told = " to ".join("undefined" if value is None else f"{value:.4f}" for value in (before, after))
         verb = "kept" if kept else "discarded"
         _console.print(f"\nBatchNorm recalibrated: validation Dice from {told}; {verb}.")
         return {"val_dice_before": before, "val_dice_after": after, "kept": kept}
 
     def example_panels(self, model: keras.Model, count: int) -> tuple[list[np.ndarray], list[str]]:
-        """Panels of validation images, evenly spread over the split, and the images' ids."""
-        members = [batch[0] for batch in self.validation.plan]
+        """Panels of validation images (else of training images), evenly spread over the split, and the images' ids."""
+        batches = self.validation if self.validation.plan else self._evaluation("train")
+        members = [batch[0] for batch in batches.plan]
         chosen = [members[i] for i in np.linspace(0, len(members) - 1, min(count, len(members))).round().astype(int)]
         panels = []
         for index in chosen:
-            images, truth = self.validation.read([index])
+            images, truth = batches.read([index])
             panels.append(plots.panel(images[0], truth[0, ..., 0], to_labels(model.predict_on_batch(images))[0]))
         return panels, [self.dataset.ids[index] for index in chosen]
 
     def _evaluation(self, name: str) -> EvaluationBatches:
-        config = self.config
-        return evaluation_batches(self.dataset, self.split[name], config.batch_size * config.crop_size**2)
+        return evaluation_batches(self.dataset, self.split[name], self.evaluation_pixels)
 
     def _variables(self) -> list:
         """Everything that training changes: weights, BatchNorm and dropout state, then the optimizer's."""
         return [*self.model.variables, *self.model.optimizer.variables]
 
     def _out_of_patience(self) -> bool:
-        if not self.history:
+        if not self.history or not self.validation.plan:
             return False
         reference = max(best_epoch(self.history), self.config.freeze_epochs - 1)
         return self.history[-1]["epoch"] - reference >= self.config.patience
-
-
-def best_epoch(history: list[dict]) -> int:
-    """The first epoch with the highest validation Dice; an undefined one is the lowest."""
-    scores = [-math.inf if math.isnan(row["val_dice"]) else row["val_dice"] for row in history]
-    return history[int(np.argmax(scores))]["epoch"]
 
 
 @keras.saving.register_keras_serializable("segdrop")
@@ -365,7 +442,7 @@ class _StopWhenNotFinite(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         logs = logs or {}
         if not math.isfinite(logs["loss"]):
-            raise InputError(
+            raise Diverged(
                 f"The loss became {logs['loss']} at step {batch + 1} of {self._steps} in epoch {self._epoch + 1}; "
                 "use a smaller --lr or --mixed-precision off."
             )
@@ -381,7 +458,7 @@ class _Recorder(keras.callbacks.Callback):
         logs["learning_rate"] = float(self.model.optimizer.learning_rate)
         names = ["loss", "dice", "iou"]
         row = {"epoch": epoch, "learning_rate": logs["learning_rate"]}
-        row |= {key: float(logs[key]) for key in [*names, *(f"val_{name}" for name in names)]}
+        row |= {key: float(logs[key]) for key in [*names, *(f"val_{name}" for name in names)] if key in logs}
         if "dropout_rate" in logs:
             row["dropout_rate"] = logs["dropout_rate"]
         self._session.record_epoch(row)
@@ -454,7 +531,7 @@ def precision_policy(precision: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _find_weights(config: TrainConfig) -> str:
+def find_weights(config: TrainConfig) -> str:
     """Path of the encoder's weight file, or "random"."""
     if config.encoder_weights == "none":
         return "random"
@@ -468,7 +545,7 @@ def _find_weights(config: TrainConfig) -> str:
         return "random"
 
 
-def _build_model(config: TrainConfig, class_names, weights: str | None, precision: str) -> keras.Model:
+def build_model(config: TrainConfig, class_names, weights: str | None, precision: str) -> keras.Model:
     keras.utils.set_random_seed(config.seed)
     with precision_policy(precision):
         model = build_unet(
@@ -498,6 +575,8 @@ def _write_split(path: Path, dataset: Dataset, split: dict[str, np.ndarray]) -> 
     home = {int(index): name for name, indices in split.items() for index in indices}
     rows = []
     for index, name in enumerate(dataset.ids):
+        if index not in home:  # a part of the training images that is not used
+            continue
         row = {"id": name, "split": home[index]}
         if dataset.grouped:
             row["group"] = hashlib.blake2b(dataset.groups[index].encode(), key=salt, digest_size=8).hexdigest()

@@ -21,7 +21,8 @@ from segdrop.cells import draw_cells
 from segdrop.dataset import Dataset, open_dataset
 from segdrop.intensity import Intensity
 from segdrop.metrics import dice, foreground_mean, to_labels
-from segdrop.training import WarmupCosine, best_epoch
+from segdrop.run import best_epoch
+from segdrop.training import WarmupCosine
 from segdrop.unet import build_unet, encoder_layers
 
 

@@ -1,0 +1,228 @@
+"""An open sweep: started with everything checked, or joined if nothing differs."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import optuna
+
+from . import __version__
+from .arms import arm_config, arms_of, parts, without_dropout
+from .config import SweepConfig, TrainConfig
+from .dataset import Dataset, cross_validation, split_dataset
+from .errors import InputError
+from .run import write_json
+from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, shown
+from .sweep_folder import CHOSEN, FOLDS, SWEEP, is_sweep, open_sweep, write_folds
+from .trials import Trials, distributions
+
+_FILE = "a file in the sweep's folder"
+
+
+@dataclasses.dataclass
+class State:
+    """An open sweep.
+
+    Attributes:
+        folder: its folder.
+        record: the contents of sweep.json.
+        config: what is compared, with the data's place on this machine.
+        trials: its trainings.
+        storage: address of the database, None for the file in the folder.
+        grace: seconds without a sign of life until a worker counts as dead.
+    """
+
+    folder: Path
+    record: dict
+    config: SweepConfig
+    trials: Trials
+    storage: str | None
+    grace: int
+
+    def precision_of(self, train: TrainConfig) -> str:
+        """All machines compute alike: as the one that started the sweep, unless the arm says how."""
+        return self.record["mixed_precision"] if train.mixed_precision == "auto" else train.mixed_precision
+
+    def arm_config(self, changes: Mapping) -> TrainConfig:
+        return arm_config(without_dropout(self.config.train), changes)
+
+
+def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None, **heartbeat: int) -> State:
+    """Open the folder's sweep if it is the configuration's, or start it; all its trainings are enqueued then."""
+    if not is_sweep(folder):
+        if config is None:
+            raise InputError(f"{folder} is not the folder of a sweep, and no configuration is given to start one.")
+        _start(folder, config, storage)
+    elif config is not None:
+        _check_same(folder, config)
+        config = _grow(folder, config)
+    state = open_state(folder, storage, **heartbeat)
+    if config is not None:
+        train = dataclasses.replace(state.config.train, data=config.train.data, cache_mb=config.train.cache_mb)
+        state.config = state.trials.config = dataclasses.replace(state.config, train=train)
+    return state
+
+
+def open_state(folder: Path, storage: str | None, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> State:
+    """Open the sweep of a folder."""
+    record = open_sweep(folder)
+    if (storage is None) != (record["storage"] == _FILE):
+        where = "without `storage`" if storage else f"with `storage` {record['storage']}"
+        raise InputError(f"{folder} was started {where}; give the same.")
+    config = SweepConfig.from_json(record["config"])
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # failures are told in the answer
+    database = open_storage(storage or file_url(folder), heartbeat, grace)
+    try:
+        study = optuna.load_study(study_name=record["study"], storage=database)
+    except KeyError:
+        raise InputError(
+            f"{record['storage']} does not know the sweep of {folder} ({record['study']}); give the storage that it "
+            "was started with, or start anew in another folder."
+        ) from None
+    return State(folder, record, config, Trials(study, config), storage, grace)
+
+
+def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
+    """Check everything, make the folder and the study, and enqueue every training that is planned."""
+    from .training import choose_device, find_weights, training_data
+
+    # What a start that was interrupted leaves is nothing of anybody's.
+    if folder.exists() and {path.name for path in folder.iterdir() if path.name[0] != "."} - {FOLDS, DATABASE}:
+        raise FileExistsError(f"`folder` exists and is not a sweep's: {folder}; choose another.")
+    arms = arms_of(config)
+    _check_search(config)
+    database = open_storage(storage or "sqlite://")  # unreachable ones are found before the data are read
+    dataset = training_data(config.train)
+    train, folds = config.train, _divide(dataset, config)
+    _check_networks([arm_config(without_dropout(train), arm) for arm in arms], dataset)
+    _, precision = choose_device(train.mixed_precision)
+    record = {
+        "segdrop": __version__,
+        "config": config.to_json(),
+        "study": f"{folder.absolute().name}-{os.urandom(4).hex()}",
+        "storage": _FILE if storage is None else shown(storage),
+        **_identity(dataset),
+        "images": sum(len(part) for part in folds[0]),
+        "groups": len({dataset.groups[i] for part in folds[0] for i in part}) if dataset.grouped else None,
+        "class_names": list(dataset.class_names),
+        "mixed_precision": precision,
+        "random_weights": train.encoder_weights == "auto" and find_weights(train) == "random",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if storage is None:
+        database = open_storage(file_url(folder))
+    study = optuna.create_study(study_name=record["study"], storage=database, direction="maximize")
+    trials = Trials(study, config)
+    trials.enqueue(trials.missing([]))
+    names = {group: f"g{i}" for i, group in enumerate(dict.fromkeys(dataset.groups))}
+    write_folds(folder, dataset, folds, names)
+    # Everything else is there when this file is, and of two that start at once one only can make it.
+    temporary = folder / f".{record['study']}.json"
+    write_json(temporary, record)
+    try:
+        os.link(temporary, folder / SWEEP)
+    except FileExistsError:
+        optuna.delete_study(study_name=record["study"], storage=database)
+        _check_same(folder, config)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _divide(dataset: Dataset, config: SweepConfig) -> list[list[np.ndarray]]:
+    """For each repeat the validation images of each fold."""
+    train = config.train
+    inside = np.arange(len(dataset))
+    if config.hold_out:
+        inside = np.setdiff1d(inside, split_dataset(dataset, train.seed, train.val_fraction)["test"])
+    return [
+        cross_validation(dataset, inside, config.folds, (train.seed, repeat) if repeat else train.seed)
+        for repeat in range(config.repeats)
+    ]
+
+
+def _identity(dataset: Dataset) -> dict:
+    """What must be the same for a sweep to go on: the files' contents, and what is grouped and split how."""
+    grouping = repr((dataset.groups, dataset.splits, dataset.strata)).encode()
+    return {"data_sha256": dataset.digest, "grouping_sha256": hashlib.sha256(grouping).hexdigest()}
+
+
+def _check_search(config: SweepConfig) -> None:
+    """Find what is wrong with a search's space before its first training."""
+    if not config.search:
+        return
+    spaces = parts(config.grid)
+    if len(spaces) != 1:
+        raise InputError("`search` needs one mapping of fields to values or ranges as `grid`.")
+    distributions(spaces[0])
+    for name, values in spaces[0].items():
+        for value in [values["low"], values["high"]] if isinstance(values, Mapping) else values:
+            # Alone a value may lack what it goes with; that it is impossible as such is told by its own name.
+            try:
+                arm_config(config.train, {name: value})
+            except InputError as error:
+                if str(error).split("): ", 1)[-1].startswith(f"`{name}` must"):
+                    raise
+
+
+def _check_networks(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
+    """Build one network of each structure, so that unknown blocks and the like are found before the first training."""
+    from .training import build_model
+
+    built = set()
+    for config in configs:
+        rates = config.encoder_dropout
+        structure = dataclasses.replace(
+            config, encoder_dropout=rates if isinstance(rates, dict) else float(np.max(rates) > 0) / 2, lr=1.0
+        )
+        if repr(structure) not in built:
+            built.add(repr(structure))
+            build_model(config, dataset.class_names, None, "off")
+
+
+def _check_same(folder: Path, config: SweepConfig) -> None:
+    """Raise InputError, naming the difference, unless the sweep of `folder` is that of `config`."""
+    from .training import training_data
+
+    record = open_sweep(folder)
+    stored, given = record["config"], json.loads(json.dumps(config.to_json()))
+    differences = {
+        name: (given["train"][name], stored["train"].get(name))
+        for name in given["train"]
+        if given["train"][name] != stored["train"].get(name) and name not in ("data", "cache_mb")
+    } | {
+        name: (given[name], stored.get(name))
+        for name in given
+        if given[name] != stored.get(name) and name not in ("train", "repeats", "seeds")
+    }
+    if given["repeats"] < stored["repeats"]:
+        differences["repeats"] = given["repeats"], stored["repeats"]
+    if given["seeds"][: len(stored["seeds"])] != stored["seeds"]:
+        differences["seeds"] = given["seeds"], stored["seeds"]
+    for name, (ours, theirs) in differences.items():
+        raise InputError(f"`{name}` is {ours!r}, but {folder} was started with {theirs!r}; choose another folder.")
+    dataset = training_data(config.train)
+    for key, what in (("data_sha256", "other images or masks"), ("grouping_sha256", "other groups, splits or strata")):
+        if _identity(dataset)[key] != record[key]:
+            raise InputError(
+                f"{config.train.data} has {what} than {folder} was started with ({record['images']} images in its "
+                "folds); choose another folder."
+            )
+
+
+def _grow(folder: Path, config: SweepConfig) -> SweepConfig:
+    """Take over more repeats and seeds than the folder has."""
+    from .training import training_data
+
+    record = open_sweep(folder)
+    stored = record["config"]
+    if config.repeats > stored["repeats"] or len(config.seeds) > len(stored["seeds"]):
+        dataset = training_data(config.train)
+        names = {group: f"g{i}" for i, group in enumerate(dict.fromkeys(dataset.groups))}
+        write_folds(folder, dataset, _divide(dataset, config), names)
+        write_json(folder / SWEEP, {**record, "config": {**stored, "repeats": config.repeats, "seeds": config.seeds}})
+        (folder / CHOSEN).unlink(missing_ok=True)
+    return config

@@ -1,0 +1,102 @@
+"""Sweeps: does dropout help on these data? Start or join one, report it, and tell its price in advance."""
+
+import os
+import types
+from pathlib import Path
+
+from .answers import Answer, answer, write_answer
+from .config import SweepConfig
+from .errors import InputError
+from .outcome import choose, remove_models, results
+from .run import write_json
+from .sweep_folder import TEST, fold_runs, read_folds
+from .sweep_state import State, open_or_start, open_state
+
+
+def sweep(
+    folder: str | os.PathLike,
+    config: SweepConfig | None = None,
+    *,
+    storage: str | None = None,
+    workers: int | None = None,
+) -> Answer:
+    """Train every arm on every fold, or go on with it, and answer whether dropout helps on these data.
+
+    The same call on another machine, with the same shared `folder` and a `storage` that both reach, takes part in the
+    same sweep; so does it after an interruption. It returns when no training is left to do and none runs elsewhere.
+
+    Args:
+        folder: the sweep's folder: answer.md, folds.csv, and the trainings' folders.
+        config: what is compared; by default what the folder was started with. A folder goes on with more repeats or
+            seeds, and with nothing else that differs.
+        storage: address of a database (postgresql://user@host/database); by default a file in the folder, which
+            serves the workers of one machine.
+        workers: processes on this machine; by default one for each GPU, else one. They share the cores.
+
+    Returns:
+        the answer; also written to answer.md, answer.csv and dice.png in the folder.
+
+    Raises:
+        FileNotFoundError, InputError: the data, the configuration, the storage or the folder cannot be used, or the
+            folder belongs to a sweep of other data or another configuration, which the message names.
+    """
+    from .workers import Worker, count_workers, run_workers
+
+    workers = count_workers(workers)
+    state = open_or_start(Path(folder), config, storage)
+    if workers == 1:
+        Worker(state).work()
+    else:
+        run_workers(state, workers)
+    return _conclude(state)
+
+
+def sweep_report(folder: str | os.PathLike, *, storage: str | None = None, test: bool = False) -> Answer:
+    """The answer of a sweep from the trainings that are finished by now; written to its folder anew.
+
+    Args:
+        folder: the sweep's folder.
+        storage: the database's address, where the sweep has one.
+        test: score the chosen arm on the sweep's test images: the mean of its folds' models. This is done once, for a
+            finished sweep; later reports show the stored scores.
+
+    Raises:
+        FileNotFoundError, InputError: there is no such sweep, or `test` is asked of one that is not finished.
+    """
+    state = open_state(Path(folder), storage)
+    if test:
+        _score_test(state)
+    return _conclude(state)
+
+
+def _conclude(state: State) -> Answer:
+    if choose(state):
+        remove_models(state)
+    found = answer(results(state))
+    write_answer(state.folder, found)
+    return found
+
+
+def _score_test(state: State) -> None:
+    """Score the mean of the chosen arm's fold models on the test images, once."""
+    from .ensemble import combine, load_alike
+    from .evaluation import score_images
+    from .pipeline import evaluation_batches
+    from .training import training_data
+
+    path = state.folder / TEST
+    if path.is_file():
+        return
+    if not choose(state):
+        raise InputError(f"`test` is for the arm that a finished sweep has chosen; {state.folder} is not finished.")
+    runs, train = fold_runs(state.folder), state.config.train
+    dataset = training_data(train)
+    _, members, _ = read_folds(state.folder, dataset)
+    if not len(members):
+        raise InputError(f"{state.folder} has no test images: all are in its folds.")
+    ensemble = types.SimpleNamespace(predict_on_batch=combine(load_alike(runs)))
+    batches = evaluation_batches(dataset, members, train.batch_size * train.crop_size**2)
+    scores, _ = score_images(ensemble, batches, dataset.class_names)
+    write_json(
+        path, {"what": f"the mean of the {len(runs)} folds' models", "runs": [str(run) for run in runs], **scores}
+    )

@@ -1,0 +1,299 @@
+"""The trainings of a sweep as trials of an Optuna study: what is planned, waiting, running and finished."""
+
+import dataclasses
+import json
+import os
+import socket
+import statistics
+import time
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning, TrialPruned
+from optuna.trial import FrozenTrial, TrialState
+
+from .arms import arm_config, arms_of, changes_of, key_of, parts, reference_of, without_dropout
+from .config import SweepConfig
+from .errors import InputError
+
+ATTEMPTS = 3  # of a training that ends its worker with an error each time; then it counts as failed
+_FIRST_FOLDS = 4  # of other arms, before one is dropped for its own
+_TRIES = 200  # of a search for an arm that it does not have yet
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training to do.
+
+    Attributes:
+        repeat, fold, seed: which division of the images, which of its folds, and the seed of the training.
+        arm: what the arm changes, as `segdrop.arms.key_of` writes it; None for a search's arm not yet proposed.
+        proposal: the number of a search's arm whose first training this is.
+        rebuilt: the number of a finished trial whose model was removed and is needed again.
+    """
+
+    repeat: int
+    fold: int
+    seed: int
+    arm: str | None = None
+    proposal: int | None = None
+    rebuilt: int | None = None
+
+    @classmethod
+    def of(cls, trial: FrozenTrial | optuna.Trial) -> "Job | None":
+        """The job of a trial; None for one that was made where nothing was waiting."""
+        known = {field.name: trial.user_attrs.get(field.name) for field in dataclasses.fields(cls)}
+        return None if known["fold"] is None else cls(**known)
+
+    def attributes(self) -> dict:
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def covers(self, other: "Job") -> bool:
+        """Whether this is the training that `other` asks for; the first of a proposed arm answers to two names."""
+        if other.arm is None:
+            return self.proposal == other.proposal
+        return dataclasses.replace(self, proposal=None) == dataclasses.replace(other, proposal=None)
+
+
+class Trials:
+    """The trials of a sweep.
+
+    Args:
+        study: the study.
+        config: what is planned.
+    """
+
+    def __init__(self, study: optuna.Study, config: SweepConfig):
+        self.study, self.config = study, config
+
+    def all(self) -> list[FrozenTrial]:
+        """Every trial that is a training, by number."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if "fold" in trial.user_attrs]
+
+    def planned(self, trials: Sequence[FrozenTrial]) -> list[Job]:
+        """Every distinct training, arm by arm; of a search those of the arms that are proposed, then the proposals."""
+        config = self.config
+        arms = dict.fromkeys(map(key_of, arms_of(config)))
+        proposals = []
+        for number in range(1, config.search + 1):
+            own = [trial for trial in trials if trial.user_attrs.get("proposal") == number]
+            proposed = first_trainings(own)
+            if not any("exhausted" in trial.user_attrs for trial in own):
+                proposals.append(Job(0, 0, config.seeds[0], proposal=number))
+            for trial in proposed:
+                if not config.prune or (is_score(trial) and not is_pruned(trial)):
+                    arm = json.loads(trial.user_attrs["arm"])
+                    arms |= {key_of(reference_of(arm)): None, key_of(arm): None}
+        jobs = [
+            Job(repeat, fold, seed, arm)
+            for arm in arms
+            for repeat in range(config.repeats)
+            for seed in config.seeds
+            for fold in range(config.folds)
+        ]
+        return jobs + proposals
+
+    def missing(self, trials: Sequence[FrozenTrial]) -> list[Job]:
+        """The planned trainings that nobody has finished, runs, or can claim."""
+        # By what two jobs have in common at least, so that not every job is compared with every other.
+        there: dict[tuple, list[Job]] = {}
+        for trial in trials:
+            if trial.state in (TrialState.WAITING, TrialState.RUNNING) or is_settled(trial, trials):
+                job = Job.of(trial)
+                there.setdefault((job.repeat, job.fold, job.seed), []).append(job)
+        return [
+            job
+            for job in self.planned(trials)
+            if not any(other.covers(job) for other in there.get((job.repeat, job.fold, job.seed), ()))
+        ]
+
+    def enqueue(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.study.enqueue_trial({}, user_attrs=job.attributes())
+
+    def free_stale(self) -> None:
+        """Let the trials of dead workers be run again: Optuna's heartbeat tells which they are."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self.study)
+
+    def free_silent(self, seen: dict[int, float], grace: float) -> None:
+        """Let trials be run again whose worker died before it gave a sign of life; Optuna never calls these stale.
+
+        Args:
+            seen: by number, when such a trial was first seen; kept from call to call.
+            grace: seconds that it may stay so.
+        """
+        running = {t.number for t in self.all() if t.state == TrialState.RUNNING and "worker" not in t.user_attrs}
+        for number in running:
+            if time.monotonic() - seen.setdefault(number, time.monotonic()) > grace:
+                self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        for number in set(seen) - running:
+            del seen[number]
+
+    def run_one(
+        self, function: Callable[[Job, int], tuple[float, dict]], failures: tuple[type[Exception], ...]
+    ) -> None:
+        """Claim a waiting trial and run it: `function` takes its job and number, and gives its value and attributes.
+
+        What it raises of `failures` is recorded as the training's end; anything else is raised, and the training is
+        done again by the next worker, up to a limit.
+        """
+
+        claimed: list[int] = []
+
+        def objective(trial: optuna.Trial) -> float:
+            claimed.append(trial._trial_id)
+            trial.set_user_attr("worker", f"{socket.gethostname()}, process {os.getpid()}")
+            job = self._claim(trial)
+            try:
+                value, attributes = function(job, trial.number)
+            except failures as error:
+                trial.set_user_attr("failure", _one_line(error))
+                raise
+            except Exception as error:
+                trial.set_user_attr("error", _one_line(error))
+                raise
+            for name, content in attributes.items():
+                trial.set_user_attr(name, content)
+            if job.proposal is not None and self.config.prune and self._falls_behind(value, trial.number):
+                trial.set_user_attr("pruned", True)
+            return value
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self.study.optimize(objective, n_trials=1, catch=failures)
+        except Exception:
+            # A worker that was silent for so long that its trial was freed finds it closed; somebody else runs it.
+            trial = next((t for t in self.all() if t._trial_id in claimed), None)
+            if trial is None or not trial.state.is_finished() or {"error", "failure"} & set(trial.user_attrs):
+                raise
+
+    def _claim(self, trial: optuna.Trial) -> Job:
+        """The job of a trial that has just been started, if it is one and nobody else's."""
+        job = Job.of(trial)
+        if job is None:  # another worker took the last one that was waiting, and Optuna made a new one
+            raise TrialPruned("nothing was waiting")
+        if job.arm is None:
+            proposed = self._propose(job)
+            if proposed is None:
+                trial.set_user_attr("exhausted", True)
+                raise TrialPruned("the search has no further arm")
+            job = dataclasses.replace(job, arm=key_of(proposed[0]))
+            trial.set_user_attr("drawn", proposed[1])
+            trial.set_user_attr("arm", job.arm)
+            self.enqueue(self.missing(self.all()))
+        trials = self.all()
+        for other in trials:
+            done = is_settled(other, trials) or (other.state == TrialState.RUNNING and other.number < trial.number)
+            if done and other.number != trial.number and Job.of(other).covers(job):
+                trial.set_user_attr("duplicate_of", other.number)
+                raise TrialPruned(f"the same training as trial {other.number}")
+        return job
+
+    def _propose(self, job: Job) -> tuple[dict, dict] | None:
+        """An arm that Optuna's TPE sampler draws, and the draw; None if it finds none that is new."""
+        space = distributions(parts(self.config.grid)[0])
+        seed = zlib.crc32(f"{self.config.train.seed}/{job.proposal}".encode())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        trials, base = self.all(), without_dropout(self.config.train)
+        known = {trial.user_attrs["arm"] for trial in trials if "arm" in trial.user_attrs} | {key_of({})}
+        for proposed in first_trainings(trials):
+            scores = [t.value for t in trials if Job.of(t).arm == Job.of(proposed).arm and is_score(t)]
+            # An arm that still runs counts as a bad one, so that others are not proposed beside it.
+            state = TrialState.COMPLETE if scores else TrialState.RUNNING
+            study.add_trial(
+                optuna.create_trial(
+                    state=state,
+                    params=proposed.user_attrs["drawn"],
+                    distributions=space,
+                    value=statistics.fmean(scores) if scores else None,
+                )
+            )
+        for _ in range(_TRIES):
+            candidate = study.ask(space)
+            try:
+                point = {name: _value(space[name], value) for name, value in candidate.params.items()}
+                arm = changes_of(arm_config(self.config.train, point), base)
+            except InputError:  # values that do not go together
+                arm = None
+            if arm is not None and key_of(arm) not in known:
+                return arm, candidate.params
+            study.tell(candidate, state=TrialState.FAIL)
+        return None
+
+    def _falls_behind(self, value: float, number: int) -> bool:
+        others = [trial.value for trial in first_trainings(self.all()) if is_score(trial) and trial.number != number]
+        return len(others) >= _FIRST_FOLDS and value < statistics.median(others)
+
+
+def first_trainings(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """For each arm that a search has proposed its first training, finished or not."""
+    found: dict[int, FrozenTrial] = {}
+    for trial in trials:
+        if {"proposal", "arm"} <= set(trial.user_attrs) and "duplicate_of" not in trial.user_attrs:
+            number = trial.user_attrs["proposal"]
+            if number not in found or is_score(trial):
+                found[number] = trial
+    return list(found.values())
+
+
+def is_score(trial: FrozenTrial) -> bool:
+    """Whether a trial counts: a training that is complete, and no mere rebuilding of a model."""
+    return trial.state == TrialState.COMPLETE and "rebuilt" not in trial.user_attrs
+
+
+def is_pruned(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("pruned"))
+
+
+def is_settled(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether a trial's training need not be run again: it is complete, or fails whenever it is run."""
+    if trial.state == TrialState.COMPLETE or "exhausted" in trial.user_attrs:
+        return True
+    if trial.state != TrialState.FAIL:
+        return False
+    if "failure" in trial.user_attrs:
+        return True
+    if "error" not in trial.user_attrs:
+        return False
+    job = Job.of(trial)
+    errors = Counter(
+        other.state == TrialState.FAIL and "error" in other.user_attrs and Job.of(other).covers(job) for other in trials
+    )
+    return errors[True] >= ATTEMPTS
+
+
+def distributions(part: Mapping) -> dict[str, BaseDistribution]:
+    """A search's space in Optuna's terms: a list is one of choices; {"low": 0.05, "high": 0.5} a range ("log", "step").
+
+    Raises:
+        InputError: a range is none.
+    """
+    space: dict[str, BaseDistribution] = {}
+    for name, values in part.items():
+        if isinstance(values, Mapping):
+            whole = all(isinstance(values.get(end), int) for end in ("low", "high"))
+            try:
+                space[name] = (IntDistribution if whole else FloatDistribution)(**values)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"`grid` has no range of {name!r} in {dict(values)!r}: {error}.") from error
+        else:
+            space[name] = CategoricalDistribution([json.dumps(value) for value in values])
+    return space
+
+
+def _value(distribution: BaseDistribution, drawn):
+    return json.loads(drawn) if isinstance(distribution, CategoricalDistribution) else drawn
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__ if not isinstance(error, InputError) else ''} {error}".split())[:300]
