@@ -36,6 +36,7 @@ class Arm:
         reference: the index of the arm of rate 0 that has the same other settings; of an arm of rate 0 its own.
         changes: the fields of the training configuration that the arm sets.
         pruned: whether a search dropped it after its first fold: it is listed and never compared.
+        test_share: images of validation for one of training, where it trains on fewer than the sweep's other arms.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Arm:
     reference: int
     changes: Mapping[str, object]
     pruned: bool = False
+    test_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Results:
         arms: all configurations, one at least of rate 0.
         folds, repeats: of the cross-validation.
         seeds: trained in every fold.
-        test_share: images of validation for one of training, the mean over folds.
+        test_share: images of validation for one of training, the mean over folds, of arms that train on all.
         trainings: those that are finished, in any order; of several of the same arm, repeat, fold and seed the last
             counts.
         failures: those that ended with an error; one that has succeeded since does not count.
@@ -331,11 +333,13 @@ def _compare(
     pairs = [
         (i, arm.reference)
         for i, arm in enumerate(results.arms)
-        if i != arm.reference and complete[i] and complete[arm.reference]
+        if i != arm.reference
+        and complete[i]
+        and not np.isnan(dice[[i, arm.reference]]).any()  # as it is where a training is missing
     ]
-    pairs = [pair for pair in pairs if not np.isnan(dice[list(pair)]).any()]
     differences = [(dice[i] - dice[reference]).ravel() for i, reference in pairs]
-    tests = [corrected_paired_test(one, results.test_share) for one in differences]
+    shares = [results.arms[i].test_share or results.test_share for i, _ in pairs]
+    tests = [corrected_paired_test(one, share) for one, share in zip(differences, shares, strict=True)]
     adjusted = holm([test.p for test in tests])
     # Holm's procedure is done with those that are told, and multiplies the next by the number of the others.
     family = max(1, int(np.count_nonzero(adjusted >= LEVEL)))
@@ -345,7 +349,7 @@ def _compare(
     groups = None if results.groups is None else [results.groups[image] for image in position]
     by_image = {i: _by_image(results, trainings[i], position) for i in used}
     found = {}
-    for (i, reference), values, test, p in zip(pairs, differences, tests, adjusted, strict=True):
+    for (i, reference), values, share, test, p in zip(pairs, differences, shares, tests, adjusted, strict=True):
         paired = (by_image[i] - by_image[reference]).reshape(results.repeats * len(results.seeds), len(position))
         number = np.count_nonzero(~np.isnan(paired), axis=0)
         means = np.divide(np.nansum(paired, axis=0), number, out=np.full(len(position), np.nan), where=number > 0)
@@ -355,7 +359,7 @@ def _compare(
             adjusted_p=float(p),
             images=paired_bootstrap(means, groups),
             verdict=("helps" if test.mean > 0 else "hurts") if p < LEVEL else "cannot be told",
-            needed=needed_to_tell(values, results.test_share, results.folds, family)
+            needed=needed_to_tell(values, share, results.folds, family)
             if p >= LEVEL and results.folds > 1
             else Needed(),
         )

@@ -4,10 +4,12 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .config import SweepConfig, TrainConfig
 from .errors import InputError
 
+RATES, KINDS = (0.1, 0.2, 0.3, 0.5), ("spatial",)  # compared where nothing else is said
 DROPOUT_FIELDS = (
     "encoder_dropout",
     "spatial",
@@ -51,7 +53,34 @@ def arms_of(sweep: SweepConfig) -> list[dict]:
             changes = changes_of(config, base)
             if changes not in arms:
                 arms.append(changes)
+    if len(arms) == 1 and not sweep.search:
+        raise InputError("`grid` has nothing to compare with rate 0; give rates or other fields.")
     return arms
+
+
+def default_grid(train: TrainConfig, given: Mapping[str, Sequence]) -> dict[str, Sequence]:
+    """`given`, values of fields of dropout, with the default rates and kinds where neither it nor `train` has any."""
+    rates = {} if any_dropout(train) or "encoder_dropout" in given else {"encoder_dropout": list(RATES)}
+    kinds = {} if train.spatial or train.dropout_kind or "dropout_kind" in given else {"dropout_kind": list(KINDS)}
+    return {**rates, **kinds, **given}
+
+
+def read_grid(text: str | None):
+    """A grid from JSON, or from a file of it.
+
+    Raises:
+        FileNotFoundError, InputError: there is no such file, or it is not JSON.
+    """
+    if text is None:
+        return None
+    try:
+        if text.lstrip()[:1] not in ("{", "["):
+            text = Path(text).read_text(encoding="utf-8")
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"`grid` is not JSON: {error}.") from error
+    except FileNotFoundError:
+        raise FileNotFoundError(f"`grid` is neither JSON nor a file: {text}.") from None
 
 
 def parts(grid) -> list[Mapping]:

@@ -11,12 +11,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from . import __version__
-from .config import OVERLAP, TILE, PredictOptions, TrainConfig
+from .config import OVERLAP, TILE, Kind, Placement, PredictOptions, Schedule, SweepConfig, TrainConfig
 from .errors import InputError
 
 
@@ -88,6 +88,51 @@ class ExportOptions:
     """ONNX, or TensorFlow's SavedModel."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Does dropout help on these data? Train with and without it on the same folds, and tell how sure the answer is."""
+
+    folder: tyro.conf.Positional[Path]
+    """The sweep's folder: a new one, or one to go on with or to join; then it may stand alone."""
+    rates: tuple[float, ...] = ()
+    """Dropout rates to compare with 0, by default 0.1 0.2 0.3 0.5."""
+    kinds: tuple[Kind, ...] = ()
+    """Kinds of dropout, by default spatial."""
+    placements: tuple[Placement, ...] = ()
+    """Places of the dropout in its units."""
+    blocks: tuple[str, ...] = ()
+    """Stages or units, those of one arm joined by commas: stage4 stage3,stage4."""
+    schedules: tuple[Schedule, ...] = ()
+    """How rates change during training."""
+    grid: str | None = None
+    """Any fields of the training and their values as JSON, {"lr": [0.001, 0.0003]}, or a file of it; a list of such
+    mappings is one grid after the other, and for --search {"low": 0.05, "high": 0.5} is a range."""
+    folds: int = 5
+    """Folds of the cross-validation."""
+    repeats: int = 1
+    """Times that the images are divided into folds anew; more can be asked of a finished sweep."""
+    seeds: tuple[int, ...] = (0,)
+    """Each fold of each arm is trained with every one; more can be asked of a finished sweep."""
+    search: int = 0
+    """Number of arms to propose from the grid (Optuna's TPE), instead of all combinations."""
+    prune: bool = False
+    """In a search, drop an arm whose first fold is below the median of the others' first folds."""
+    hold_out: bool = True
+    """Keep test images out of the folds: those of the given split, else some that are cut off."""
+    storage: str | None = None
+    """Database for many machines, postgresql://user@host/database; by default a file in the folder, for one machine."""
+    workers: int | None = None
+    """Processes on this machine, by default one for each GPU, else one; without GPUs they share the cores."""
+    dry_run: bool = False
+    """Tell the arms, the number of trainings and how long they would take, and train nothing."""
+    report: bool = False
+    """Answer from what is finished by now, and train nothing."""
+    test: bool = False
+    """With --report: score the chosen arm of a finished sweep on the test images, once."""
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainConfig)
+    """What all trainings have in common."""
+
+
 @dataclasses.dataclass(frozen=True)
 class InspectOptions:
     """Show the dropout layers of a run or a model file, and which layers each affects."""
@@ -108,6 +153,7 @@ class InspectOptions:
 
 COMMANDS = {
     "train": TrainConfig,
+    "sweep": SweepOptions,
     "evaluate": EvaluateOptions,
     "predict": PredictFilesOptions,
     "report": ReportOptions,
@@ -126,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         message = _describe(error)
     except KeyboardInterrupt:
-        message = "interrupted; training and predict go on with --resume and the same folder."
+        message = "interrupted; a sweep goes on with the same command, train and predict with --resume besides."
     print(f"segdrop: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
@@ -144,20 +190,25 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise InputError(f"no such command: {name!r}; there are {', '.join(COMMANDS)}.")
-    options = _parse(name, rest, _resumed_config(rest) if name == "train" else None)
-    _import_tensorflow()
+    options = _parse(name, rest, _stored_config(rest) if name == "train" else None)
+    if not (isinstance(options, SweepOptions) and options.report and not options.test):
+        _import_tensorflow()
     return _RUN[type(options)](options) or 0
 
 
-def _resumed_config(arguments: list[str]) -> TrainConfig | None:
-    """The stored configuration of the run to resume: what is not given is as the run was started."""
+def _stored_config(arguments: list[str]) -> TrainConfig | None:
+    """The stored configuration of the run to resume, or of a sweep's chosen arm: what is not given is as it says."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
-    if "--resume" not in words or "--run-dir" not in words[:-1]:
-        return None
-    from .run import stored_config
+    if "--resume" in words and "--run-dir" in words[:-1]:
+        from .run import stored_config
 
-    run_dir = words[words.index("--run-dir") + 1]
-    return dataclasses.replace(stored_config(run_dir), run_dir=run_dir)
+        run_dir = words[words.index("--run-dir") + 1]
+        return dataclasses.replace(stored_config(run_dir), run_dir=run_dir)
+    if "--from-sweep" in words[:-1]:
+        from .sweep_folder import chosen_config
+
+        return chosen_config(words[words.index("--from-sweep") + 1])
+    return None
 
 
 def _import_tensorflow() -> None:
@@ -278,6 +329,55 @@ def _train(config: TrainConfig) -> None:
     train(config)
 
 
+def _sweep(options: SweepOptions) -> None:
+    from .answers import tables
+    from .sweeps import estimate, sweep, sweep_report
+    from .workers import in_words
+
+    config = _sweep_config(options)
+    if options.dry_run:
+        price = estimate(config)
+        print("\n".join(price.arms))
+        print(
+            f"{price.trainings} trainings, about {in_words(price.seconds)} one after the other on this machine"
+            f"{', if no patience ends them earlier' if config.train.patience < config.train.epochs else ''}."
+        )
+        return
+    if options.report or options.test:
+        found = sweep_report(options.folder, storage=options.storage, test=options.test)
+    else:
+        found = sweep(options.folder, config, storage=options.storage, workers=options.workers)
+    console = _console()
+    for table in tables(found):
+        console.print(table.rich())
+    console.print(f"{found.headline}\n\nAll of it: {options.folder / 'answer.md'}", highlight=False, markup=False)
+
+
+def _sweep_config(options: SweepOptions) -> SweepConfig | None:
+    """What the options ask to compare; None where they say nothing of it, for a sweep that is there."""
+    from .arms import default_grid, read_grid
+    from .sweep_folder import is_sweep
+
+    asked = {**_fields(options), **dict.fromkeys(("storage", "workers"), None), "report": False, "test": False}
+    if SweepOptions(**asked) == SweepOptions(folder=options.folder) and is_sweep(options.folder):
+        return None
+    given = {
+        "encoder_dropout": options.rates,
+        "dropout_kind": options.kinds,
+        "dropout_placement": options.placements,
+        "dropout_blocks": [blocks.split(",") for blocks in options.blocks],
+        "dropout_schedule": options.schedules,
+    }
+    given = {name: list(values) for name, values in given.items() if values}
+    grid = read_grid(options.grid)
+    if grid is None:
+        grid = default_grid(options.train, given)
+    elif given:
+        raise InputError(f"`grid` is given beside {', '.join(given)}; put all into it.")
+    names = ("train", "folds", "repeats", "seeds", "search", "prune", "hold_out")
+    return SweepConfig(grid=grid, **{name: getattr(options, name) for name in names})
+
+
 def _evaluate(options: EvaluateOptions) -> None:
     from .evaluation import evaluate, scores_table
 
@@ -362,6 +462,7 @@ def _fields(options) -> dict:
 
 _RUN = {
     TrainConfig: _train,
+    SweepOptions: _sweep,
     EvaluateOptions: _evaluate,
     PredictFilesOptions: _predict,
     ReportOptions: _report,

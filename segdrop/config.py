@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
 
 Kind = Literal["element", "spatial", "block", "path"]
 Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
+Schedule = Literal["constant", "ramp", "anneal", "warmup"]
 DROPOUT_KINDS: tuple[str, ...] = typing.get_args(Kind)
 PLACEMENTS: tuple[str, ...] = typing.get_args(Placement)
 MULTIPLE = 32  # of the sides of what the network sees: the U-Net halves them five times
@@ -62,7 +63,7 @@ class TrainConfig:
     dropout_placement: Placement = "between_convs"
     """Where: in the chosen units before the last convolution, at the end of the residual branch, after the addition, or
     after every activation; or after the encoder's last activation; or on the skips."""
-    dropout_schedule: Literal["constant", "ramp", "anneal", "warmup"] = "constant"
+    dropout_schedule: Schedule = "constant"
     """How rates change: not at all; rise from 0; fall to 0; or are 0 at first."""
     dropout_schedule_epochs: int | None = None
     """Epochs that the schedule's change takes, by default half of all."""

@@ -39,11 +39,11 @@ from .reliability import (
     expected_calibration_error,
     interval,
     reliability,
-    resampled_sums,
     risk_coverage,
     spearman_images,
 )
 from .run import METRICS, PER_IMAGE, SPLIT, open_run, read_csv, stored_config, write_csv, write_json
+from .statistics import resampled_sums
 from .surfaces import boundary_distances, hausdorff95_from_distances, surface_dice_from_distances
 from .tables import Table
 from .tiles import in_tiles

@@ -29,10 +29,15 @@ def results(state: State) -> Results:
     }
     rows = read_csv(state.folder / FOLDS)
     path, config = state.folder / TEST, state.config
-    sizes = [trial.user_attrs["scores"] for trial in scored.values()]
+    shares: dict[str, list[float]] = {}
+    for (arm, *_), trial in scored.items():
+        scores = trial.user_attrs["scores"]
+        shares.setdefault(arm, []).append(scores["val_images"] / scores["train_images"])
+    share = {arm: statistics.fmean(values) for arm, values in shares.items()}
+    whole = [share[key] for arm, key in zip(arms, keys, strict=True) if key in share and not arm.get("train_fraction")]
     return Results(
         title=state.folder.absolute().name,
-        facts=_facts(state, [scores["device"] for scores in sizes]),
+        facts=_facts(state, [trial.user_attrs["scores"]["device"] for trial in scored.values()]),
         arms=[
             Arm(
                 name=name_of(arm),
@@ -41,14 +46,14 @@ def results(state: State) -> Results:
                 reference=keys.index(key_of(reference_of(arm))),
                 changes=arm,
                 pruned=key in pruned,
+                test_share=share.get(key) if "train_fraction" in arm else None,
             )
             for arm, key in zip(arms, keys, strict=True)
         ],
         folds=config.folds,
         repeats=config.repeats,
         seeds=config.seeds,
-        # Of the arms that train on all there is; those on a part of it have relatively more to validate with.
-        test_share=min((s["val_images"] / s["train_images"] for s in sizes), default=1 / (config.folds - 1)),
+        test_share=statistics.fmean(whole) if whole else 1 / (config.folds - 1),
         trainings=[
             Training(
                 arm=keys.index(arm),

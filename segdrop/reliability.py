@@ -16,7 +16,6 @@ from .metrics import to_labels
 BINS = 15
 NEIGHBOURHOOD = 10  # px around the foreground
 _FLOAT16 = 0x8000  # bit patterns of the float16 without the sign, which as whole numbers have the order of the floats
-_RESAMPLES = 2000
 
 
 def reliability(probabilities, truth, pred=None) -> np.ndarray:
@@ -179,31 +178,6 @@ def aurc_images(uncertainty, dice) -> float:
     uncertainty, dice = _defined(uncertainty, dice)
     _, block = np.unique(uncertainty, return_inverse=True)
     return _mean_risk(np.bincount(block), np.bincount(block, weights=1 - dice))
-
-
-def resampled_sums(sums, seed: int = 0, resamples: int = _RESAMPLES) -> np.ndarray:
-    """Sums over units drawn with replacement, as many as there are: the bootstrap of all scores that sums give.
-
-    Args:
-        sums: float (units, ...): what each unit, an image or all images of a group, adds to each sum.
-        seed: of the draws, which are the same for every column.
-        resamples: number of repetitions.
-
-    Returns:
-        float64 (resamples, ...); NaN for fewer than two units, which tell nothing of how units vary.
-    """
-    sums = np.asarray(sums, np.float64)
-    units, columns = len(sums), sums.reshape(len(sums), -1)
-    if units < 2:
-        return np.full((resamples, *sums.shape[1:]), np.nan)
-    rng = np.random.default_rng(seed)
-    at_once = max(1, 2**22 // units)
-    totals = []
-    for rows in [min(at_once, resamples - done) for done in range(0, resamples, at_once)]:
-        drawn = rng.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
-        totals.append(times @ columns)
-    return np.concatenate(totals).reshape(resamples, *sums.shape[1:])
 
 
 def interval(scores: Sequence[float] | np.ndarray) -> list[float] | None:

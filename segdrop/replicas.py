@@ -1,5 +1,6 @@
 """One training over several GPUs: each has a replica of the network and takes an equal part of every batch."""
 
+import functools
 from collections.abc import Sequence
 
 import keras
@@ -28,7 +29,14 @@ def strategy_for(
         return None
     if batch_size % len(devices):
         raise InputError(f"`batch_size` must be a multiple of the {len(devices)} devices, got batch_size={batch_size}.")
-    return tf.distribute.MirroredStrategy(list(devices))
+    return _strategy(tuple(devices))
+
+
+@functools.cache
+def _strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    # A second strategy would number its exchanges between the devices from the beginning, and a second training of the
+    # same process be aborted by a mismatch with the first.
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def replicate(model: keras.Model, strategy: tf.distribute.Strategy) -> keras.Model:

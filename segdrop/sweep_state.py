@@ -33,7 +33,6 @@ class State:
         config: what is compared, with the data's place on this machine.
         trials: its trainings.
         storage: address of the database, None for the file in the folder.
-        grace: seconds without a sign of life until a worker counts as dead.
     """
 
     folder: Path
@@ -41,7 +40,6 @@ class State:
     config: SweepConfig
     trials: Trials
     storage: str | None
-    grace: int
 
     def precision_of(self, train: TrainConfig) -> str:
         """All machines compute alike: as the one that started the sweep, unless the arm says how."""
@@ -74,7 +72,7 @@ def open_state(folder: Path, storage: str | None, *, heartbeat: int = HEARTBEAT,
         where = "without `storage`" if storage else f"with `storage` {record['storage']}"
         raise InputError(f"{folder} was started {where}; give the same.")
     config = SweepConfig.from_json(record["config"])
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # failures are told in the answer
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     database = open_storage(storage or file_url(folder), heartbeat, grace)
     try:
         study = optuna.load_study(study_name=record["study"], storage=database)
@@ -83,23 +81,20 @@ def open_state(folder: Path, storage: str | None, *, heartbeat: int = HEARTBEAT,
             f"{record['storage']} does not know the sweep of {folder} ({record['study']}); give the storage that it "
             "was started with, or start anew in another folder."
         ) from None
-    return State(folder, record, config, Trials(study, config), storage, grace)
+    return State(folder, record, config, Trials(study, config), storage)
 
 
 def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
     """Check everything, make the folder and the study, and enqueue every training that is planned."""
-    from .training import choose_device, find_weights, training_data
+    from .training import find_weights
 
     # What a start that was interrupted leaves is nothing of anybody's.
     if folder.exists() and {path.name for path in folder.iterdir() if path.name[0] != "."} - {FOLDS, DATABASE}:
         raise FileExistsError(f"`folder` exists and is not a sweep's: {folder}; choose another.")
-    arms = arms_of(config)
-    _check_search(config)
-    database = open_storage(storage or "sqlite://")  # unreachable ones are found before the data are read
-    dataset = training_data(config.train)
-    train, folds = config.train, _divide(dataset, config)
-    _check_networks([arm_config(without_dropout(train), arm) for arm in arms], dataset)
-    _, precision = choose_device(train.mixed_precision)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told in the answer
+    database = open_storage(storage or "sqlite://")  # one that is unreachable is found before the data are read
+    _, dataset, folds, precision = check(config)
+    train = config.train
     record = {
         "segdrop": __version__,
         "config": config.to_json(),
@@ -130,6 +125,23 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
         _check_same(folder, config)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check(config: SweepConfig) -> tuple[list[dict], Dataset, list[list[np.ndarray]], str]:
+    """Find everything that is wrong before the first training; the arms, the data, the folds and the precision.
+
+    Raises:
+        FileNotFoundError, InputError: the data or the configuration cannot be used.
+    """
+    from .training import choose_device, training_data
+
+    arms = arms_of(config)
+    _check_search(config)
+    dataset = training_data(config.train)
+    folds = _divide(dataset, config)
+    _, precision = choose_device(config.train.mixed_precision)
+    _check_networks([arm_config(without_dropout(config.train), arm) for arm in arms], dataset)
+    return arms, dataset, folds, precision
 
 
 def _divide(dataset: Dataset, config: SweepConfig) -> list[list[np.ndarray]]:

@@ -1,16 +1,20 @@
 """Sweeps: does dropout help on these data? Start or join one, report it, and tell its price in advance."""
 
+import dataclasses
 import os
 import types
 from pathlib import Path
 
+import numpy as np
+
 from .answers import Answer, answer, write_answer
+from .arms import arm_config, key_of, name_of, reference_of, without_dropout
 from .config import SweepConfig
 from .errors import InputError
 from .outcome import choose, remove_models, results
 from .run import write_json
 from .sweep_folder import TEST, fold_runs, read_folds
-from .sweep_state import State, open_or_start, open_state
+from .sweep_state import State, check, open_or_start, open_state
 
 
 def sweep(
@@ -67,6 +71,46 @@ def sweep_report(folder: str | os.PathLike, *, storage: str | None = None, test:
     if test:
         _score_test(state)
     return _conclude(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """What a sweep would take.
+
+    Attributes:
+        arms: their names; of a search the ones that are known.
+        trainings: their number; of a search at most.
+        seconds: of all one after the other on this machine; patience may end trainings earlier.
+    """
+
+    arms: tuple[str, ...]
+    trainings: int
+    seconds: float
+
+
+def estimate(config: SweepConfig) -> Price:
+    """Tell what a sweep would take, from a few timed steps; checks all that `sweep` checks and writes nothing.
+
+    Raises:
+        FileNotFoundError, InputError: as `sweep`.
+    """
+    from .training import time_training
+
+    arms, dataset, folds, precision = check(config)
+    held_out = folds[0][0]
+    split = {"train": np.concatenate(folds[0][1:]), "val": held_out, "test": np.empty(0, int)}
+    each = config.folds * config.repeats * len(config.seeds)
+    seconds: dict[tuple, float] = {}
+    total = 0.0
+    for arm in arms:
+        train = arm_config(without_dropout(config.train), arm)
+        # What dropout costs a step is not worth a measurement of its own.
+        effort = key_of(reference_of(arm))
+        if effort not in seconds:
+            seconds[effort] = time_training(train, dataset, split, precision)
+        total += each * seconds[effort]
+    total += config.search * each * seconds[key_of({})]
+    return Price(tuple(map(name_of, arms)), (len(arms) + config.search) * each, total)
 
 
 def _conclude(state: State) -> Answer:

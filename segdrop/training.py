@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +55,7 @@ RANDOM_WEIGHTS = (
     "The encoder starts from RANDOM weights: no ImageNet weights are cached and none could be downloaded. "
     "Expect worse results than with them, on small data sets much worse."
 )
+_TIMED_STEPS = 5
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
@@ -149,7 +151,9 @@ def train_fold(
     device, _ = choose_device(precision)
     augmentation = load_augmentation(config.augment)
     split = {**split, "train": part_of(dataset, split["train"], config.train_fraction, config.seed)}
-    model = build_model(config, dataset.class_names, None if weights == "random" else weights, precision)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said once, when the sweep was started
+        model = build_model(config, dataset.class_names, None if weights == "random" else weights, precision)
     sampler = _sampler(config, augmentation, dataset, split)
     session = _Session(config, run_dir, model, dataset, split, sampler, [], lean=True)
     session.start(device, precision, weights, augmentation)
@@ -167,6 +171,32 @@ def train_fold(
         "val_images": len(split["val"]),
         "device": device,
     }
+
+
+def time_training(config: TrainConfig, dataset: Dataset, split: dict[str, np.ndarray], precision: str) -> float:
+    """Estimate the seconds that `train_fold` takes from a few timed steps; patience may end it earlier."""
+
+    def timed(call, *arguments) -> float:
+        started = time.monotonic()
+        call(*arguments)
+        return time.monotonic() - started
+
+    started = time.monotonic()
+    split = {**split, "train": part_of(dataset, split["train"], config.train_fraction, config.seed)}
+    model = build_model(config, dataset.class_names, None, precision)
+    sampler = _sampler(config, load_augmentation(config.augment), dataset, split)
+    session = _Session(config, Path(), model, dataset, split, sampler, [], lean=True)
+    session._compile(0, frozen=False)
+    batches = list(session._training_batches(0, 1).repeat().take(_TIMED_STEPS + 1))
+    validation = [session.validation.read(batch)[0] for batch in session.validation.plan[:_TIMED_STEPS]]
+    building = time.monotonic() - started
+    # The first call of each function includes tracing it.
+    tracing, *steps = [timed(model.train_on_batch, *batch) for batch in batches]
+    tracing += timed(model.predict_on_batch, validation[0])
+    image = float(np.median([timed(model.predict_on_batch, images) / len(images) for images in validation]))
+    epoch = session.steps * float(np.median(steps)) + len(split["val"]) * image
+    # The best model is loaded, traced again and scored on two sets of images.
+    return 2 * building + 2 * tracing + session.epochs * epoch + 2 * len(split["val"]) * image
 
 
 def training_data(config: TrainConfig) -> Dataset:

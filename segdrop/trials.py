@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import statistics
-import time
 import warnings
 import zlib
 from collections import Counter
@@ -19,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .arms import arm_config, arms_of, changes_of, key_of, parts, reference_of, without_dropout
 from .config import SweepConfig
 from .errors import InputError
+from .storage import NothingWaiting
 
 ATTEMPTS = 3  # of a training that ends its worker with an error each time; then it counts as failed
 _FIRST_FOLDS = 4  # of other arms, before one is dropped for its own
@@ -44,10 +44,18 @@ class Job:
     rebuilt: int | None = None
 
     @classmethod
-    def of(cls, trial: FrozenTrial | optuna.Trial) -> "Job | None":
-        """The job of a trial; None for one that was made where nothing was waiting."""
-        known = {field.name: trial.user_attrs.get(field.name) for field in dataclasses.fields(cls)}
-        return None if known["fold"] is None else cls(**known)
+    def of(cls, trial: FrozenTrial | optuna.Trial) -> "Job":
+        """The job of a trial."""
+        return cls(**{field.name: trial.user_attrs.get(field.name) for field in dataclasses.fields(cls)})
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of the training: the same for all arms, another in each fold.
+
+        Folds that start from the same weights share the luck of these, which correlates their scores beyond what the
+        corrected t test allows for (see docs/statistics.md).
+        """
+        return zlib.crc32(f"{self.seed}/{self.repeat}/{self.fold}".encode())
 
     def attributes(self) -> dict:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
@@ -71,8 +79,8 @@ class Trials:
         self.study, self.config = study, config
 
     def all(self) -> list[FrozenTrial]:
-        """Every trial that is a training, by number."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if "fold" in trial.user_attrs]
+        """Every trial, by number."""
+        return self.study.get_trials(deepcopy=False)
 
     def planned(self, trials: Sequence[FrozenTrial]) -> list[Job]:
         """Every distinct training, arm by arm; of a search those of the arms that are proposed, then the proposals."""
@@ -121,20 +129,6 @@ class Trials:
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.study)
 
-    def free_silent(self, seen: dict[int, float], grace: float) -> None:
-        """Let trials be run again whose worker died before it gave a sign of life; Optuna never calls these stale.
-
-        Args:
-            seen: by number, when such a trial was first seen; kept from call to call.
-            grace: seconds that it may stay so.
-        """
-        running = {t.number for t in self.all() if t.state == TrialState.RUNNING and "worker" not in t.user_attrs}
-        for number in running:
-            if time.monotonic() - seen.setdefault(number, time.monotonic()) > grace:
-                self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        for number in set(seen) - running:
-            del seen[number]
-
     def run_one(
         self, function: Callable[[Job, int], tuple[float, dict]], failures: tuple[type[Exception], ...]
     ) -> None:
@@ -168,6 +162,8 @@ class Trials:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self.study.optimize(objective, n_trials=1, catch=failures)
+        except NothingWaiting:  # another worker was quicker
+            return
         except Exception:
             # A worker that was silent for so long that its trial was freed finds it closed; somebody else runs it.
             trial = next((t for t in self.all() if t._trial_id in claimed), None)
@@ -175,10 +171,8 @@ class Trials:
                 raise
 
     def _claim(self, trial: optuna.Trial) -> Job:
-        """The job of a trial that has just been started, if it is one and nobody else's."""
+        """The job of a trial that has just been started, unless it is done or being done already."""
         job = Job.of(trial)
-        if job is None:  # another worker took the last one that was waiting, and Optuna made a new one
-            raise TrialPruned("nothing was waiting")
         if job.arm is None:
             proposed = self._propose(job)
             if proposed is None:

@@ -45,7 +45,6 @@ class Worker:
     def work(self) -> None:
         """Until nothing is waiting or running, here or elsewhere; stale trials are freed meanwhile."""
         trials = self.state.trials
-        silent: dict[int, float] = {}
         while True:
             trials.free_stale()
             known = trials.all()
@@ -55,7 +54,6 @@ class Worker:
             elif missing := trials.missing(known):
                 trials.enqueue(missing)
             elif any(trial.state == TrialState.RUNNING for trial in known):
-                trials.free_silent(silent, self.state.grace)
                 time.sleep(_POLL)
             elif lacking := models_lacking(self.state):
                 trials.enqueue(lacking)
@@ -70,7 +68,7 @@ class Worker:
 
         state, started = self.state, time.monotonic()
         changes = json.loads(job.arm)
-        config = dataclasses.replace(state.arm_config(changes), seed=job.seed)
+        config = dataclasses.replace(state.arm_config(changes), seed=job.training_seed)
         dataset = self._dataset(config)
         repeats, _, _ = read_folds(state.folder, dataset)
         held_out = repeats[job.repeat][job.fold]

@@ -1,5 +1,8 @@
 """Pictures: what is coloured, and what is cut off."""
 
+import io
+import math
+
 import numpy as np
 
 from segdrop import plots
@@ -82,3 +85,51 @@ def test_the_reliability_diagram_of_no_pixels_has_no_points():
 def test_risk_is_drawn_over_coverage():
     drawn = lines(plots.risk_coverage({"entropy": [[0.5, 0.0], [1.0, 0.1]], "other": [[1.0, 0.2]]}))
     assert drawn == {"entropy": ([0.5, 1.0], [0.0, 0.1]), "other": ([1.0], [0.2])}
+
+
+def drawn_arms():
+    """Two references, a curve of two rates given in the wrong order, one of one rate, and an arm without a rate."""
+    nan = math.nan
+    return [
+        {"name": name, "rate": rate, "curve": curve, "dice": dice, "difference": middle, "low": low, "high": high}
+        for name, rate, curve, dice, middle, low, high in [
+            ("none", 0.0, "none", [0.7, 0.9], nan, nan, nan),
+            ("none, lr=1", 0.0, "none, lr=1", [0.6, 0.6], nan, nan, nan),
+            ("spatial 0.4", 0.4, "spatial", [0.8, 0.9], 0.05, 0.01, 0.07),
+            ("spatial 0.2", 0.2, "spatial", [0.7, 0.8], -0.05, -0.15, 0.05),
+            ("element 0.2", 0.2, "element", [0.9, 0.9], 0.1, 0.05, 0.15),
+            ("spatial 0.1..0.3", None, "spatial", [0.8, 0.8], 0.0, -0.1, 0.1),
+        ]
+    ]
+
+
+def test_differences_are_drawn_over_the_rate_with_their_intervals():
+    axes = plots.dice_by_rate(drawn_arms()).axes[0]
+    spatial, ramp, element = axes.containers
+    assert [one.get_label() for one in (spatial, element)] == ["spatial", "element"]
+    x, y = spatial[0].get_data()
+    assert y.tolist() == [-0.05, 0.05]  # by rate
+    np.testing.assert_allclose(x, [0.2, 0.4], atol=0.05)
+    bars = [segment[:, 1].tolist() for segment in spatial[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[-0.15, 0.05], [0.01, 0.07]])
+    assert element[0].get_xdata()[0] - x[0] > 0.01  # intervals at the same rate are both seen
+    assert ramp[0].get_xdata()[0] > 0.45 and ramp[0].get_ydata().tolist() == [0]
+    assert [tick.get_text() for tick in axes.get_xticklabels(minor=True)] == ["spatial 0.1..0.3"]
+    assert axes.lines[0].get_ydata() == [0, 0]
+
+
+def test_dice_is_drawn_as_means_single_folds_and_references():
+    axes = plots.dice_by_rate(drawn_arms()).axes[1]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["none", "none, lr=1", "spatial", "element"]
+    by_label = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
+    np.testing.assert_allclose(by_label["none"], 0.8)
+    np.testing.assert_allclose(by_label["spatial"], [0.75, 0.85])
+    dots = [np.asarray(line.get_ydata()).tolist() for line in axes.lines if line.get_marker() == "."]
+    assert sorted(dots) == sorted(arm["dice"] for arm in drawn_arms())
+    assert axes.lines[0].get_linestyle() != axes.lines[2].get_linestyle()
+
+
+def test_arms_without_an_interval_are_drawn_as_points():
+    arms = [{**arm, "low": math.nan, "high": math.nan} for arm in drawn_arms()[:4]]
+    plots.dice_by_rate(arms).savefig(io.BytesIO())
+    assert plots.dice_by_rate(arms).axes[0].containers[0][0].get_ydata().tolist() == [-0.05, 0.05]

@@ -20,10 +20,10 @@ from segdrop.reliability import (
     expected_calibration_error,
     interval,
     reliability,
-    resampled_sums,
     risk_coverage,
     spearman_images,
 )
+from segdrop.statistics import resampled_sums
 
 
 def maps(channels, seed=0, shape=(40, 50)):
@@ -261,14 +261,6 @@ def test_the_interval_of_a_mean_has_the_width_of_theory():
     low, high = interval(sums[:, 0] / sums[:, 1])
     error = values.std() / 20
     assert [low, high] == pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.15 * error)
-
-
-def test_the_same_seed_draws_the_same_whatever_is_summed():
-    values = np.random.default_rng(0).uniform(size=(7, 3, 2))
-    sums = resampled_sums(values, seed=5)
-    assert sums.shape == (2000, 3, 2)
-    np.testing.assert_allclose(sums[:, 1, 0], resampled_sums(values[:, 1, 0], seed=5))
-    assert not np.array_equal(sums, resampled_sums(values, seed=6))
 
 
 @pytest.mark.parametrize(
