@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .batchnorm import batchnorm_shift as batchnorm_shift
     from .batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
+    from .config import SweepConfig as SweepConfig
     from .config import TrainConfig as TrainConfig
     from .dropout import insert_dropout as insert_dropout
     from .dropout import monte_carlo as monte_carlo
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
     from .schedules import set_dropout_rate as set_dropout_rate
     from .selection import activations as activations
     from .surgery import insert_layers as insert_layers
+    from .sweep_folder import chosen_config as chosen_config
+    from .sweeps import estimate as estimate
+    from .sweeps import sweep as sweep
+    from .sweeps import sweep_report as sweep_report
     from .training import TrainResult as TrainResult
     from .training import train as train
     from .uncertainty import Uncertainty as Uncertainty
     from .unet import build_unet as build_unet
     from .verification import verify as verify
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOME = {
     "build_unet": "unet",
@@ -55,6 +60,11 @@ _HOME = {
     "train": "training",
     "TrainResult": "training",
     "TrainConfig": "config",
+    "sweep": "sweeps",
+    "sweep_report": "sweeps",
+    "estimate": "sweeps",
+    "SweepConfig": "config",
+    "chosen_config": "sweep_folder",
     "evaluate": "evaluation",
     "load": "loading",
     "Network": "loading",
