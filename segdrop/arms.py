@@ -45,10 +45,7 @@ def arms_of(sweep: SweepConfig) -> list[dict]:
     """
     base = without_dropout(sweep.train)
     arms: list[dict] = [{}]
-    points: list[Mapping] = [{}] if any_dropout(sweep.train) else []
-    if not sweep.search:
-        points += [point for part in parts(sweep.grid) for point in _product(part)]
-    for point in points:
+    for point in [] if sweep.search else [point for part in parts(sweep.grid) or [{}] for point in _product(part)]:
         for config in (without_dropout(arm_config(sweep.train, point)), arm_config(sweep.train, point)):
             changes = changes_of(config, base)
             if changes not in arms:
@@ -59,8 +56,10 @@ def arms_of(sweep: SweepConfig) -> list[dict]:
 
 
 def default_grid(train: TrainConfig, given: Mapping[str, Sequence]) -> dict[str, Sequence]:
-    """`given`, values of fields of dropout, with the default rates and kinds where neither it nor `train` has any."""
-    rates = {} if any_dropout(train) or "encoder_dropout" in given else {"encoder_dropout": list(RATES)}
+    """`given`, values of fields of dropout, with the default rates and kinds unless it or `train` says which."""
+    if any_dropout(train):
+        return dict(given)
+    rates = {} if "encoder_dropout" in given else {"encoder_dropout": list(RATES)}
     kinds = {} if train.spatial or train.dropout_kind or "dropout_kind" in given else {"dropout_kind": list(KINDS)}
     return {**rates, **kinds, **given}
 
@@ -116,9 +115,11 @@ def arm_config(train: TrainConfig, point: Mapping) -> TrainConfig:
     Raises:
         InputError: a value is impossible, alone or with the others.
     """
+    if point.get("encoder_dropout") == 0:  # whatever else is said of dropout
+        train, point = without_dropout(train), {**reference_of(point), "encoder_dropout": 0.0}
     try:
         config = dataclasses.replace(train, **point)
-    except InputError as error:
+    except (InputError, TypeError) as error:
         told = ", ".join(f"{name}={value!r}" for name, value in point.items())
         raise InputError(f"`grid` has an impossible arm ({told}): {error}") from error
     if not any_dropout(config):

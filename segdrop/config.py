@@ -105,6 +105,8 @@ class TrainConfig:
     """Memory for decoded images in MiB; what does not fit is read from disk."""
     mixed_precision: Literal["off", "float16", "bfloat16", "auto"] = "auto"
     """Compute dtype; auto: float16 on a GPU with tensor cores, bfloat16 on a CPU that computes in it, else off."""
+    gpus: Literal["one", "all"] = "one"
+    """Train on one GPU, or divide each batch among all there are."""
     resume: bool = False
     """Continue the run in --run-dir after its last finished epoch."""
 
@@ -226,6 +228,8 @@ class SweepConfig:
             raise InputError(f"`seeds` must be one or more different numbers below 2^32, got seeds={self.seeds!r}.")
         if self.prune and not self.search:
             raise InputError("`prune` belongs to a search; a grid trains every fold of every arm.")
+        if self.train.gpus != "one":
+            raise InputError("`gpus` is not for a sweep, whose workers each take a GPU.")
         for name in ("resume", "run_dir", "from_sweep"):
             if getattr(self.train, name):
                 raise InputError(f"`{name}` is not for a sweep, which goes on by itself in its own folder.")

@@ -21,6 +21,7 @@ from .images import Picture, is_image, open_image, resample, resampled_size, sam
 from .intensity import Intensity, scale
 
 IGNORED = 255  # the class index, in every mask that leaves this module, of a pixel that is not scored
+_DIVISIONS = 100  # tried for folds that have every class
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -397,15 +398,18 @@ def part_of(dataset: Dataset, indices: np.ndarray, fraction: float, seed: int) -
         order = rng.permutation(len(groups))
         sizes = np.array([len(members[groups[i]]) for i in order])
         before = np.cumsum(sizes) - sizes
-        kept += [index for i in order[before < fraction * sizes.sum()] for index in members[groups[i]]]
+        wanted = round(fraction * sizes.sum(), 6)  # 0.07 * 100 is a little more than 7
+        kept += [index for i in order[before < wanted] for index in members[groups[i]]]
     return np.array(sorted(kept))
 
 
-def cross_validation(dataset: Dataset, indices: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+def cross_validation(
+    dataset: Dataset, indices: np.ndarray, folds: int, seed: int | tuple[int, ...]
+) -> list[np.ndarray]:
     """The validation images of each of `folds` folds of the images `indices`; groups are never divided.
 
     Stratified by `dataset.strata` and by the foreground: the classes that an image has, and within these by thirds of
-    the share of its pixels that they take.
+    the share of its pixels that they take. Of several divisions the first is taken whose folds have all classes.
 
     Raises:
         InputError: there are fewer groups than folds, or a fold has no image of a class, to train or to validate with.
@@ -420,7 +424,8 @@ def cross_validation(dataset: Dataset, indices: np.ndarray, folds: int, seed: in
     kinds = [tuple(row) for row in present.tolist()]
     column = [dataset.strata[index] for index in indices] if dataset.strata else [""] * len(indices)
     total = shares.sum(axis=1)
-    labels = np.array([repr(pair) for pair in zip(column, kinds, strict=True)])
+    # As objects: an array of strings would cut off what is added to them.
+    labels = np.array([repr(pair) for pair in zip(column, kinds, strict=True)], object)
     for label in np.unique(labels):
         inside = labels == label
         if inside.sum() >= 3 * folds:  # fewer could not be spread over the folds
@@ -428,19 +433,35 @@ def cross_validation(dataset: Dataset, indices: np.ndarray, folds: int, seed: in
             labels[inside] = [f"{label} {n}" for n in third]
     if max(Counter(labels.tolist()).values()) < folds:
         labels = np.zeros(len(indices), int)
-    parts = _group_folds(indices, np.array(dataset.groups)[indices], labels, folds, seed)
-    position = {int(index): i for i, index in enumerate(indices)}
-    for number, part in enumerate(parts):
-        inside = np.isin(np.arange(len(indices)), [position[int(index)] for index in part])
-        for held_out, use in ((inside, "validate"), (~inside, "train")):
+    place = {int(index): i for i, index in enumerate(indices)}
+    homes = [len({dataset.groups[index] for index in indices[having]}) for having in present.T]
+    problem = ""
+    for attempt in range(_DIVISIONS if min(homes) >= folds else 1):
+        parts = _group_folds(indices, np.array(dataset.groups)[indices], labels, folds, np.append(attempt, seed))
+        inside = [np.isin(np.arange(len(indices)), [place[int(index)] for index in part]) for part in parts]
+        problem = _lacking(dataset, present, inside)
+        if not problem:
+            return parts
+    raise InputError(problem)
+
+
+def _lacking(dataset: Dataset, present: np.ndarray, folds: Sequence[np.ndarray]) -> str:
+    """What is wrong where a fold has no image of a class, to train or to validate with; "" where nothing is.
+
+    Args:
+        present: bool (N, K), whether an image has each foreground class.
+        folds: bool (N,), whether an image is in each fold.
+    """
+    for number, fold in enumerate(folds):
+        for held_out, use in ((fold, "validate"), (~fold, "train")):
             missing = np.flatnonzero(~present[held_out].any(axis=0))
             if missing.size:
-                name = dataset.class_names[missing[0] + 1]
-                raise InputError(
-                    f"{dataset.path}: fold {number + 1} of {folds} has no image with the class {name!r} to {use} "
-                    f"with ({present[:, missing[0]].sum()} image(s) have it); use fewer folds or add such images."
+                return (
+                    f"{dataset.path}: fold {number + 1} of {len(folds)} has no image with the class "
+                    f"{dataset.class_names[missing[0] + 1]!r} to {use} with ({present[:, missing[0]].sum()} image(s) "
+                    "have it); use fewer folds or add such images."
                 )
-    return parts
+    return ""
 
 
 def _class_shares(dataset: Dataset, index: int) -> np.ndarray:
@@ -463,7 +484,7 @@ def _folds(dataset, indices, seed, fraction, needed) -> list[np.ndarray]:
     return _group_folds(indices, groups, strata, count, seed)
 
 
-def _group_folds(indices, groups, strata, count: int, seed: int) -> list[np.ndarray]:
+def _group_folds(indices, groups, strata, count: int, seed) -> list[np.ndarray]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     # The splitter takes groups in the order of their labels; random labels shuffle them, alike in every version of

@@ -119,12 +119,18 @@ def leading(state: State, trials: Sequence[FrozenTrial]) -> tuple[dict | None, s
 
 
 def remove_models(state: State) -> None:
-    """Remove the models of complete arms that are not the best, and what failed attempts left."""
+    """Remove the models of arms that are beaten or that nothing can complete, and what failed attempts left."""
     trials = state.trials.all()
     arm, complete = leading(state, trials)
     counted = {trial.number for trial in scored_by_training(trials).values()}
+    hopeless = {
+        trial.user_attrs.get("arm")
+        for trial in trials
+        if is_pruned(trial) or (trial.state == TrialState.FAIL and is_settled(trial, trials))
+    }
+    out = (complete | hopeless) - (set() if arm is None else {key_of(arm)})
     for trial in trials:
-        beaten = trial.user_attrs.get("arm") in complete - (set() if arm is None else {key_of(arm)})
+        beaten = trial.user_attrs.get("arm") in out
         abandoned = trial.state.is_finished() and trial.number not in counted
         if beaten or abandoned:
             (state.folder / TRAININGS / f"{trial.number:05d}" / MODEL).unlink(missing_ok=True)
@@ -142,11 +148,16 @@ def _ensemble(state: State, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 def models_lacking(state: State) -> list[Job]:
     """What has to be trained again because an arm is chosen that was not the best when its models were removed."""
     trials = state.trials.all()
-    rebuilt = {trial.user_attrs.get("rebuilt") for trial in trials if trial.state != TrialState.FAIL}
+    given_up_or_under_way = {
+        trial.user_attrs.get("rebuilt")
+        for trial in trials
+        if not trial.state.is_finished() or (trial.state == TrialState.FAIL and is_settled(trial, trials))
+    }
     return [
         Job(0, trial.user_attrs["fold"], trial.user_attrs["seed"], trial.user_attrs["arm"], rebuilt=trial.number)
         for trial in _ensemble(state, trials)
-        if not (state.folder / TRAININGS / f"{trial.number:05d}" / MODEL).is_file() and trial.number not in rebuilt
+        if not (state.folder / TRAININGS / f"{trial.number:05d}" / MODEL).is_file()
+        and trial.number not in given_up_or_under_way
     ]
 
 
@@ -154,7 +165,9 @@ def choose(state: State) -> bool:
     """Name the chosen arm in chosen.json if nothing is left to train; returns whether it is so."""
     trials = state.trials.all()
     unfinished = any(not trial.state.is_finished() for trial in trials)
-    if unfinished or state.trials.missing(trials) or not (ensemble := _ensemble(state, trials)):
+    if unfinished or state.trials.missing(trials) or models_lacking(state):
+        return False
+    if not (ensemble := _ensemble(state, trials)):
         return False
     arm = json.loads(ensemble[0].user_attrs["arm"])
     epochs = [

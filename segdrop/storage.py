@@ -24,8 +24,17 @@ from .errors import InputError
 
 HEARTBEAT, GRACE = 30, 150  # seconds between signs of life, and without one until a trial counts as stale
 PATIENCE = 900  # seconds that a call waits for a database that does not answer
+CONNECT = 10  # seconds until a connection that is not made counts as refused; PostgreSQL's own limit is minutes
 DATABASE = "sweep.db"  # the file in a sweep's folder
 _LONGEST_WAIT = 15  # seconds between two tries
+
+
+# A connection that was idle is tested before its use; SQLite's workers wait for each other's writes.
+_ENGINE = {"pool_pre_ping": True}
+_ENGINES = {
+    "postgresql": {**_ENGINE, "connect_args": {"connect_timeout": CONNECT}},
+    "sqlite": {"connect_args": {"timeout": 60, "isolation_level": None}},
+}
 
 
 class NothingWaiting(Exception):
@@ -40,29 +49,25 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RD
     """
     try:
         address = make_url(url)
-        if address.drivername == "postgresql":  # SQLAlchemy's versions take it for one driver or another
-            address = address.set(drivername="postgresql+psycopg")
+    except (ArgumentError, ValueError) as error:  # a port that is no number is the latter
+        raise InputError(f"`storage` must look like postgresql://user@host/database, got {url!r}.") from error
+    if address.drivername == "postgresql":  # SQLAlchemy's versions take it for one driver or another
+        address = address.set(drivername="postgresql+psycopg")
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             storage = _Storage(
                 address.render_as_string(hide_password=False),
-                # SQLite's workers wait for each other's writes; others test a connection that was idle before its use.
-                engine_kwargs={"connect_args": {"timeout": 60, "isolation_level": None}}
-                if address.get_backend_name() == "sqlite"
-                else {"pool_pre_ping": True},
+                engine_kwargs=_ENGINES.get(address.get_backend_name(), _ENGINE),
                 heartbeat_interval=heartbeat,
                 grace_period=grace,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
             )
-    except ArgumentError as error:
-        raise InputError(f"`storage` must look like postgresql://user@host/database, got {url!r}.") from error
     except (NoSuchModuleError, ImportError) as error:
         raise InputError(
             f"`storage` {shown(url)} needs a driver ({error}); for PostgreSQL pip install 'segdrop[postgresql]'."
         ) from error
-    except Exception as error:
-        if not _is_passing(error):
-            raise
+    except (StorageInternalError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(f"`storage` {shown(url)} cannot be reached: {reason}.") from error
     storage.patience = PATIENCE

@@ -16,7 +16,7 @@ from .arms import arm_config, without_dropout
 from .config import SweepConfig, TrainConfig
 from .dataset import Dataset
 from .errors import InputError
-from .run import read_csv, write_csv, write_json
+from .run import read_csv, write_csv
 
 SWEEP, FOLDS, CHOSEN, TEST, TRAININGS = "sweep.json", "folds.csv", "chosen.json", "test.json", "trainings"
 HELD_OUT = "test"
@@ -34,9 +34,11 @@ def open_sweep(folder: str | os.PathLike) -> dict:
             raise InputError(f"{folder} is not the folder of a sweep: it has no {SWEEP}.")
         raise FileNotFoundError(f"The sweep does not exist: {folder}.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+        SweepConfig.from_json(record["config"])
+        return record
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged, or of another version of segdrop: {error}.") from error
 
 
 def is_sweep(folder: str | os.PathLike) -> bool:
@@ -97,10 +99,6 @@ def read_chosen(folder: str | os.PathLike) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_chosen(folder: Path, chosen: dict) -> None:
-    write_json(folder / CHOSEN, chosen)
-
-
 def chosen_config(folder: str | os.PathLike, **changes) -> TrainConfig:
     """The configuration that trains a finished sweep's chosen arm on the images of all folds.
 
@@ -116,8 +114,8 @@ def chosen_config(folder: str | os.PathLike, **changes) -> TrainConfig:
     chosen = read_chosen(folder)
     train = SweepConfig.from_json(open_sweep(folder)["config"]).train
     config = arm_config(without_dropout(train), chosen["changes"])
-    fields = {"seed": chosen["seed"], "from_sweep": str(folder), "stop_after": chosen["stop_after"], **changes}
-    return dataclasses.replace(config, **fields)
+    fields = {"seed": chosen["seed"], "from_sweep": str(folder), "stop_after": chosen["stop_after"]}
+    return dataclasses.replace(config, **{**fields, "train_fraction": 1.0, **changes})
 
 
 def fold_runs(folder: str | os.PathLike) -> list[Path]:

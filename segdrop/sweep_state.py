@@ -17,7 +17,7 @@ from .dataset import Dataset, cross_validation, split_dataset
 from .errors import InputError
 from .run import write_json
 from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, shown
-from .sweep_folder import CHOSEN, FOLDS, SWEEP, is_sweep, open_sweep, write_folds
+from .sweep_folder import CHOSEN, FOLDS, SWEEP, is_sweep, open_sweep, read_folds, write_folds
 from .trials import Trials, distributions
 
 _FILE = "a file in the sweep's folder"
@@ -89,7 +89,7 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
     from .training import find_weights
 
     # What a start that was interrupted leaves is nothing of anybody's.
-    if folder.exists() and {path.name for path in folder.iterdir() if path.name[0] != "."} - {FOLDS, DATABASE}:
+    if folder.exists() and any(not path.name.startswith((".", FOLDS, DATABASE)) for path in folder.iterdir()):
         raise FileExistsError(f"`folder` exists and is not a sweep's: {folder}; choose another.")
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told in the answer
     database = open_storage(storage or "sqlite://")  # one that is unreachable is found before the data are read
@@ -140,7 +140,7 @@ def check(config: SweepConfig) -> tuple[list[dict], Dataset, list[list[np.ndarra
     dataset = training_data(config.train)
     folds = _divide(dataset, config)
     _, precision = choose_device(config.train.mixed_precision)
-    _check_networks([arm_config(without_dropout(config.train), arm) for arm in arms], dataset)
+    _check_arms([arm_config(without_dropout(config.train), arm) for arm in arms], dataset)
     return arms, dataset, folds, precision
 
 
@@ -180,10 +180,14 @@ def _check_search(config: SweepConfig) -> None:
                     raise
 
 
-def _check_networks(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
-    """Build one network of each structure, so that unknown blocks and the like are found before the first training."""
-    from .training import build_model
+def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
+    """Augment an image with each pipeline and build a network of each structure, so that a file that is missing, an
+    unknown block and the like are found before the first training."""
+    from .augment import Sampler, load_augmentation
+    from .training import build_model, find_weights
 
+    for augment, size in {(config.augment, config.crop_size) for config in configs}:
+        Sampler(load_augmentation(augment), size)(*dataset.read(0), (0,))
     built = set()
     for config in configs:
         rates = config.encoder_dropout
@@ -192,7 +196,8 @@ def _check_networks(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
         )
         if repr(structure) not in built:
             built.add(repr(structure))
-            build_model(config, dataset.class_names, None, "off")
+            weights = None if config.encoder_weights in ("auto", "none") else find_weights(config)
+            build_model(config, dataset.class_names, weights, "off")
 
 
 def _check_same(folder: Path, config: SweepConfig) -> None:
@@ -234,7 +239,8 @@ def _grow(folder: Path, config: SweepConfig) -> SweepConfig:
     if config.repeats > stored["repeats"] or len(config.seeds) > len(stored["seeds"]):
         dataset = training_data(config.train)
         names = {group: f"g{i}" for i, group in enumerate(dict.fromkeys(dataset.groups))}
-        write_folds(folder, dataset, _divide(dataset, config), names)
+        folds, _, _ = read_folds(folder, dataset)  # what is trained already keeps its folds, whatever divided them
+        write_folds(folder, dataset, folds + _divide(dataset, config)[len(folds) :], names)
         write_json(folder / SWEEP, {**record, "config": {**stored, "repeats": config.repeats, "seeds": config.seeds}})
         (folder / CHOSEN).unlink(missing_ok=True)
     return config

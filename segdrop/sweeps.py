@@ -1,6 +1,7 @@
 """Sweeps: does dropout help on these data? Start or join one, report it, and tell its price in advance."""
 
 import dataclasses
+import json
 import os
 import types
 from pathlib import Path
@@ -13,7 +14,7 @@ from .config import SweepConfig
 from .errors import InputError
 from .outcome import choose, remove_models, results
 from .run import write_json
-from .sweep_folder import TEST, fold_runs, read_folds
+from .sweep_folder import TEST, fold_runs, read_chosen, read_folds
 from .sweep_state import State, check, open_or_start, open_state
 
 
@@ -41,8 +42,8 @@ def sweep(
         the answer; also written to answer.md, answer.csv and dice.png in the folder.
 
     Raises:
-        FileNotFoundError, InputError: the data, the configuration, the storage or the folder cannot be used, or the
-            folder belongs to a sweep of other data or another configuration, which the message names.
+        FileNotFoundError, FileExistsError, InputError: the data, the configuration, the storage or the folder cannot be
+            used, or the folder belongs to a sweep of other data or another configuration, which the message names.
     """
     from .workers import Worker, count_workers, run_workers
 
@@ -129,18 +130,25 @@ def _score_test(state: State) -> None:
     from .training import training_data
 
     path = state.folder / TEST
-    if path.is_file():
-        return
     if not choose(state):
         raise InputError(f"`test` is for the arm that a finished sweep has chosen; {state.folder} is not finished.")
-    runs, train = fold_runs(state.folder), state.config.train
+    chosen = read_chosen(state.folder)
+    if path.is_file():
+        scored = json.loads(path.read_text(encoding="utf-8"))["arm"]
+        if scored != chosen["arm"]:
+            raise InputError(
+                f"`test` was asked when {scored!r} was the chosen arm of {state.folder}, by now it is "
+                f"{chosen['arm']!r}; test images are scored once."
+            )
+        return
+    runs, train = fold_runs(state.folder), state.arm_config(chosen["changes"])
     dataset = training_data(train)
+    if dataset.digest != state.record["data_sha256"]:
+        raise InputError(f"{train.data} has changed since {state.folder} was started, so that `test` means nothing.")
     _, members, _ = read_folds(state.folder, dataset)
     if not len(members):
         raise InputError(f"{state.folder} has no test images: all are in its folds.")
     ensemble = types.SimpleNamespace(predict_on_batch=combine(load_alike(runs)))
     batches = evaluation_batches(dataset, members, train.batch_size * train.crop_size**2)
     scores, _ = score_images(ensemble, batches, dataset.class_names)
-    write_json(
-        path, {"what": f"the mean of the {len(runs)} folds' models", "runs": [str(run) for run in runs], **scores}
-    )
+    write_json(path, {"what": "the test images", "arm": chosen["arm"], "runs": [str(run) for run in runs], **scores})

@@ -27,6 +27,7 @@ from .evaluation import recorded_split, score, score_images, store_scores
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU, to_labels
 from .pipeline import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
+from .replicas import AgreedLossScale, UpdateOriginal, replicate, strategy_for
 from .run import (
     CONFIG,
     HISTORY,
@@ -112,11 +113,15 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     else:
         split = _split(config, dataset)
     device, policy = choose_device(config.mixed_precision if record is None else record["mixed_precision"])
+    strategy = strategy_for(config.gpus, config.batch_size)
+    if strategy is not None:
+        device = f"{strategy.num_replicas_in_sync} x {device}"
     weights = find_weights(config) if record is None else record["encoder_weights"]
 
     # A resumed run's weights come from its state.
     model = build_model(config, dataset.class_names, None if record or weights == "random" else weights, policy)
-    session = _Session(config, run_dir, model, dataset, split, _sampler(config, augmentation, dataset, split), history)
+    sampler = _sampler(config, augmentation, dataset, split)
+    session = _Session(config, run_dir, model, dataset, split, sampler, history, strategy)
     if record is None:
         record = session.start(device, policy, weights, augmentation)
     _announce({**record, "device": device}, dataset, split, model, run_dir, config.resume)
@@ -230,10 +235,13 @@ class _Session:
     """The fitting of one run: its phases, and what is kept from each epoch.
 
     Args:
+        strategy: of several devices that each batch is divided among, or None.
         lean: keep the best model, the history and the scores alone, and print nothing.
     """
 
-    def __init__(self, config: TrainConfig, run_dir, model, dataset, split, sampler, history, lean=False):
+    def __init__(
+        self, config: TrainConfig, run_dir, model, dataset, split, sampler, history, strategy=None, lean=False
+    ):
         self.config, self.run_dir, self.model, self.history = config, run_dir, model, history
         self.sampler, self.dataset, self.split, self.lean = sampler, dataset, split, lean
         self.steps = steps_per_epoch(len(split["train"]), config.batch_size)
@@ -242,6 +250,8 @@ class _Session:
         self.evaluation_pixels = config.batch_size * config.crop_size**2
         self.validation = self._evaluation("val")
         self.best: keras.Model | None = None
+        self.strategy: tf.distribute.Strategy | None = strategy
+        self.trained = model  # what is fitted: `model`, or its replicas on several devices
 
     def start(self, device: str, precision: str, weights: str, augmentation: A.Compose) -> dict:
         """Make the run's folder, with what the run is; returns the contents of its config.json."""
@@ -277,7 +287,7 @@ class _Session:
             if self.history and resumed_at > first:
                 restore_state(self.run_dir, self._variables())
             elif self.history:
-                restore_state(self.run_dir, self.model.variables)
+                restore_state(self.run_dir, self.trained.variables)
             if self._out_of_patience():
                 return
             self._fit_phase(max(first, len(self.history)), last)
@@ -286,21 +296,38 @@ class _Session:
         # Each phase has its own optimizer. One that had seen the frozen phase would correct its moments' bias for
         # the steps it counted, not for those the encoder took part in, and move the encoder several times too far.
         set_encoder_trainable(self.model, not frozen)
+        # On a CPU, XLA's convolutions took 1.6 times as long as oneDNN's; it does not go with several devices.
+        jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
+        if self.strategy is not None:
+            self.trained = replicate(self.model, self.strategy)
+            # To validate.
+            self.model.compile(
+                loss=SegmentationLoss(self.config.loss), metrics=self._metrics(), jit_compile=jit_compile
+            )
+            jit_compile = False
+        with (self.strategy or tf.distribute.get_strategy()).scope():
+            self.trained.compile(
+                self._optimizer(first_epoch),
+                SegmentationLoss(self.config.loss),
+                metrics=self._metrics(),
+                jit_compile=jit_compile,
+            )
+            # Under float16 compile wraps the optimizer; build what it made, so that a state can be put into it.
+            self.trained.optimizer.build(self.trained.trainable_variables)
+
+    def _optimizer(self, first_epoch: int) -> keras.optimizers.Optimizer:
         config = self.config
         optimizer = keras.optimizers.AdamW(
             WarmupCosine(config.lr, config.epochs * self.steps, offset=first_epoch * self.steps), weight_decay=1e-4
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        if self.strategy is not None and self.trained.dtype_policy.compute_dtype == "float16":
+            return AgreedLossScale(optimizer)
+        return optimizer
+
+    def _metrics(self) -> list[keras.metrics.Metric]:
         classes = len(self.dataset.class_names)
-        self.model.compile(
-            optimizer,
-            SegmentationLoss(config.loss),
-            metrics=[Dice(classes, name="dice"), IoU(classes, name="iou")],
-            # On a CPU, XLA's convolutions took 1.6 times as long as oneDNN's.
-            jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
-        )
-        # Under float16 compile wraps the optimizer; build what it made, so that a state can be put into it.
-        self.model.optimizer.build(self.model.trainable_variables)
+        return [Dice(classes, name="dice"), IoU(classes, name="iou")]
 
     def _fit_phase(self, first: int, last: int) -> None:
         failures: list[Exception] = []
@@ -324,14 +351,24 @@ class _Session:
         )
 
     def _run_fit(self, batches, first: int, last: int, failures: list[Exception]) -> None:
-        self.model.fit(
+        validation = self.validation.as_tf_dataset(failures) if self.validation.plan else None
+        update = []
+        if self.strategy is not None:
+            update, validation = [UpdateOriginal(self.model, validation)], None
+        self.trained.fit(
             batches,
             epochs=last,
             initial_epoch=first,
             steps_per_epoch=self.steps,
             shuffle=False,  # the pipeline does
-            validation_data=self.validation.as_tf_dataset(failures) if self.validation.plan else None,
-            callbacks=[_StopWhenNotFinite(self.steps), *self._schedule(), _Recorder(self), *self._tensorboard()],
+            validation_data=validation,
+            callbacks=[
+                _StopWhenNotFinite(self.steps),
+                *update,
+                *self._schedule(),
+                _Recorder(self),
+                *self._tensorboard(),
+            ],
             verbose=0 if self.lean else "auto",
         )
 
@@ -359,7 +396,7 @@ class _Session:
             save_state(self.run_dir, self._variables(), self.history)
         write_csv(self.run_dir / HISTORY, self.history)
         if self._out_of_patience():
-            self.model.stop_training = True
+            self.trained.stop_training = True
 
     def finish(self) -> dict[str, dict]:
         """Score the best model, draw the curves and examples, and declare the run finished."""
@@ -428,7 +465,7 @@ class _Session:
 
     def _variables(self) -> list:
         """Everything that training changes: weights, BatchNorm and dropout state, then the optimizer's."""
-        return [*self.model.variables, *self.model.optimizer.variables]
+        return [*self.trained.variables, *self.trained.optimizer.variables]
 
     def _out_of_patience(self) -> bool:
         if not self.history or not self.validation.plan:
@@ -505,7 +542,7 @@ class _TensorBoardPanels(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(str(self._session.run_dir / "tensorboard" / "images"))
 
     def on_epoch_end(self, epoch, logs=None):
-        panels, _ = self._session.example_panels(self.model, 3)
+        panels, _ = self._session.example_panels(self._session.model, 3)
         with self._writer.as_default():
             for number, picture in enumerate(panels):
                 tf.summary.image(f"image, truth, prediction/{number}", picture[None], step=epoch)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import socket
 import statistics
@@ -83,16 +84,20 @@ class Trials:
         return self.study.get_trials(deepcopy=False)
 
     def planned(self, trials: Sequence[FrozenTrial]) -> list[Job]:
-        """Every distinct training, arm by arm; of a search those of the arms that are proposed, then the proposals."""
+        """Every distinct training, arm by arm; of a search those of the arms that are proposed, then the proposals.
+
+        A proposed arm's first training is its proposal.
+        """
         config = self.config
         arms = dict.fromkeys(map(key_of, arms_of(config)))
-        proposals = []
+        proposals, first = [], set()
         for number in range(1, config.search + 1):
             own = [trial for trial in trials if trial.user_attrs.get("proposal") == number]
-            proposed = first_trainings(own)
-            if not any("exhausted" in trial.user_attrs for trial in own):
-                proposals.append(Job(0, 0, config.seeds[0], proposal=number))
-            for trial in proposed:
+            if any("exhausted" in trial.user_attrs for trial in own):
+                continue
+            proposals.append(Job(0, 0, config.seeds[0], proposal=number))
+            for trial in first_trainings(own):
+                first.add(Job(0, 0, config.seeds[0], trial.user_attrs["arm"]))
                 if not config.prune or (is_score(trial) and not is_pruned(trial)):
                     arm = json.loads(trial.user_attrs["arm"])
                     arms |= {key_of(reference_of(arm)): None, key_of(arm): None}
@@ -103,7 +108,7 @@ class Trials:
             for seed in config.seeds
             for fold in range(config.folds)
         ]
-        return jobs + proposals
+        return [job for job in jobs if job not in first] + proposals
 
     def missing(self, trials: Sequence[FrozenTrial]) -> list[Job]:
         """The planned trainings that nobody has finished, runs, or can claim."""
@@ -134,29 +139,33 @@ class Trials:
     ) -> None:
         """Claim a waiting trial and run it: `function` takes its job and number, and gives its value and attributes.
 
-        What it raises of `failures` is recorded as the training's end; anything else is raised, and the training is
-        done again by the next worker, up to a limit.
+        What it raises of `failures`, and a value of None, is recorded as the training's end; `TrialPruned` means that
+        there is nothing to do; anything else is raised, and the training is done again by the next worker, up to a
+        limit.
         """
 
         claimed: list[int] = []
 
         def objective(trial: optuna.Trial) -> float:
             claimed.append(trial._trial_id)
-            trial.set_user_attr("worker", f"{socket.gethostname()}, process {os.getpid()}")
-            job = self._claim(trial)
             try:
+                trial.set_user_attr("worker", f"{socket.gethostname()}, process {os.getpid()}")
+                job = self._claim(trial)
                 value, attributes = function(job, trial.number)
-            except failures as error:
-                trial.set_user_attr("failure", _one_line(error))
+                for name, content in attributes.items():
+                    trial.set_user_attr(name, content)
+                if value is None:
+                    trial.set_user_attr("failure", "its score is undefined: there is no foreground, true or predicted")
+                    return math.nan  # which Optuna takes for a failure
+                if job.proposal is not None and self.config.prune and self._falls_behind(value, trial.number):
+                    trial.set_user_attr("pruned", True)
+                return value
+            except TrialPruned:
                 raise
             except Exception as error:
-                trial.set_user_attr("error", _one_line(error))
+                # A trial that fails without a word would be enqueued again for ever.
+                trial.set_user_attr("failure" if isinstance(error, failures) else "error", _one_line(error))
                 raise
-            for name, content in attributes.items():
-                trial.set_user_attr(name, content)
-            if job.proposal is not None and self.config.prune and self._falls_behind(value, trial.number):
-                trial.set_user_attr("pruned", True)
-            return value
 
         try:
             with warnings.catch_warnings():
@@ -173,7 +182,8 @@ class Trials:
     def _claim(self, trial: optuna.Trial) -> Job:
         """The job of a trial that has just been started, unless it is done or being done already."""
         job = Job.of(trial)
-        if job.arm is None:
+        proposes = job.arm is None
+        if proposes:
             proposed = self._propose(job)
             if proposed is None:
                 trial.set_user_attr("exhausted", True)
@@ -181,17 +191,23 @@ class Trials:
             job = dataclasses.replace(job, arm=key_of(proposed[0]))
             trial.set_user_attr("drawn", proposed[1])
             trial.set_user_attr("arm", job.arm)
-            self.enqueue(self.missing(self.all()))
         trials = self.all()
         for other in trials:
-            done = is_settled(other, trials) or (other.state == TrialState.RUNNING and other.number < trial.number)
-            if done and other.number != trial.number and Job.of(other).covers(job):
+            # Two that draw the same arm may see each other in any order: both had better give way than neither.
+            running = other.state == TrialState.RUNNING and (proposes or other.number < trial.number)
+            done = job.rebuilt is None and is_settled(other, trials)
+            if (running or done) and other.number != trial.number and Job.of(other).covers(job):
                 trial.set_user_attr("duplicate_of", other.number)
                 raise TrialPruned(f"the same training as trial {other.number}")
+        if proposes:
+            self.enqueue(self.missing(trials))
         return job
 
     def _propose(self, job: Job) -> tuple[dict, dict] | None:
-        """An arm that Optuna's TPE sampler draws, and the draw; None if it finds none that is new."""
+        """An arm that Optuna's TPE sampler draws, and the draw; None if it finds none that is new.
+
+        A proposal whose first attempt ended with an error keeps its arm.
+        """
         space = distributions(parts(self.config.grid)[0])
         seed = zlib.crc32(f"{self.config.train.seed}/{job.proposal}".encode())
         with warnings.catch_warnings():
@@ -199,8 +215,11 @@ class Trials:
             sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         trials, base = self.all(), without_dropout(self.config.train)
-        known = {trial.user_attrs["arm"] for trial in trials if "arm" in trial.user_attrs} | {key_of({})}
+        known = {t.user_attrs["arm"] for t in trials if "arm" in t.user_attrs and "duplicate_of" not in t.user_attrs}
+        known.add(key_of({}))
         for proposed in first_trainings(trials):
+            if proposed.user_attrs["proposal"] == job.proposal:
+                return json.loads(proposed.user_attrs["arm"]), proposed.user_attrs["drawn"]
             scores = [t.value for t in trials if Job.of(t).arm == Job.of(proposed).arm and is_score(t)]
             # An arm that still runs counts as a bad one, so that others are not proposed beside it.
             state = TrialState.COMPLETE if scores else TrialState.RUNNING

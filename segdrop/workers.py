@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
@@ -76,11 +77,14 @@ class Worker:
         split = {"train": np.setdiff1d(inside, held_out), "val": np.sort(held_out), "test": np.empty(0, int)}
         weights = "random" if state.record["random_weights"] else find_weights(config)
         run_dir = state.folder / TRAININGS / f"{number:05d}"
+        original = run_dir if job.rebuilt is None else run_dir.with_name(f"{job.rebuilt:05d}")
+        if (original / MODEL).is_file() and job.rebuilt is not None:
+            raise TrialPruned("another worker has rebuilt the model")
         shutil.rmtree(run_dir, ignore_errors=True)
         keras.backend.clear_session()  # the networks before it
         scores = train_fold(config, run_dir, dataset, split, state.precision_of(config), weights)
         if job.rebuilt is not None:
-            os.replace(run_dir / MODEL, state.folder / TRAININGS / f"{job.rebuilt:05d}" / MODEL)
+            os.replace(run_dir / MODEL, original / MODEL)
             shutil.rmtree(run_dir)
         elif job.repeat or job.seed != state.config.seeds[0]:
             (run_dir / MODEL).unlink()  # an ensemble takes one model of each fold
@@ -204,16 +208,22 @@ def run_workers(state: State, count: int) -> None:
             process.wait()
         raise
     progress.tell(state.trials.all())
-    failed = [path for process, path in zip(processes, files, strict=True) if process.returncode]
-    for path in failed:
-        _console.print(f"A worker ended with an error: {_last_line(path)} (all of it is in {path})")
+    failed = [
+        (path, _reason(process.returncode, path))
+        for process, path in zip(processes, files, strict=True)
+        if process.returncode
+    ]
+    for path, reason in failed:
+        _console.print(f"A worker ended with an error: {reason} (all of it is in {path})")
     if len(failed) == count:
-        raise InputError(f"All workers ended with an error: {_last_line(failed[-1])}; the logs are in {logs}.")
+        raise InputError(f"All workers ended with an error: {failed[-1][1]}; the logs are in {logs}.")
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it says nothing, as a process that is killed does"
+def _reason(code: int, log: Path) -> str:
+    if code < 0:
+        return f"it was killed by signal {-code}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].rstrip(".") if lines else "it says nothing"
 
 
 def _main(folder: str, data: str, cache_mb: str, cores: str) -> int:

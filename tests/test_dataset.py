@@ -15,7 +15,7 @@ from test_images import write_dicom
 
 from segdrop import InputError
 from segdrop import dataset as dataset_module
-from segdrop.dataset import IGNORED, open_dataset, split_dataset
+from segdrop.dataset import IGNORED, cross_validation, open_dataset, part_of, split_dataset
 from segdrop.intensity import Intensity
 
 RNG = np.random.default_rng(0)
@@ -711,3 +711,121 @@ def test_resampling_to_the_spacing_that_there_is_changes_nothing(tmp_path):
     assert same[0].dtype == np.uint8
     for one, other in zip(same, plain, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def shares_of(folder, shares, **tables):
+    """One image for each row of {class: share of the pixels}, of 20 x 20 pixels; further columns as CSV files."""
+    pairs = {}
+    for number, row in enumerate(shares):
+        values = [value for value, share in row.items() for _ in range(round(share * 400))]
+        pairs[f"p{number:02d}"] = (grey(20, 20), labels(*values, shape=(20, 20)))
+    write_pairs(folder, pairs)
+    for column, values in tables.items():
+        name = "groups.csv" if column == "group" else "meta.csv"
+        write_table(folder / name, [{"id": i, column: v} for i, v in zip(pairs, values, strict=True)])
+    return open_dataset(folder, stratify="site" if "site" in tables else None)
+
+
+def counts(parts, values):
+    """How often each value occurs in each fold."""
+    return [{value: [values[i] for i in part].count(value) for value in sorted(set(values))} for part in parts]
+
+
+@pytest.mark.parametrize("seed", [0, 1, (0, 1)])
+def test_folds_have_equally_many_images_of_little_of_some_and_of_much_foreground(tmp_path, seed):
+    """Of 18 images 6 are in each third of the share, which is 2 in each of 3 folds; 6 without foreground, 2 in each."""
+    sizes = ["none"] * 6 + ["little"] * 6 + ["some"] * 6 + ["much"] * 6
+    dataset = shares_of(tmp_path, [{}] * 6 + [{1: n / 20} for n in range(1, 19)])
+    parts = cross_validation(dataset, np.arange(24), 3, seed)
+    assert counts(parts, sizes) == [{"none": 2, "little": 2, "some": 2, "much": 2}] * 3
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(24))
+
+
+def test_folds_have_equally_many_images_of_each_value_of_the_column(tmp_path):
+    sites = ["far"] * 4 + ["near"] * 8
+    dataset = shares_of(tmp_path, [{1: 0.5}] * 12, site=sites)
+    assert counts(cross_validation(dataset, np.arange(12), 4, 0), sites) == [{"far": 1, "near": 2}] * 4
+
+
+def test_folds_have_equally_many_images_of_each_combination_of_classes(tmp_path):
+    kinds = [{1: 0.2}] * 4 + [{2: 0.2}] * 4 + [{1: 0.1, 2: 0.1}] * 2 + [{}] * 2
+    dataset = shares_of(tmp_path, kinds)
+    found = counts(cross_validation(dataset, np.arange(12), 2, 0), [str(kind) for kind in kinds])
+    assert found == [{str(kind): kinds.count(kind) // 2 for kind in kinds}] * 2
+
+
+def test_folds_divide_no_group(tmp_path):
+    groups = [f"patient {i // 3}" for i in range(18)]
+    dataset = shares_of(tmp_path, [{1: n / 20} for n in range(1, 19)], group=groups)
+    parts = cross_validation(dataset, np.arange(18), 3, 0)
+    homes = [{groups[i] for i in part} for part in parts]
+    assert [len(part) for part in parts] == [6, 6, 6] and [len(home) for home in homes] == [2, 2, 2]
+    assert len(set.union(*homes)) == 6
+
+
+def test_folds_are_of_the_images_that_are_asked_for_alone(tmp_path):
+    dataset = shares_of(tmp_path, [{1: 0.5}] * 9)
+    inside = np.array([0, 2, 3, 5, 7, 8])
+    parts = cross_validation(dataset, inside, 3, 0)
+    assert [len(part) for part in parts] == [2, 2, 2] and sorted(np.concatenate(parts)) == inside.tolist()
+
+
+def test_folds_repeat_with_the_seed_and_differ_with_another(tmp_path):
+    dataset = shares_of(tmp_path, [{1: n / 20} for n in range(1, 13)])
+    zero, again, one, tuple_of_it = (
+        [part.tolist() for part in cross_validation(dataset, np.arange(12), 3, seed)] for seed in (0, 0, 1, (0, 1))
+    )
+    assert zero == again and zero != one and zero != tuple_of_it
+
+
+def test_another_division_is_taken_where_a_fold_of_the_first_lacks_a_class(tmp_path):
+    """Each class is in 3 of 12 images, in combinations that occur once: stratifying by these alone would not do."""
+    kinds = [{1: 0.1}, {1: 0.1, 2: 0.1}, {1: 0.1, 3: 0.1}, {2: 0.1}, {2: 0.1, 3: 0.1, 4: 0.1}, {3: 0.1}, {4: 0.1}]
+    dataset = shares_of(tmp_path, [*kinds, {4: 0.2}, *[{}] * 4])
+    for part in cross_validation(dataset, np.arange(12), 3, 0):
+        assert set().union(*(np.unique(dataset.read(i)[1]).tolist() for i in part)) == {0, 1, 2, 3, 4}
+
+
+def test_fewer_groups_than_folds_are_told(tmp_path):
+    dataset = shares_of(tmp_path / "a", [{1: 0.5}] * 6, group=["a", "b"] * 3)
+    with pytest.raises(InputError, match=r"a has 2 group\(s\) to divide into folds=3; use fewer folds."):
+        cross_validation(dataset, np.arange(6), 3, 0)
+    dataset = shares_of(tmp_path / "b", [{1: 0.5}] * 4)
+    with pytest.raises(InputError, match=r"b has 2 different image\(s\) to divide into folds=3; use fewer folds."):
+        cross_validation(dataset, np.arange(2), 3, 0)
+
+
+def test_a_class_that_a_fold_lacks_is_named(tmp_path):
+    dataset = shares_of(tmp_path / "a", [{1: 0.5}] * 5 + [{1: 0.2, 2: 0.2}])
+    message = (
+        r"a: fold [12] of 2 has no image with the class 'class 2' to (train|validate) with \(1 image\(s\) have it\)"
+    )
+    with pytest.raises(InputError, match=message):
+        cross_validation(dataset, np.arange(6), 2, 0)
+    dataset = shares_of(tmp_path / "b", [{1: 0.2, 2: 0.2}] * 3 + [{1: 0.5}] * 5, group=[*"xxxabcde"])
+    with pytest.raises(InputError, match=r"'class 2' to (train|validate) with \(3 image\(s\) have it\)"):
+        cross_validation(dataset, np.arange(8), 2, 0)
+
+
+def test_a_part_of_the_images_holds_whole_groups_and_lies_in_larger_parts(tmp_path):
+    groups = [f"patient {i // 2}" for i in range(20)]
+    dataset = shares_of(tmp_path, [{1: 0.5}] * 20, group=groups)
+    half, most = (part_of(dataset, np.arange(20), fraction, 3) for fraction in (0.5, 0.8))
+    assert len(half) == 10 and len(most) == 16 and set(half) < set(most)
+    for part in (half, most):
+        assert sorted(part) == part.tolist() and all((i ^ 1) in part for i in part)
+    np.testing.assert_array_equal(part_of(dataset, np.arange(20), 1.0, 3), np.arange(20))
+    assert part_of(dataset, np.arange(20), 0.5, 4).tolist() != half.tolist()
+
+
+def test_a_part_has_the_share_of_each_stratum_and_at_least_a_group(tmp_path):
+    sites = ["far"] * 2 + ["near"] * 10
+    dataset = shares_of(tmp_path, [{1: 0.5}] * 12, site=sites)
+    assert counts([part_of(dataset, np.arange(12), 0.3, 0)], sites) == [{"far": 1, "near": 3}]
+    assert counts([part_of(dataset, np.arange(12), 0.01, 0)], sites) == [{"far": 1, "near": 1}]
+
+
+def test_a_part_has_no_image_more_for_a_rounding_error(tmp_path):
+    """0.14 * 50 is a little more than 7."""
+    dataset = shares_of(tmp_path, [{1: 0.5}] * 50)
+    assert 0.14 * 50 > 7 and len(part_of(dataset, np.arange(50), 0.14, 0)) == 7

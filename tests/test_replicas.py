@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import tensorflow as tf
 from conftest import randomise, write_pairs
 
-from segdrop import InputError, unet
+from segdrop import InputError, TrainConfig, train, unet
 from segdrop.augment import Sampler, load_augmentation
 from segdrop.cells import draw_cells
 from segdrop.dataset import IGNORED, open_dataset
@@ -163,6 +164,15 @@ def test_loss_scaling_takes_a_finite_step(measured):
     assert (step["loss_scale"], step["iterations"]) == (2.0**15, 1)
 
 
+def test_a_whole_training_divides_its_batches(measured):
+    one, two = measured["training"]["one"], measured["training"]["all"]
+    assert two["device"] == f"2 x {one['device']}"
+    # float32: the first epoch's two steps differ by rounding, which the optimizer then enlarges.
+    np.testing.assert_allclose(two["loss"][0], one["loss"][0], atol=1e-4)
+    assert len(two["val_dice"]) == 2 and np.isfinite(two["val_dice"]).all()
+    assert not two["synchronised"]  # the stored network is an ordinary one
+
+
 # What follows runs on two devices, in a process of its own.
 
 
@@ -249,7 +259,7 @@ def measure_agreement(strategy, dataset):
     keras.config.set_dtype_policy("float64")
     unet._with_float32_head = lambda model: model
     keras.utils.set_random_seed(0)
-    model = unet.build_unet("resnet18", encoder_weights=None)
+    model = unet.build_unet("resnet18", encoder_weights=None, decoder_filters=(16,) * 5)
     keras.config.set_dtype_policy("float32")
     keras.config.set_floatx("float32")
     before, copy = values(model), replicate(model, strategy)
@@ -460,6 +470,32 @@ def measure_overflow(strategy):
     return found
 
 
+def measure_training(strategy, folder):
+    """`segdrop.train` on one device and on both."""
+    found = {}
+    for gpus in ("one", "all"):
+        run = folder / gpus
+        config = TrainConfig(
+            data=folder / "cells",
+            run_dir=run,
+            epochs=2,
+            batch_size=BATCH,
+            crop_size=32,
+            encoder="resnet18",
+            encoder_weights="none",
+            mixed_precision="off",
+            gpus=gpus,
+        )
+        with mock.patch("segdrop.training.strategy_for", lambda gpus, _: strategy if gpus == "all" else None):
+            result = train(config)
+        layers = result.model.layers
+        found[gpus] = {name: [row[name] for row in result.history] for name in ("loss", "val_dice")} | {
+            "device": json.loads((run / "config.json").read_text())["device"],
+            "synchronised": any(getattr(layer, "synchronized", False) for layer in layers),
+        }
+    return found
+
+
 def main(folder):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -479,6 +515,7 @@ def main(folder):
         "resume": measure_resume(strategy(), dataset, folder),
         "overflow": measure_overflow(strategy()),
         "agreement": measure_agreement(strategy(), dataset),
+        "training": measure_training(strategy(), folder),
     }
     (folder / "measured.json").write_text(json.dumps(found, indent=1))
 

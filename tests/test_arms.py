@@ -1,0 +1,221 @@
+"""Arms: what a grid compares, what it is compared with, and what is told of a grid that cannot be."""
+
+import json
+
+import pytest
+
+from segdrop import InputError, SweepConfig, TrainConfig
+from segdrop.arms import arm_config, arms_of, curve_of, default_grid, key_of, name_of, read_grid, reference_of
+
+
+def names(grid, train=None, **options):
+    return [name_of(arm) for arm in arms_of(SweepConfig(train=train or TrainConfig(), grid=grid, **options))]
+
+
+def test_a_grid_is_crossed_in_its_order_with_rate_0_first():
+    grid = {"encoder_dropout": [0.1, 0.3], "dropout_kind": ["spatial", "element"]}
+    assert names(grid) == ["none", "spatial 0.1", "element 0.1", "spatial 0.3", "element 0.3"]
+
+
+def test_every_field_of_dropout_can_be_crossed():
+    grid = {
+        "encoder_dropout": [0.2],
+        "dropout_kind": ["block"],
+        "dropout_placement": ["between_convs", "block_end"],
+        "dropout_blocks": [["stage4"], ["stage3", "stage4"]],
+        "dropout_schedule": ["constant", "ramp"],
+    }
+    assert names(grid) == [
+        "none",
+        "block 0.2 in stage4",
+        "block 0.2 in stage4 ramp",
+        "block 0.2 in stage3+stage4",
+        "block 0.2 in stage3+stage4 ramp",
+        "block 0.2 at block_end in stage4",
+        "block 0.2 at block_end in stage4 ramp",
+        "block 0.2 at block_end in stage3+stage4",
+        "block 0.2 at block_end in stage3+stage4 ramp",
+    ]
+
+
+def test_each_value_of_another_field_has_a_reference_without_dropout():
+    arms = arms_of(SweepConfig(grid={"encoder_dropout": [0.2], "lr": [0.001, 0.0003], "dropout_kind": ["spatial"]}))
+    assert [name_of(arm) for arm in arms] == ["none", "spatial 0.2", "none, lr=0.0003", "spatial 0.2, lr=0.0003"]
+    assert [arms.index(reference_of(arm)) for arm in arms] == [0, 0, 2, 2]
+
+
+def test_rate_0_is_one_arm_whatever_else_is_said_of_its_dropout():
+    grid = {
+        "encoder_dropout": [0, 0.2],
+        "dropout_kind": ["spatial", "element"],
+        "dropout_schedule": ["constant", "ramp"],
+        "dropout_blocks": [["stage4"]],
+    }
+    found = names(grid)
+    assert [name for name in found if name.startswith("none")] == ["none"] and len(found) == 1 + 2 * 2
+
+
+def test_parts_of_a_list_follow_one_another_and_equal_arms_are_one():
+    grid = [
+        {"encoder_dropout": [0.1, 0.2], "dropout_kind": ["spatial"]},
+        {"encoder_dropout": [0.2], "spatial": [True]},
+        {"encoder_dropout": [0.2]},
+    ]
+    assert names(grid) == ["none", "spatial 0.1", "spatial 0.2", "element 0.2"]
+
+
+def test_the_configuration_s_own_dropout_is_the_arm_where_there_is_no_grid():
+    train = TrainConfig(encoder_dropout=0.2, spatial=True, lr=0.01)
+    assert names(None, train) == names({}, train) == ["none", "spatial 0.2"]
+    (plain, dropped) = arms_of(SweepConfig(train=train))
+    assert plain == {} and dropped == {"encoder_dropout": 0.2, "dropout_kind": "spatial"}
+
+
+def test_a_grid_s_dropout_replaces_the_configuration_s():
+    train = TrainConfig(encoder_dropout=0.2)
+    assert names({"dropout_kind": ["spatial", "block"]}, train) == ["none", "spatial 0.2", "block 0.2"]
+    assert names({"encoder_dropout": [0, 0.5]}, train) == ["none", "element 0.5"]
+
+
+@pytest.mark.parametrize(
+    ("train", "given", "expected"),
+    [
+        ({}, {}, ["none", "spatial 0.1", "spatial 0.2", "spatial 0.3", "spatial 0.5"]),
+        ({}, {"encoder_dropout": [0.4]}, ["none", "spatial 0.4"]),
+        ({"dropout_kind": "element"}, {"encoder_dropout": [0.4]}, ["none", "element 0.4"]),
+        ({"encoder_dropout": 0.2}, {}, ["none", "element 0.2"]),
+        ({"encoder_dropout": 0.2, "spatial": True}, {}, ["none", "spatial 0.2"]),
+        ({"encoder_dropout": 0.2}, {"dropout_placement": ["block_end"]}, ["none", "element 0.2 at block_end"]),
+    ],
+)
+def test_what_is_not_said_has_defaults(train, given, expected):
+    config = TrainConfig(**train)
+    assert names(default_grid(config, given), config) == expected
+
+
+def test_an_arm_is_what_it_changes_and_changes_survive_json():
+    train = TrainConfig(epochs=3, encoder="resnet18")
+    for arm in arms_of(SweepConfig(train=train, grid={"encoder_dropout": [(0.05, 0.3)], "dropout_blocks": ["stage4"]})):
+        stored = json.loads(key_of(arm))
+        assert stored == arm
+        config = arm_config(train, stored)
+        assert (config.epochs, config.encoder, config.dropout_kind) == (3, "resnet18", arm.get("dropout_kind"))
+    assert config.encoder_dropout == (0.05, 0.3) and config.dropout_blocks == ("stage4",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"encoder_dropout": {"stage3": 0.1, "stage4": 0.2}}, "element stage3=0.1,stage4=0.2"),
+        ({"encoder_dropout": (0.05, 0.3)}, "element 0.05..0.3"),
+        ({"encoder_dropout": 0.2, "dropout_kind": "block", "dropout_block_size": 5}, "block 0.2 of 5"),
+        (
+            {"encoder_dropout": 0.2, "dropout_schedule": "warmup", "dropout_schedule_epochs": 4},
+            "element 0.2 warmup over 4 epochs",
+        ),
+        (
+            {"encoder_dropout": 0.2, "dropout_shared": True, "skips": "dropped", "epochs": 9},
+            "element 0.2 shared skips dropped, epochs=9",
+        ),
+    ],
+)
+def test_an_arm_s_name_says_all_that_it_changes(changes, name):
+    (arm,) = [arm for arm in arms_of(SweepConfig(grid={k: [v] for k, v in changes.items()})) if "dropout_kind" in arm]
+    assert name_of(arm) == name
+
+
+def test_arms_that_differ_in_the_rate_alone_are_one_curve():
+    arms = arms_of(SweepConfig(grid={"encoder_dropout": [0.1, 0.5], "dropout_kind": ["spatial"], "lr": [0.001, 0.01]}))
+    assert [curve_of(arm) for arm in arms] == [
+        "",
+        "spatial",
+        "lr=0.01",
+        "spatial, lr=0.01",
+        "spatial",
+        "spatial, lr=0.01",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"encoder_droput": [0.1]}, "`grid` has an unknown field: 'encoder_droput'; the fields are those of"),
+        ({"seed": [1, 2]}, "`grid` cannot vary 'seed': give `seeds`."),
+        ({"val_fraction": [0.1]}, "`grid` cannot vary 'val_fraction': arms must be scored on the same images."),
+        ({"run_dir": ["x"]}, "`grid` cannot vary 'run_dir': it is no part of an arm."),
+        ({"encoder_dropout": 0.1}, "`grid` needs a list of values for 'encoder_dropout', got 0.1."),
+        ({"encoder_dropout": []}, "`grid` needs a list of values for 'encoder_dropout', got []."),
+        ({"encoder_dropout": "0.1"}, "`grid` needs a list of values for 'encoder_dropout', got '0.1'."),
+        (["encoder_dropout"], "`grid` must map fields to lists of values, or be a list of such mappings, got"),
+        (3, "`grid` must map fields to lists of values, or be a list of such mappings, got 3."),
+        (
+            {"encoder_dropout": {"low": 0.1, "high": 0.5}},
+            "`grid` has a range for 'encoder_dropout', which only a search",
+        ),
+        (
+            {"encoder_dropout": [0.1, 1.5]},
+            "`grid` has an impossible arm (encoder_dropout=1.5): `encoder_dropout` must be a number in [0, 1), got",
+        ),
+        ({"lr": ["fast"]}, "`grid` has an impossible arm (lr='fast'): `lr` must be a positive number"),
+        ({"bn_momentum": ["slow"]}, "`grid` has an impossible arm (bn_momentum='slow'): "),
+        (
+            {"encoder_dropout": [0.1], "dropout_kind": ["spatial"], "dropout_block_size": [3]},
+            "`grid` has an impossible arm (encoder_dropout=0.1, dropout_kind='spatial', dropout_block_size=3): ",
+        ),
+        ({"encoder_dropout": [0.0]}, "`grid` has nothing to compare with rate 0; give rates or other fields."),
+        (None, "`grid` has nothing to compare with rate 0; give rates or other fields."),
+    ],
+)
+def test_a_grid_that_cannot_be_is_told_in_a_sentence(grid, message):
+    with pytest.raises(InputError) as caught:
+        arms_of(SweepConfig(grid=grid))
+    assert str(caught.value).startswith(message)
+
+
+def test_a_search_starts_from_no_dropout_alone():
+    grid = {"encoder_dropout": {"low": 0.05, "high": 0.5}}
+    assert names(grid, TrainConfig(encoder_dropout=0.2), search=3) == ["none"]
+
+
+def test_a_grid_is_json_or_a_file_of_it(tmp_path):
+    grid = [{"lr": [0.001]}, {"dropout_blocks": [["stage3", "stage4"]]}]
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    assert read_grid(json.dumps(grid)) == read_grid(str(tmp_path / "grid.json")) == grid
+    assert read_grid(None) is None
+    with pytest.raises(InputError, match="`grid` is not JSON: "):
+        read_grid('{"lr": [0.001}')
+    with pytest.raises(FileNotFoundError, match="`grid` is neither JSON nor a file: nowhere.json."):
+        read_grid("nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, "`folds` must be a whole number of at least 2, got folds=1."),
+        ({"repeats": 0}, "`repeats` must be a whole number of at least 1"),
+        ({"seeds": ()}, "`seeds` must be one or more different numbers"),
+        ({"seeds": (1, 1)}, "`seeds` must be one or more different numbers"),
+        ({"seeds": (2**32,)}, "`seeds` must be one or more different numbers below 2^32"),
+        ({"seeds": (-1,)}, "`seeds` must be a whole number of at least 0"),
+        ({"search": -1}, "`search` must be a whole number of at least 0"),
+        ({"prune": True}, "`prune` belongs to a search"),
+        ({"train": TrainConfig(run_dir="x")}, "`run_dir` is not for a sweep"),
+        ({"train": TrainConfig(from_sweep="x")}, "`from_sweep` is not for a sweep"),
+        ({"train": TrainConfig(resume=True, run_dir="x")}, "`resume` is not for a sweep"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(options, message):
+    with pytest.raises(InputError) as caught:
+        SweepConfig(**options)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_sweep_s_configuration_survives_json():
+    config = SweepConfig(
+        train=TrainConfig(dropout_blocks=("stage4",), intensity_percentiles=(1, 99)),
+        grid={"encoder_dropout": [(0.1, 0.2), {"stage4": 0.3}]},
+        seeds=[3, 5],
+    )
+    back = SweepConfig.from_json(json.loads(json.dumps(config.to_json())))
+    assert back.train == config.train and back.seeds == (3, 5)
+    assert list(map(key_of, arms_of(back))) == list(map(key_of, arms_of(config)))
