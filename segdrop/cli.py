@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -335,6 +336,7 @@ def _sweep(options: SweepOptions) -> None:
     from .workers import in_words
 
     config = _sweep_config(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request to end is as good as Ctrl-C
     if options.dry_run:
         price = estimate(config)
         print("\n".join(price.arms))

@@ -317,8 +317,10 @@ class _Session:
 
     def _optimizer(self, first_epoch: int) -> keras.optimizers.Optimizer:
         config = self.config
-        optimizer = keras.optimizers.AdamW(
-            WarmupCosine(config.lr, config.epochs * self.steps, offset=first_epoch * self.steps), weight_decay=1e-4
+        optimizer = (_OneDeviceAdamW if self.strategy is None else keras.optimizers.AdamW)(
+            WarmupCosine(config.lr, config.epochs * self.steps, offset=first_epoch * self.steps),
+            weight_decay=1e-4,
+            name="adamw",
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         if self.strategy is not None and self.trained.dtype_policy.compute_dtype == "float16":
@@ -472,6 +474,17 @@ class _Session:
             return False
         reference = max(best_epoch(self.history), self.config.freeze_epochs - 1)
         return self.history[-1]["epoch"] - reference >= self.config.patience
+
+
+class _OneDeviceAdamW(keras.optimizers.AdamW):
+    """AdamW that does not sum its gradients over devices.
+
+    TensorFlow's sum registers a gradient of its own, for good, which keeps the traced step and with it all weights and
+    moments: 0.4 GB for each training of a process.
+    """
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return list(grads_and_vars)
 
 
 @keras.saving.register_keras_serializable("segdrop")

@@ -1,9 +1,11 @@
 """Workers: processes that train what is waiting in a sweep, on one machine or on many."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +31,7 @@ _POLL = 2.0  # seconds between looks at what the other workers do
 _STORAGE = (
     "SEGDROP_STORAGE"  # environment of the workers: an address may hold a password, which no list of processes shows
 )
+_GRACE = 5.0  # seconds for a worker to end its training after a Ctrl-C
 LOGS = "logs"
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -81,7 +84,8 @@ class Worker:
         if (original / MODEL).is_file() and job.rebuilt is not None:
             raise TrialPruned("another worker has rebuilt the model")
         shutil.rmtree(run_dir, ignore_errors=True)
-        keras.backend.clear_session()  # the networks before it
+        keras.backend.clear_session()  # the networks before it, which refer to themselves
+        gc.collect()
         scores = train_fold(config, run_dir, dataset, split, state.precision_of(config), weights)
         if job.rebuilt is not None:
             os.replace(run_dir / MODEL, original / MODEL)
@@ -143,7 +147,8 @@ class Progress:
         return ", ".join([arm, *words])
 
     def _counts(self, trials: Sequence[FrozenTrial]) -> tuple[int, int]:
-        return len(scored_by_training(trials)), len(self.state.trials.planned(trials))
+        known = [trial for trial in trials if trial.number in self.before | self.told]
+        return len(scored_by_training(known)), len(self.state.trials.planned(trials))
 
     def _remaining(self, done: int, planned: int) -> str:
         if done >= planned:
@@ -203,10 +208,8 @@ def run_workers(state: State, count: int) -> None:
         while any(process.poll() is None for process in processes):
             time.sleep(_POLL)
             progress.tell(state.trials.all())
-    except KeyboardInterrupt:
-        for process in processes:  # they were interrupted with this one
-            process.wait()
-        raise
+    finally:
+        _end(processes)
     progress.tell(state.trials.all())
     failed = [
         (path, _reason(process.returncode, path))
@@ -219,6 +222,18 @@ def run_workers(state: State, count: int) -> None:
         raise InputError(f"All workers ended with an error: {failed[-1][1]}; the logs are in {logs}.")
 
 
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    """Wait for processes that a Ctrl-C has reached too, and ask those to end that it has not."""
+    deadline = time.monotonic() + _GRACE
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        process.wait()
+
+
 def _reason(code: int, log: Path) -> str:
     if code < 0:
         return f"it was killed by signal {-code}"
@@ -228,6 +243,8 @@ def _reason(code: int, log: Path) -> str:
 
 def _main(folder: str, data: str, cache_mb: str, cores: str) -> int:
     """A worker process."""
+    for name in (signal.SIGTERM, signal.SIGINT):  # also where a shell has its background jobs ignore Ctrl-C
+        signal.signal(name, signal.default_int_handler)
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     try:

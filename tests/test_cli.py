@@ -14,8 +14,10 @@ import pytest
 import tifffile
 from conftest import brightness_model, write_pairs, write_run
 
-from segdrop import build_unet
+from segdrop import build_unet, load
 from segdrop.cli import main
+from segdrop.run import read_csv
+from segdrop.sweep_folder import chosen_config, fold_runs
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--encoder", "resnet18", "--encoder-weights", "none", "--batch-size", "2", "--crop-size", "32"]
@@ -121,7 +123,7 @@ def test_bad_input_is_one_line_on_stderr_exit_code_2_and_no_folder(tmp_path, pre
         (["train", "--resume", "--run-dir", "nowhere"], "The run does not exist: nowhere"),
         (["evaluate"], "PATH"),
         (["evaluate", "nowhere"], "The run does not exist: nowhere"),
-        (["dance"], "no such command: 'dance'; there are train, evaluate, predict, report, export, inspect"),
+        (["dance"], "no such command: 'dance'; there are train, sweep, evaluate, predict, report, export"),
     ],
 )
 def test_a_wrong_command_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -176,6 +178,7 @@ def test_a_full_disk_is_one_line_with_advice(capsys, monkeypatch):
         (["--help"], ["train", "evaluate", "--version"]),
         (["train", "--help"], ["--encoder-dropout", "--mixed-precision", "--freeze-epochs", "--ignore-value"]),
         (["evaluate", "--help"], ["--split", "--data"]),
+        (["sweep", "--help"], ["--rates", "--grid", "--folds", "--storage", "--workers", "--dry-run", "--epochs"]),
         (["inspect", "--help"], ["--svg", "--csv", "--json", "--verify", "--image-size"]),
     ],
 )
@@ -201,7 +204,7 @@ def test_the_interface_has_every_promised_option(capsys):
     promised = """--data --run-dir --epochs --batch-size --crop-size --lr --loss --augment --seed --encoder
         --encoder-weights --encoder-dropout --spatial --dropout-kind --dropout-blocks --dropout-placement --skips
         --dropout-block-size --dropout-shared --dropout-schedule --dropout-schedule-epochs --recalibrate-batchnorm
-        --freeze-epochs --classes --ignore-value --stratify --mixed-precision --resume""".split()
+        --freeze-epochs --classes --ignore-value --stratify --mixed-precision --resume --from-sweep""".split()
     assert [option for option in promised if f"{option} " not in text and f"{option}," not in text] == []
 
 
@@ -305,3 +308,180 @@ def test_a_killed_prediction_of_a_huge_image_resumes_to_the_same_mask(bright, tm
     assert "1 of 1 files predicted" in resumed.communicate()[0] and resumed.returncode == 0
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "big.tif"), image > 128)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"big.tif", "predict.json", "predictions.csv"}
+
+
+SWEEP = [*TINY, "--mixed-precision", "off", "--epochs", "2", "--folds", "2", "--rates", "0.2"]
+
+
+def finished_trainings(folder):
+    return {path.parent for path in folder.glob("trainings/*/metrics.json")}
+
+
+@pytest.fixture(scope="module")
+def interrupted(cells, tmp_path_factory):
+    """A sweep of two arms in two folds, interrupted in its second training: its folder, and the process's end."""
+    folder = tmp_path_factory.mktemp("sweeps") / "sweep"
+    process = segdrop(
+        "sweep", folder, "--data", cells, *SWEEP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if (folder / "trainings" / "00001" / "config.json").exists():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=300)
+    return folder, process.returncode, stdout, stderr, finished_trainings(folder)
+
+
+@pytest.fixture(scope="module")
+def answered(interrupted, cells):
+    """The sweep, after the same command once more; what the process said; and what was reported in between."""
+    folder = interrupted[0]
+    code = f"import sys; from segdrop.cli import main; code = main(['sweep', {str(folder)!r}, '--report'])"
+    code += "; sys.exit(code or bool({'tensorflow', 'keras'} & set(sys.modules)))"
+    between = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    process = segdrop("sweep", folder, "--data", cells, *SWEEP, stdout=subprocess.PIPE, text=True)
+    stdout, _ = process.communicate(timeout=600)
+    assert process.returncode == 0
+    return folder, stdout, between
+
+
+def test_an_interrupted_sweep_says_how_it_goes_on_and_exits_with_2(interrupted):
+    _, code, stdout, stderr, finished = interrupted
+    assert code == 2 and len(finished) == 1
+    assert stderr == (
+        "segdrop: interrupted; a sweep goes on with the same command, train and predict with --resume besides.\n"
+    )
+    assert "1 of 4  none, fold 1 of 2: Dice 0." in stdout
+
+
+def test_a_report_in_between_says_what_is_known_and_imports_no_tensorflow(answered):
+    _, _, between = answered
+    assert between.returncode == 0, between.stderr
+    assert "So far, with 1 of 4 trainings done" in between.stdout
+
+
+def test_the_same_command_goes_on_and_trains_nothing_twice(interrupted, answered):
+    (*_, before), (folder, stdout, _) = interrupted, answered
+    assert stdout.startswith("1 of 4 trainings were done before.\n") and "   4 of 4  " in stdout
+    assert before < finished_trainings(folder) and len(finished_trainings(folder)) == 4
+    configs = [json.loads((path / "config.json").read_text())["config"] for path in finished_trainings(folder)]
+    assert sorted(config["encoder_dropout"] for config in configs) == [0.0, 0.0, 0.2, 0.2]
+    assert len({config["seed"] for config in configs}) == 2  # one for each fold
+    assert "All of it: " in stdout and (folder / "answer.md").is_file()
+
+
+def test_the_folder_alone_stands_for_the_command(answered, capsys):
+    folder, *_ = answered
+    assert main(["sweep", str(folder)]) == 0
+    assert "4 of 4 trainings were done before." in capsys.readouterr().out
+
+
+def test_another_grid_in_a_sweep_s_folder_is_one_line(answered, cells, capsys):
+    folder, *_ = answered
+    assert main(["sweep", str(folder), "--data", str(cells), *SWEEP[:-1], "0.3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("segdrop: `grid` is {") and error.count("\n") == 1
+    assert "'encoder_dropout': [0.3]}, but" in error and "'encoder_dropout': [0.2]}; choose another" in error
+
+
+def test_a_finished_sweep_predicts_with_the_mean_of_its_folds_models(answered, cells, tmp_path, capsys):
+    folder, *_ = answered
+    assert main(["predict", str(folder), str(cells / "images"), "--out", str(tmp_path / "out")]) == 0
+    assert "8 of 8 files predicted" in capsys.readouterr().out
+    image = read_image(cells / "images" / "cell_6.png")
+    networks = [load(run) for run in fold_runs(folder)]
+    mean = np.mean([network.predict(image) for network in networks], axis=0)
+    assert len(networks) == 2
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "cell_6.png"), networks[0].labels(mean))
+
+
+def read_image(path):
+    from PIL import Image
+
+    return np.asarray(Image.open(path))
+
+
+def test_a_sweep_s_test_images_are_scored_on_request(answered, capsys):
+    folder, *_ = answered
+    assert not (folder / "test.json").exists()
+    assert main(["sweep", str(folder), "--report", "--test"]) == 0
+    assert json.loads((folder / "test.json").read_text())["images"] == 2
+    assert "On the test images (2 images) it has a Dice of" in (folder / "answer.md").read_text()
+
+
+def test_the_chosen_arm_is_trained_on_all_folds_and_scored_on_request(answered, tmp_path, capsys):
+    folder, *_ = answered
+    chosen, run_dir = chosen_config(folder), tmp_path / "run"
+    assert main(["train", f"--from-sweep={folder}", "--run-dir", str(run_dir), "--stop-after", "1"]) == 0
+    assert "Images:  6 train, 0 val, 2 test" in capsys.readouterr().out
+    stored = json.loads((run_dir / "config.json").read_text())["config"]
+    assert stored == {**json.loads(json.dumps(chosen.to_json())), "run_dir": str(run_dir), "stop_after": 1}
+    assert [row["split"] for row in read_csv(run_dir / "split.csv")] == ["train"] * 6 + ["test"] * 2
+    assert len(read_csv(run_dir / "history.csv")) == 1 and json.loads((run_dir / "metrics.json").read_text()) == {}
+
+
+def test_a_dry_run_tells_arms_trainings_and_time_and_makes_nothing(cells, tmp_path, capsys):
+    arguments = ["--kinds", "spatial", "element", "--seeds", "0", "1", "--dry-run"]
+    assert main(["sweep", str(tmp_path / "sweep"), "--data", str(cells), *SWEEP, *arguments]) == 0
+    *arms, last = capsys.readouterr().out.splitlines()
+    assert arms == ["none", "spatial 0.2", "element 0.2"]
+    assert last.startswith("12 trainings, about ") and last.endswith(" one after the other on this machine.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_a_sweep_become_its_grid():
+    from segdrop.cli import _parse, _sweep_config
+
+    words = "F --rates 0.1 0.3 --kinds spatial block --placements block_end --blocks stage4 stage3,stage4"
+    words += " --schedules constant ramp --seeds 1 2 --folds 4 --repeats 3 --no-hold-out --lr 0.01"
+    config = _sweep_config(_parse("sweep", words.split()))
+    assert config.grid == {
+        "encoder_dropout": [0.1, 0.3],
+        "dropout_kind": ["spatial", "block"],
+        "dropout_placement": ["block_end"],
+        "dropout_blocks": [["stage4"], ["stage3", "stage4"]],
+        "dropout_schedule": ["constant", "ramp"],
+    }
+    assert (config.seeds, config.folds, config.repeats, config.hold_out, config.train.lr) == ((1, 2), 4, 3, False, 0.01)
+    plain = _sweep_config(_parse("sweep", ["F"]))
+    assert plain.grid == {"encoder_dropout": [0.1, 0.2, 0.3, 0.5], "dropout_kind": ["spatial"]}
+    own = _sweep_config(_parse("sweep", ["F", "--grid", '{"lr": [0.1]}', "--search", "3"]))
+    assert own.grid == {"lr": [0.1]} and own.search == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep"], "PATH"),
+        (["sweep", "NEW", "--rates", "lots"], "--rates"),
+        (["sweep", "NEW", "--rates", "1.5"], "encoder_dropout=1.5): `encoder_dropout` must be a number in [0, 1)"),
+        (["sweep", "NEW", "--kinds", "gauss"], "'gauss'"),
+        (["sweep", "NEW", "--folds", "1"], "`folds` must be a whole number of at least 2"),
+        (["sweep", "NEW", "--folds", "9"], "has 6 different image(s) to divide into folds=9; use fewer folds."),
+        (["sweep", "NEW", "--grid", "{"], "`grid` is not JSON: "),
+        (["sweep", "NEW", "--grid", "nowhere.json"], "`grid` is neither JSON nor a file: nowhere.json."),
+        (["sweep", "NEW", "--grid", '{"colour": [1]}'], "`grid` has an unknown field: 'colour'"),
+        (["sweep", "NEW", "--grid", '{"lr": [1]}', "--rates", "0.1"], "`grid` is given beside encoder_dropout"),
+        (["sweep", "NEW", "--blocks", "stage9"], "names no unit of this encoder: 'stage9"),
+        (["sweep", "NEW", "--prune"], "`prune` belongs to a search"),
+        (["sweep", "NEW", "--workers", "0"], "`workers` must be a whole number of at least 1"),
+        (["sweep", "NEW", "--storage", "nonsense"], "`storage` must look like postgresql://"),
+        (["sweep", "NEW", "--run-dir", "x"], "`run_dir` is not for a sweep"),
+        (["sweep", "NEW", "--report"], "The sweep does not exist: "),
+        (["sweep", "NEW", "--report", "--test"], "The sweep does not exist: "),
+        (["sweep", "RUN", "--report"], "is not the folder of a sweep: it has no sweep.json."),
+        (["sweep", "RUN"], "`folder` exists and is not a sweep's: "),
+        (["train", "--from-sweep", "NEW"], "The sweep does not exist: "),
+        (["train", "--from-sweep", "RUN"], "is not the folder of a sweep: it has no sweep.json."),
+    ],
+)
+def test_bad_input_of_a_sweep_is_one_line_and_makes_no_folder(bright, cells, tmp_path, capsys, arguments, message):
+    words = [word.replace("NEW", str(tmp_path / "new")).replace("RUN", str(bright)) for word in arguments]
+    if words[1:]:
+        words += ["--data", str(cells), *TINY]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("segdrop: ") and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()

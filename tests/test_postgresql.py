@@ -1,6 +1,41 @@
+"""A sweep of real trainings on a real PostgreSQL server: workers are killed and the server goes away in the middle."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import optuna
 import pytest
-import sqlalchemy
+from conftest import draw_cells, write_pairs
+from optuna.trial import TrialState
 from postgresql import Unavailable, server
+
+from segdrop.answers import answer
+from segdrop.config import SweepConfig, TrainConfig
+from segdrop.outcome import choose, remove_models, results, scored_by_training
+from segdrop.storage import open_storage
+from segdrop.sweep_folder import fold_runs
+from segdrop.sweep_state import open_or_start
+from segdrop.trials import Trials, is_score
+
+pytestmark = pytest.mark.slow
+# One thread each: sums are in the same order then, whatever else the machine does.
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+WORKER = """
+import sys
+from pathlib import Path
+from segdrop.sweep_state import open_state
+from segdrop.workers import Worker
+
+folder, storage = sys.argv[1:]
+Worker(open_state(Path(folder), storage or None, heartbeat=1, grace=4)).work()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -12,15 +47,141 @@ def postgresql():
         pytest.skip(str(reason))
 
 
-def test_data_outlive_a_restart_of_the_server(postgresql):
-    engine = sqlalchemy.create_engine(postgresql.create("restarted"), pool_pre_ping=True)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE numbers (n integer)")
-        connection.exec_driver_sql("INSERT INTO numbers VALUES (7)")
-    postgresql.stop()
-    with pytest.raises(sqlalchemy.exc.OperationalError, match="failed: No such file"), engine.connect():
-        pass
+def config(data, rates, seeds):
+    train = TrainConfig(
+        data=str(data),
+        encoder="resnet18",
+        encoder_weights="none",
+        mixed_precision="off",
+        crop_size=32,
+        batch_size=2,
+        epochs=1,
+    )
+    grid = {"encoder_dropout": rates, "dropout_kind": ["spatial"]}
+    return SweepConfig(train, grid, folds=2, seeds=seeds, hold_out=False)
+
+
+def worker(folder, storage, log):
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(folder), storage or ""],
+            env={**os.environ, **ONE_THREAD},
+            stdout=file,
+            stderr=file,
+        )
+
+
+def wait_until(condition, seconds=900):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def running(state):
+    """Trials whose training has begun, by the process that does it."""
+    return {
+        int(trial.user_attrs["worker"].split()[-1]): trial.number
+        for trial in state.trials.all()
+        if trial.state == TrialState.RUNNING and (state.folder / f"trainings/{trial.number:05d}/config.json").is_file()
+    }
+
+
+def by_training(state):
+    return {job: trial.value for job, trial in scored_by_training(state.trials.all()).items()}
+
+
+@pytest.fixture(scope="module")
+def swept(postgresql, tmp_path_factory):
+    """40 trainings by four workers, two of them killed; the server is away for a while; and one process's own sweep."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    data = write_pairs(folder / "data", {f"c{i}": draw_cells(np.random.default_rng(i), 32) for i in range(8)})
+    url = postgresql.create("sweep")
+    rates = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45]
+    shared = open_or_start(folder / "shared", config(data, rates, (0, 1)), url, heartbeat=1, grace=4)
+    alone = open_or_start(folder / "alone", config(data, rates[3:4], (0,)), None)
+    single = worker(alone.folder, None, folder / "alone.log")
+    workers = [worker(shared.folder, url, folder / f"shared{i}.log") for i in range(4)]
+    wait_until(lambda: len(by_training(shared)) >= 4 and len(running(shared)) >= 2)
+    killed = dict(list(running(shared).items())[:2])
+    for process in workers:
+        if process.pid in killed:
+            process.send_signal(signal.SIGKILL)
+    wait_until(lambda: len(by_training(shared)) >= 20)
+    postgresql.stop("immediate")
+    time.sleep(8)
     postgresql.start()
-    with engine.connect() as connection:
-        assert connection.exec_driver_sql("SELECT n FROM numbers").scalar_one() == 7
-    engine.dispose()
+    codes = {process.pid: process.wait(900) for process in workers}
+    assert single.wait(900) == 0, (folder / "alone.log").read_text()
+    yield shared, alone, killed, codes
+    for state in (shared, alone):
+        state.trials.study._storage._backend.engine.dispose()
+
+
+def test_the_workers_that_are_left_finish_every_training(swept):
+    shared, _, killed, codes = swept
+    assert sorted(codes.values()) == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
+    assert {pid for pid, code in codes.items() if code} == set(killed)
+    places = {(repeat, fold, seed) for repeat in (0,) for fold in (0, 1) for seed in (0, 1)}
+    arms = {arm for arm, *_ in by_training(shared)}
+    assert len(arms) == 10 and set(by_training(shared)) == {(arm, *place) for arm in arms for place in places}
+
+
+def test_nothing_is_left_waiting_or_running_and_nothing_is_run_twice_to_its_end(swept):
+    shared, *_ = swept
+    known = shared.trials.all()
+    assert Counter(trial.state for trial in known) == {TrialState.COMPLETE: 40, TrialState.FAIL: 2}
+    assert sum(map(is_score, known)) == 40 and shared.trials.missing(known) == []
+
+
+def test_the_trainings_of_killed_workers_are_run_again_by_others(swept):
+    shared, _, killed, _ = swept
+    known = shared.trials.all()
+    for pid, number in killed.items():
+        failed = known[number]
+        assert failed.state == TrialState.FAIL and failed.user_attrs["worker"].endswith(f"process {pid}")
+        again = [trial for trial in known if trial.system_attrs.get("failed_trial") == number]
+        assert [trial.state for trial in again] == [TrialState.COMPLETE]
+        assert f"{socket.gethostname()}, process {pid}" != again[0].user_attrs["worker"]
+
+
+def test_the_scores_are_those_of_a_single_process(swept):
+    shared, alone, *_ = swept
+    expected = by_training(alone)
+    assert len(expected) == 4
+    assert {job: by_training(shared)[job] for job in expected} == expected
+
+
+def test_the_answer_counts_forty_trainings_and_the_chosen_models_are_there(swept):
+    shared, *_ = swept
+    found = answer(results(shared))
+    assert (found.trained, found.expected, found.failures) == (40, 40, [])
+    assert choose(shared)
+    remove_models(shared)
+    left = sorted(path.parent for path in shared.folder.glob("trainings/*/model.keras"))
+    assert left == sorted(fold_runs(shared.folder)) and len(left) == 2
+
+
+def test_an_outage_of_a_minute_is_waited_out(postgresql):
+    url = postgresql.create("outage")
+    sweep = config("nowhere", [0.1], (0,))
+    database, watching = open_storage(url, 1, 4), open_storage(url, 1, 4)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    trials = Trials(optuna.create_study(study_name="outage", storage=database, direction="maximize"), sweep)
+    watcher = Trials(optuna.load_study(study_name="outage", storage=watching), sweep)
+    trials.enqueue(trials.missing([]))
+    back = threading.Timer(60, postgresql.start)
+
+    def struck(job, number):
+        if number == 0:
+            postgresql.stop("immediate")
+            back.start()
+        watcher.free_stale()  # waits for the server, too
+        return 0.5, {"scores": {}}
+
+    for _ in range(4):
+        trials.run_one(struck, ())
+    back.join()
+    assert [trial.state for trial in trials.all()] == [TrialState.COMPLETE] * 4
+    for storage in (database, watching):
+        storage.engine.dispose()

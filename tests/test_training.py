@@ -18,10 +18,11 @@ import segdrop
 from segdrop import InputError, TrainConfig, train, training
 from segdrop.augment import Sampler
 from segdrop.cells import draw_cells
-from segdrop.dataset import Dataset, open_dataset
+from segdrop.dataset import Dataset, open_dataset, part_of
 from segdrop.intensity import Intensity
 from segdrop.metrics import dice, foreground_mean, to_labels
 from segdrop.run import best_epoch
+from segdrop.sweep_folder import write_folds
 from segdrop.training import WarmupCosine
 from segdrop.unet import build_unet, encoder_layers
 
@@ -477,3 +478,146 @@ def test_medical_images_train_end_to_end_and_their_patients_stay_unnamed(tmp_pat
     printed = "".join(capsys.readouterr())
     for identifier in ("DOE", "Doe", "Jane"):
         assert identifier.encode() not in written and identifier not in printed
+
+
+class Stopped(Exception):
+    """Instead of a fit."""
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"encoder_dropout": 0.2, "dropout_kind": "spatial"},
+        {"encoder_dropout": 0.5, "dropout_kind": "element", "dropout_placement": "block_end"},
+        {"encoder_dropout": 0.3, "dropout_kind": "block", "dropout_blocks": ("stage2",), "dropout_schedule": "ramp"},
+        {"encoder_dropout": 0.1, "dropout_kind": "path", "dropout_placement": "branch_end", "lr": 0.1},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Dropout at block_end")
+def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(cells, tmp_path, monkeypatch, arm):
+    dataset, seen = open_dataset(cells), []
+
+    def fit(session, batches, *rest):
+        weights = {w.path: np.array(w) for w in session.model.weights if "dropout" not in w.path}
+        seen.append((weights, [[np.array(part) for part in batch] for batch in batches]))
+        raise Stopped
+
+    monkeypatch.setattr(training._Session, "_run_fit", fit)
+    split = {"train": np.array([0, 1, 2, 5, 7]), "val": np.array([3, 4]), "test": np.array([6])}
+    for number, changes in enumerate(({}, arm)):
+        with pytest.raises(Stopped):
+            config = tiny(cells, None, seed=3, **changes)
+            training.train_fold(config, tmp_path / str(number), dataset, split, "off", "random")
+    (plain, order), (dropped, same_order) = seen
+    assert [value.std() > 0 for name, value in plain.items() if "kernel" in name].count(False) == 0
+    for ours, theirs in zip(plain.values(), dropped.values(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert len(order) == 2 * 3  # epochs, and batches of 2 of 5 images
+    np.testing.assert_equal(order, same_order)
+
+
+@pytest.fixture(scope="module")
+def fold(cells, tmp_path_factory):
+    """A training of a sweep: half of the images, two epochs of a course over four."""
+    options = {"epochs": 4, "stop_after": 2, "train_fraction": 0.5, "encoder_dropout": 0.2, "seed": 5}
+    split = {"train": np.array([0, 1, 2, 5, 7]), "val": np.array([3, 4]), "test": np.array([6])}
+    folder = tmp_path_factory.mktemp("folds") / "00000"
+    return folder, training.train_fold(
+        tiny(cells, None, **options), folder, open_dataset(cells), split, "off", "random"
+    )
+
+
+def test_one_training_of_many_leaves_its_model_history_and_scores_alone(fold):
+    names = {path.name for path in fold[0].iterdir()}
+    assert names == {"config.json", "model.keras", "history.csv", "metrics.json", "per_image.csv", "split.csv"}
+    assert set(json.loads((fold[0] / "metrics.json").read_text())) == {"val"}
+
+
+def test_the_scores_of_a_fold_are_those_of_its_best_model(fold, cells):
+    folder, scores = fold
+    stored, dataset = segdrop.evaluate(folder, split="val"), open_dataset(cells)
+    assert scores["dice"] == stored["dice"] and scores["iou"] == stored["iou"]
+    assert scores["brier"] == stored["calibration"]["brier"]
+    rows = read_history(folder)
+    assert scores["epochs"] == len(rows) == 2
+    best = max(rows, key=lambda row: float(row["val_dice"]))
+    assert scores["best_epoch"] == int(best["epoch"])
+    assert scores["dice"] == pytest.approx(float(best["val_dice"]), rel=1e-5)
+    model, truth, pred = keras.saving.load_model(folder / "model.keras"), [], []
+    trained = [row["id"] for row in read_split(folder) if row["split"] == "train"]
+    for name in (trained[0], trained[2]):  # as many as there are validation images, from the first to the last of three
+        image, mask = dataset.read(dataset.ids.index(name))
+        truth.append(mask)
+        pred.append(to_labels(model.predict(image[None].astype("float32"), verbose=0))[0])
+    assert scores["train_images"] == 3 and scores["val_images"] == 2
+    by_hand = foreground_mean(dice(np.stack(truth), np.stack(pred)))
+    assert scores["train_dice"] == pytest.approx(by_hand, rel=1e-12)
+
+
+def read_split(folder):
+    with (folder / "split.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_part_of_the_training_images_is_what_the_split_file_says(fold, cells):
+    rows = {row["id"]: row["split"] for row in read_split(fold[0])}
+    part = part_of(open_dataset(cells), np.array([0, 1, 2, 5, 7]), 0.5, 5)
+    assert len(part) == 3
+    expected = {f"cell_{i}": "train" for i in part} | {"cell_3": "val", "cell_4": "val", "cell_6": "test"}
+    assert rows == expected
+
+
+def test_stopping_early_keeps_the_course_of_the_learning_rate(fold):
+    """Two steps an epoch, for 3 images in batches of 2: the rates after steps 2 and 4 of 8."""
+    course = WarmupCosine(1e-3, 8)
+    rates = [float(row["learning_rate"]) for row in read_history(fold[0])]
+    assert rates == pytest.approx([float(course(2)), float(course(4))], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def without_validation(cells, tmp_path_factory):
+    """A training on a sweep's folds, interrupted after its first epoch and resumed; its weights after each epoch."""
+    home = tmp_path_factory.mktemp("sweeps")
+    dataset = open_dataset(cells)
+    write_folds(home, dataset, [[np.array([0, 2, 3]), np.array([1, 4, 5])]], {})
+    config = tiny(cells, home / "run", from_sweep=str(home), epochs=5, stop_after=2, patience=1)
+    original, weights = training._Session.record_epoch, []
+
+    def record_epoch(session, row):
+        weights.append(session.model.get_weights())
+        original(session, row)
+        if row["epoch"] == 0:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Session, "record_epoch", record_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+        return train(dataclasses.replace(config, resume=True)), weights
+
+
+def test_training_on_all_folds_has_no_validation_and_scores_nothing(without_validation):
+    result, _ = without_validation
+    rows = read_history(result.run_dir)
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert set(rows[0]) == {"epoch", "learning_rate", "loss", "dice", "iou"}
+    splits = {row["id"]: row["split"] for row in read_split(result.run_dir)}
+    assert splits == {f"cell_{i}": "train" for i in range(6)} | {"cell_6": "test", "cell_7": "test"}
+    assert result.metrics == {} and json.loads((result.run_dir / "metrics.json").read_text()) == {}
+    assert (result.run_dir / "examples.png").is_file() and (result.run_dir / "curves.png").is_file()
+
+
+def test_without_validation_the_last_epoch_s_model_is_kept(without_validation):
+    result, (first, last) = without_validation
+    stored = keras.saving.load_model(result.run_dir / "model.keras").get_weights()
+    for ours, theirs in zip(stored, last, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert any(not np.array_equal(ours, theirs) for ours, theirs in zip(first, last, strict=True))
+
+
+def test_test_images_of_a_sweep_are_scored_when_they_are_asked_for(without_validation):
+    result, _ = without_validation
+    scores = segdrop.evaluate(result.run_dir, split="test")
+    assert scores["images"] == 2 and 0 <= scores["dice"] <= 1
+    with pytest.raises(InputError, match="has no image in the split 'val'"):
+        segdrop.evaluate(result.run_dir, split="val")

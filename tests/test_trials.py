@@ -167,18 +167,13 @@ def test_what_another_worker_trains_is_not_begun():
     assert [trial.state for trial in trials.all()] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
-def test_a_training_beside_one_of_a_higher_number_goes_on():
-    # Either must give way, and not both.
+def test_of_two_that_run_beside_each_other_the_first_goes_on():
     trials = trials_of(config())
     job = trials.planned([])[0]
-    trials.enqueue([job])
-    trials.enqueue([job])
-
-    def function(outer, number):
-        trials.study.ask()  # another worker claims the second
-        return 0.5, {}
-
-    trials.run_one(function, ())
+    trials.enqueue([job, job])
+    other = trials.all()[1]._trial_id
+    trials.study._storage.set_trial_state_values(other, TrialState.RUNNING)
+    trials.run_one(dice, ())
     assert [trial.state for trial in trials.all()] == [TrialState.COMPLETE, TrialState.RUNNING]
 
 
