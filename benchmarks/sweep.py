@@ -5,9 +5,9 @@
     python benchmarks/sweep.py report
 
 overhead: one sweep in this process; the share of its time that is not spent in training (`train_fold`): opening and
-checking everything, the database, the answer. parallel: the same sweep by one worker with all cores and by one worker
-for each two of them, then for each one, in turn; trainings per hour, the start of the processes included. report: a sweep
-of 1,000 finished trainings of 100 images, made up; the time of `segdrop sweep --report` in a process of its own.
+checking everything, the database, the answer. parallel: the same sweep by one worker with all cores and by several
+that share them, in turn; trainings per hour, the start of the processes included. report: a sweep of 1,000 finished
+trainings of 100 images, made up; the time of `segdrop sweep --report` in a process of its own.
 """
 
 import argparse

@@ -332,12 +332,14 @@ def _train(config: TrainConfig) -> None:
 
 def _sweep(options: SweepOptions) -> None:
     from .answers import tables
+    from .sweep_folder import open_sweep
     from .sweeps import estimate, sweep, sweep_report
     from .workers import in_words
 
     config = _sweep_config(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request to end is as good as Ctrl-C
     if options.dry_run:
+        config = config or SweepConfig.from_json(open_sweep(options.folder)["config"])
         price = estimate(config)
         print("\n".join(price.arms))
         print(
@@ -346,7 +348,8 @@ def _sweep(options: SweepOptions) -> None:
         )
         return
     if options.report or options.test:
-        found = sweep_report(options.folder, storage=options.storage, test=options.test)
+        data = options.train.data if options.train != TrainConfig() else None
+        found = sweep_report(options.folder, storage=options.storage, test=options.test, data=data)
     else:
         found = sweep(options.folder, config, storage=options.storage, workers=options.workers)
     console = _console()
@@ -360,7 +363,8 @@ def _sweep_config(options: SweepOptions) -> SweepConfig | None:
     from .arms import default_grid, read_grid
     from .sweep_folder import is_sweep
 
-    asked = {**_fields(options), **dict.fromkeys(("storage", "workers"), None), "report": False, "test": False}
+    asked = {**_fields(options), **dict.fromkeys(("storage", "workers"), None)}
+    asked |= dict.fromkeys(("dry_run", "report", "test"), False)
     if SweepOptions(**asked) == SweepOptions(folder=options.folder) and is_sweep(options.folder):
         return None
     given = {

@@ -114,6 +114,8 @@ class TrainConfig:
         for name in ("data", "run_dir", "augment", "encoder_weights", "from_sweep"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(f"`{name}` must be text, got {name}={getattr(self, name)!r}.")
         for name in ("epochs", "batch_size", "patience"):
             _require_whole(self, name, minimum=1)
         for name in ("seed", "freeze_epochs", "cache_mb"):
@@ -125,7 +127,7 @@ class TrainConfig:
             raise InputError(f"`crop_size` must be a multiple of 32, got crop_size={self.crop_size}.")
         if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
             raise InputError(f"`lr` must be a positive number, got lr={self.lr!r}.")
-        if not 0 <= self.bn_momentum < 1:
+        if not (_is_finite(self.bn_momentum) and 0 <= self.bn_momentum < 1):
             raise InputError(f"`bn_momentum` must be in [0, 1), got bn_momentum={self.bn_momentum!r}.")
         if not 0 < self.val_fraction <= 1 / 3:  # validation and test may both be cut
             raise InputError(f"`val_fraction` must be in (0, 1/3], got val_fraction={self.val_fraction!r}.")

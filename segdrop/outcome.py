@@ -29,6 +29,7 @@ def results(state: State) -> Results:
     }
     rows = read_csv(state.folder / FOLDS)
     path, config = state.folder / TEST, state.config
+    test, (leader, _) = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None, leading(state, trials)
     shares: dict[str, list[float]] = {}
     for (arm, *_), trial in scored.items():
         scores = trial.user_attrs["scores"]
@@ -68,7 +69,7 @@ def results(state: State) -> Results:
         ],
         failures=[Failure(keys.index(arm), *place, reason) for (arm, *place), reason in failed.items() if arm in keys],
         groups={row["id"]: row["group"] for row in rows} if "group" in rows[0] else None,
-        test=json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None,
+        test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
     )
 
 

@@ -44,12 +44,13 @@ def panel(image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> np.ndarray:
 
 
 def save_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Plot loss and Dice of training and validation against the epoch."""
+    """Plot loss and Dice of training and, where there is one, validation against the epoch."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "dice"), strict=True):
-        axes.plot(epochs, [row[name] for row in history], label="training")
-        axes.plot(epochs, [row[f"val_{name}"] for row in history], label="validation")
+        for column, label in ((name, "training"), (f"val_{name}", "validation")):
+            if column in history[0]:
+                axes.plot(epochs, [row[column] for row in history], label=label)
         axes.set(xlabel="epoch", ylabel=name)
         axes.legend()
     figure.savefig(path, dpi=120)

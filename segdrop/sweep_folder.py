@@ -80,8 +80,15 @@ def read_folds(folder: Path, dataset: Dataset) -> tuple[list[list[np.ndarray]], 
     return repeats, np.array(held_out, int), groups
 
 
+def check_data(record: dict, dataset: Dataset, folder: str | os.PathLike) -> None:
+    """Raise InputError unless the data set holds what the sweep was started with, wherever it lies."""
+    if dataset.digest != record["data_sha256"]:
+        raise InputError(f"{dataset.path} has other images or masks than {folder} was started with.")
+
+
 def sweep_split(folder: str | os.PathLike, dataset: Dataset) -> dict[str, np.ndarray]:
     """All folds' images to train on, none to validate with, and the sweep's test images."""
+    check_data(open_sweep(folder), dataset, folder)
     repeats, test, _ = read_folds(Path(folder), dataset)
     return {"train": np.sort(np.concatenate(repeats[0])), "val": np.empty(0, int), "test": test}
 

@@ -14,7 +14,7 @@ from .config import SweepConfig
 from .errors import InputError
 from .outcome import choose, remove_models, results
 from .run import write_json
-from .sweep_folder import TEST, fold_runs, read_chosen, read_folds
+from .sweep_folder import TEST, check_data, fold_runs, read_chosen, read_folds
 from .sweep_state import State, check, open_or_start, open_state
 
 
@@ -56,7 +56,9 @@ def sweep(
     return _conclude(state)
 
 
-def sweep_report(folder: str | os.PathLike, *, storage: str | None = None, test: bool = False) -> Answer:
+def sweep_report(
+    folder: str | os.PathLike, *, storage: str | None = None, test: bool = False, data: str | None = None
+) -> Answer:
     """The answer of a sweep from the trainings that are finished by now; written to its folder anew.
 
     Args:
@@ -64,11 +66,14 @@ def sweep_report(folder: str | os.PathLike, *, storage: str | None = None, test:
         storage: the database's address, where the sweep has one.
         test: score the chosen arm on the sweep's test images: the mean of its folds' models. This is done once, for a
             finished sweep; later reports show the stored scores.
+        data: for `test`, the data set where it lies elsewhere than when the sweep was started.
 
     Raises:
         FileNotFoundError, InputError: there is no such sweep, or `test` is asked of one that is not finished.
     """
     state = open_state(Path(folder), storage)
+    if data is not None:
+        state.config = dataclasses.replace(state.config, train=dataclasses.replace(state.config.train, data=data))
     if test:
         _score_test(state)
     return _conclude(state)
@@ -143,8 +148,7 @@ def _score_test(state: State) -> None:
         return
     runs, train = fold_runs(state.folder), state.arm_config(chosen["changes"])
     dataset = training_data(train)
-    if dataset.digest != state.record["data_sha256"]:
-        raise InputError(f"{train.data} has changed since {state.folder} was started, so that `test` means nothing.")
+    check_data(state.record, dataset, state.folder)
     _, members, _ = read_folds(state.folder, dataset)
     if not len(members):
         raise InputError(f"{state.folder} has no test images: all are in its folds.")

@@ -219,9 +219,10 @@ def training_data(config: TrainConfig) -> Dataset:
 
 
 def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
-    if config.from_sweep is not None:
-        return sweep_split(config.from_sweep, dataset)
-    split = split_dataset(dataset, config.seed, config.val_fraction)
+    if config.from_sweep is None:
+        split = split_dataset(dataset, config.seed, config.val_fraction)
+    else:
+        split = sweep_split(config.from_sweep, dataset)
     return {**split, "train": part_of(dataset, split["train"], config.train_fraction, config.seed)}
 
 

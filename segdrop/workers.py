@@ -23,7 +23,7 @@ from .dataset import Dataset
 from .errors import Diverged, InputError
 from .outcome import models_lacking, remove_models, scored_by_training
 from .run import MODEL
-from .sweep_folder import TRAININGS, read_folds
+from .sweep_folder import TRAININGS, check_data, read_folds
 from .sweep_state import State, open_state
 from .trials import Job
 
@@ -78,7 +78,11 @@ class Worker:
         held_out = repeats[job.repeat][job.fold]
         inside = np.sort(np.concatenate(repeats[job.repeat]))
         split = {"train": np.setdiff1d(inside, held_out), "val": np.sort(held_out), "test": np.empty(0, int)}
-        weights = "random" if state.record["random_weights"] else find_weights(config)
+        # Where a machine lacks the weights that the others have, this is an error and no training from random ones.
+        wanted = "none" if state.record["random_weights"] else "imagenet"
+        weights = find_weights(
+            dataclasses.replace(config, encoder_weights=wanted) if config.encoder_weights == "auto" else config
+        )
         run_dir = state.folder / TRAININGS / f"{number:05d}"
         original = run_dir if job.rebuilt is None else run_dir.with_name(f"{job.rebuilt:05d}")
         if (original / MODEL).is_file() and job.rebuilt is not None:
@@ -104,6 +108,7 @@ class Worker:
         if key not in self.datasets:
             self.datasets.clear()
             self.datasets[key] = training_data(config)
+            check_data(self.state.record, self.datasets[key], self.state.folder)
         return self.datasets[key]
 
 
@@ -112,6 +117,8 @@ class Progress:
 
     def __init__(self, state: State):
         self.state, self.started, self.told = state, time.monotonic(), set()
+        if state.record["random_weights"]:
+            _console.print("The encoder starts from RANDOM weights: no ImageNet weights could be had.")
         # What an earlier call has finished is no news.
         self.before = {trial.number for trial in state.trials.all() if trial.state.is_finished()}
         if self.before:

@@ -146,6 +146,26 @@ def test_three_processes_on_one_file_run_each_training_once(tmp_path, opened):
     assert set(Counter(map(Job.of, known)).values()) == {1} and len(known) == 30
 
 
+def test_who_reads_that_a_trial_waits_claims_it_before_another_can_read(trials, opened, monkeypatch):
+    trials.enqueue(trials.planned([])[:1])
+    trial, claims = trials.all()[0]._trial_id, {}
+    first, second = (another(trials, opened).study._storage._backend for _ in range(2))
+
+    def claim(name, database):
+        claims[name] = database.set_trial_state_values(trial, TrialState.RUNNING)
+
+    rival = threading.Thread(target=claim, args=("second", second))
+
+    def between_reading_and_writing(*arguments):
+        rival.start()
+        rival.join(1)
+
+    monkeypatch.setattr(first, "check_trial_is_updatable", between_reading_and_writing)
+    claim("first", first)
+    rival.join()
+    assert claims == {"first": True, "second": False}
+
+
 @pytest.mark.parametrize("task", ["die", "claim and die"])
 def test_a_killed_workers_trial_is_run_again_and_a_living_workers_is_not(task, trials, opened, monkeypatch):
     monkeypatch.setattr(storage, "_LONGEST_WAIT", 0)

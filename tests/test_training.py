@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 
 import albumentations as A
 import keras
@@ -15,13 +17,13 @@ from conftest import randomise, write_pairs, write_table, write_weight_file
 from test_images import write_dicom
 
 import segdrop
-from segdrop import InputError, TrainConfig, train, training
+from segdrop import InputError, SweepConfig, TrainConfig, train, training
 from segdrop.augment import Sampler
 from segdrop.cells import draw_cells
 from segdrop.dataset import Dataset, open_dataset, part_of
 from segdrop.intensity import Intensity
 from segdrop.metrics import dice, foreground_mean, to_labels
-from segdrop.run import best_epoch
+from segdrop.run import best_epoch, write_json
 from segdrop.sweep_folder import write_folds
 from segdrop.training import WarmupCosine
 from segdrop.unet import build_unet, encoder_layers
@@ -580,6 +582,7 @@ def without_validation(cells, tmp_path_factory):
     home = tmp_path_factory.mktemp("sweeps")
     dataset = open_dataset(cells)
     write_folds(home, dataset, [[np.array([0, 2, 3]), np.array([1, 4, 5])]], {})
+    write_json(home / "sweep.json", {"config": SweepConfig().to_json(), "data_sha256": dataset.digest})
     config = tiny(cells, home / "run", from_sweep=str(home), epochs=5, stop_after=2, patience=1)
     original, weights = training._Session.record_epoch, []
 
@@ -605,6 +608,18 @@ def test_training_on_all_folds_has_no_validation_and_scores_nothing(without_vali
     assert splits == {f"cell_{i}": "train" for i in range(6)} | {"cell_6": "test", "cell_7": "test"}
     assert result.metrics == {} and json.loads((result.run_dir / "metrics.json").read_text()) == {}
     assert (result.run_dir / "examples.png").is_file() and (result.run_dir / "curves.png").is_file()
+
+
+def test_all_folds_are_those_of_the_sweep_s_own_data(without_validation, tmp_path):
+    result, _ = without_validation
+    record = json.loads((result.run_dir / "config.json").read_text())
+    sweep = Path(record["config"]["from_sweep"])
+    stored = json.loads((sweep / "sweep.json").read_text())
+    for file in ("folds.csv", "sweep.json"):
+        shutil.copy(sweep / file, tmp_path)
+    write_json(tmp_path / "sweep.json", {**stored, "data_sha256": "another"})
+    with pytest.raises(InputError, match="has other images or masks than .* was started with"):
+        train(TrainConfig(data=record["config"]["data"], run_dir=tmp_path / "run", from_sweep=tmp_path))
 
 
 def test_without_validation_the_last_epoch_s_model_is_kept(without_validation):
