@@ -16,6 +16,7 @@ from conftest import draw_cells, write_pairs
 from optuna.trial import TrialState
 from postgresql import Unavailable, server
 
+from segdrop import sweep_state
 from segdrop.answers import answer
 from segdrop.config import SweepConfig, TrainConfig
 from segdrop.outcome import choose, remove_models, results, scored_by_training
@@ -98,8 +99,11 @@ def swept(postgresql, tmp_path_factory):
     data = write_pairs(folder / "data", {f"c{i}": draw_cells(np.random.default_rng(i), 32) for i in range(8)})
     url = postgresql.create("sweep")
     rates = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45]
-    shared = open_or_start(folder / "shared", config(data, rates, (0, 1)), url, heartbeat=1, grace=4)
-    alone = open_or_start(folder / "alone", config(data, rates[3:4], (0,)), None)
+    opened = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_state, "open_storage", lambda *given: opened.append(open_storage(*given)) or opened[-1])
+        shared = open_or_start(folder / "shared", config(data, rates, (0, 1)), url, heartbeat=1, grace=4)
+        alone = open_or_start(folder / "alone", config(data, rates[3:4], (0,)), None)
     single = worker(alone.folder, None, folder / "alone.log")
     workers = [worker(shared.folder, url, folder / f"shared{i}.log") for i in range(4)]
     wait_until(lambda: len(by_training(shared)) >= 4 and len(running(shared)) >= 2)
@@ -114,15 +118,15 @@ def swept(postgresql, tmp_path_factory):
     codes = {process.pid: process.wait(900) for process in workers}
     assert single.wait(900) == 0, (folder / "alone.log").read_text()
     yield shared, alone, killed, codes
-    for state in (shared, alone):
-        state.trials.study._storage._backend.engine.dispose()
+    for database in opened:
+        database.engine.dispose()
 
 
 def test_the_workers_that_are_left_finish_every_training(swept):
     shared, _, killed, codes = swept
     assert sorted(codes.values()) == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
     assert {pid for pid, code in codes.items() if code} == set(killed)
-    places = {(repeat, fold, seed) for repeat in (0,) for fold in (0, 1) for seed in (0, 1)}
+    places = {(0, fold, seed) for fold in (0, 1) for seed in (0, 1)}
     arms = {arm for arm, *_ in by_training(shared)}
     assert len(arms) == 10 and set(by_training(shared)) == {(arm, *place) for arm in arms for place in places}
 
