@@ -90,7 +90,7 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepOptions:
+class SweepOptions(SweepConfig):
     """Does dropout help on these data? Train with and without it on the same folds, and tell how sure the answer is."""
 
     folder: tyro.conf.Positional[Path]
@@ -108,18 +108,6 @@ class SweepOptions:
     grid: str | None = None
     """Any fields of the training and their values as JSON, {"lr": [0.001, 0.0003]}, or a file of it; a list of such
     mappings is one grid after the other, and for --search {"low": 0.05, "high": 0.5} is a range."""
-    folds: int = 5
-    """Folds of the cross-validation."""
-    repeats: int = 1
-    """Times that the images are divided into folds anew; more can be asked of a finished sweep."""
-    seeds: tuple[int, ...] = (0,)
-    """Each fold of each arm is trained with every one; more can be asked of a finished sweep."""
-    search: int = 0
-    """Number of arms to propose from the grid (Optuna's TPE), instead of all combinations."""
-    prune: bool = False
-    """In a search, drop an arm whose first fold is below the median of the others' first folds."""
-    hold_out: bool = True
-    """Keep test images out of the folds: those of the given split, else some that are cut off."""
     storage: str | None = None
     """Database for many machines, postgresql://user@host/database; by default a file in the folder, for one machine."""
     workers: int | None = None
@@ -380,8 +368,8 @@ def _sweep_config(options: SweepOptions) -> SweepConfig | None:
         grid = default_grid(options.train, given)
     elif given:
         raise InputError(f"`grid` is given beside {', '.join(given)}; put all into it.")
-    names = ("train", "folds", "repeats", "seeds", "search", "prune", "hold_out")
-    return SweepConfig(grid=grid, **{name: getattr(options, name) for name in names})
+    shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(SweepConfig)}
+    return SweepConfig(**{**shared, "grid": grid})
 
 
 def _evaluate(options: EvaluateOptions) -> None:

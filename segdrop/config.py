@@ -210,9 +210,9 @@ class SweepConfig:
     folds: int = 5
     """Folds of the cross-validation."""
     repeats: int = 1
-    """Times that the images are divided into folds anew."""
+    """Times that the images are divided into folds anew; a finished sweep can be asked for more."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of initial weights, order, augmentation and dropout: each fold of each arm is trained with every one."""
+    """Seeds, with every one of which each fold of each arm is trained; a finished sweep can be asked for more."""
     search: int = 0
     """Number of arms to propose from the grid's values and ranges (Optuna's TPE), instead of all combinations."""
     prune: bool = False

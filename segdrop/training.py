@@ -679,7 +679,8 @@ def _announce(record, dataset: Dataset, split, model: keras.Model, run_dir: Path
 
 def _report(metrics, record, run_dir: Path, history, seconds: float) -> None:
     best = best_epoch(history)
-    _console.print(f"\nBest epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
+    which = "Best" if "val_dice" in history[0] else "Last"
+    _console.print(f"\n{which} epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
     for name, scores in metrics.items():
         dice, iou = ("undefined" if scores[key] is None else f"{scores[key]:.4f}" for key in ("dice", "iou"))
         _console.print(f"{name:5} Dice {dice}  IoU {iou}  ({scores['images']} images)")

@@ -3,16 +3,19 @@
 import csv
 import dataclasses
 import errno
+import gc
 import json
 import math
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import albumentations as A
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import randomise, write_pairs, write_table, write_weight_file
 from test_images import write_dicom
 
@@ -636,3 +639,22 @@ def test_test_images_of_a_sweep_are_scored_when_they_are_asked_for(without_valid
     assert scores["images"] == 2 and 0 <= scores["dice"] <= 1
     with pytest.raises(InputError, match="has no image in the split 'val'"):
         segdrop.evaluate(result.run_dir, split="val")
+
+
+def step_taken_with(optimizer):
+    """A weak reference to the graph of a step that an optimizer has taken and nobody needs any more."""
+    variable = keras.Variable(np.zeros(4, "float32"))
+    update = optimizer(0.1, name="adamw")
+    update.build([variable])
+    step = tf.function(lambda: update.apply([tf.ones(4)], [variable]))
+    step()
+    assert np.all(np.asarray(variable) < 0)
+    return weakref.ref(step.get_concrete_function().graph)
+
+
+@pytest.mark.parametrize("optimizer, is_kept", [(keras.optimizers.AdamW, True), (training._OneDeviceAdamW, False)])
+def test_a_training_s_step_is_freed_with_it(optimizer, is_kept):
+    """Keras's own optimizer keeps the traced step, and all it captures, for as long as the process lives."""
+    graph = step_taken_with(optimizer)
+    gc.collect()
+    assert (graph() is not None) == is_kept
