@@ -185,7 +185,7 @@ def name_of(changes: Mapping) -> str:
 
 
 def rate_text(rate) -> str:
-    """A rate as it is written on the command line."""
+    """A rate as it is written on the command line, with four digits at most."""
     if isinstance(rate, Mapping):
-        return ",".join(f"{block}={value}" for block, value in rate.items())
-    return "..".join(map(str, rate)) if isinstance(rate, (list, tuple)) else str(rate)
+        return ",".join(f"{block}={value:.4g}" for block, value in rate.items())
+    return "..".join(f"{value:.4g}" for value in (rate if isinstance(rate, (list, tuple)) else [rate]))

@@ -92,7 +92,8 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
     if folder.exists() and any(not path.name.startswith((".", FOLDS, DATABASE)) for path in folder.iterdir()):
         raise FileExistsError(f"`folder` exists and is not a sweep's: {folder}; choose another.")
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told in the answer
-    database = open_storage(storage or "sqlite://")  # one that is unreachable is found before the data are read
+    if storage is not None:
+        open_storage(storage).engine.dispose()  # one that is unreachable is found before the data are read
     _, dataset, folds, precision = check(config)
     train = config.train
     record = {
@@ -108,23 +109,35 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
         "random_weights": train.encoder_weights == "auto" and find_weights(train) == "random",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    if storage is None:
-        database = open_storage(file_url(folder))
-    study = optuna.create_study(study_name=record["study"], storage=database, direction="maximize")
-    trials = Trials(study, config)
-    trials.enqueue(trials.missing([]))
     names = {group: f"g{i}" for i, group in enumerate(dict.fromkeys(dataset.groups))}
     write_folds(folder, dataset, folds, names)
-    # Everything else is there when this file is, and of two that start at once one only can make it.
+    database = open_storage(storage or file_url(folder))
+    try:
+        study = optuna.create_study(study_name=record["study"], storage=database, direction="maximize")
+        trials = Trials(study, config)
+        trials.enqueue(trials.missing([]))
+        if not _place(record, folder):
+            optuna.delete_study(study_name=record["study"], storage=database)
+            _check_same(folder, config)
+    finally:
+        database.engine.dispose()
+
+
+def _place(record: dict, folder: Path) -> bool:
+    """Write sweep.json, after everything else; False where another machine that started at once was quicker."""
     temporary = folder / f".{record['study']}.json"
     write_json(temporary, record)
     try:
         os.link(temporary, folder / SWEEP)
     except FileExistsError:
-        optuna.delete_study(study_name=record["study"], storage=database)
-        _check_same(folder, config)
+        return False
+    except OSError:  # a file system without hard links
+        if (folder / SWEEP).exists():
+            return False
+        os.replace(temporary, folder / SWEEP)
     finally:
         temporary.unlink(missing_ok=True)
+    return True
 
 
 def check(config: SweepConfig) -> tuple[list[dict], Dataset, list[list[np.ndarray]], str]:
