@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import types
 import weakref
 from pathlib import Path
 
@@ -252,6 +253,7 @@ def test_the_best_epoch_is_the_first_of_the_highest_dice(scores, best):
 )
 def test_training_stops_when_patience_runs_out(scores, freeze_epochs, stops):
     session = object.__new__(training._Session)
+    session.validation = types.SimpleNamespace(plan=[[0]])
     session.config = TrainConfig(patience=2, freeze_epochs=freeze_epochs)
     session.history = history_of(*scores)
     assert session._out_of_patience() is stops
