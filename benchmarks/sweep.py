@@ -54,11 +54,11 @@ def overhead(data: str, folder: Path, epochs: int) -> None:
     )
 
 
-def parallel(data: str, folder: Path, epochs: int) -> None:
+def parallel(data: str, folder: Path, epochs: int, rounds: int = 2) -> None:
     cores = len(os.sched_getaffinity(0))
     train = TrainConfig(data=data, epochs=epochs, patience=epochs, encoder_weights="none")
     config = SweepConfig(train, {"encoder_dropout": [0.2], "dropout_kind": ["spatial"]}, folds=2)
-    for repeat in range(2):
+    for repeat in range(rounds):
         for workers in (1, *sorted({max(1, cores // 2), cores} - {1})):
             # A process of its own for one worker too, so that all start alike.
             place = folder / f"{repeat}_{workers}"
