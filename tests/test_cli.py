@@ -254,7 +254,11 @@ def bright(tmp_path_factory):
 
 
 def segdrop(*arguments, **options):
-    return subprocess.Popen([sys.executable, "-m", "segdrop.cli", *map(str, arguments)], **options)
+    def heed_interrupts():  # a shell has its background jobs ignore them, and these tests may run in one
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    command = [sys.executable, "-m", "segdrop.cli", *map(str, arguments)]
+    return subprocess.Popen(command, preexec_fn=heed_interrupts, **options)
 
 
 def test_one_bad_file_is_one_line_and_exit_code_1_and_the_others_are_written(bright, tmp_path, capsys):
