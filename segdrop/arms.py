@@ -128,6 +128,11 @@ def arm_config(train: TrainConfig, point: Mapping) -> TrainConfig:
     return dataclasses.replace(config, spatial=False, dropout_kind=kind)
 
 
+def config_of(train: TrainConfig, changes: Mapping) -> TrainConfig:
+    """The configuration of an arm, given by its changes from `train` without dropout."""
+    return arm_config(without_dropout(train), changes)
+
+
 def any_dropout(config: TrainConfig) -> bool:
     rates = config.encoder_dropout
     return any(rates.values() if isinstance(rates, dict) else rates if isinstance(rates, tuple) else [rates])

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .answers import Arm, Failure, Results, Training
 from .arms import arms_of, curve_of, key_of, name_of, reference_of
 from .run import MODEL, PER_IMAGE, read_csv, write_json
-from .sweep_folder import CHOSEN, FOLDS, TEST, TRAININGS
+from .sweep_folder import CHOSEN, FOLDS, TEST, training_dir
 from .sweep_state import State
 from .trials import Job, first_trainings, is_pruned, is_score, is_settled
 
@@ -134,7 +134,7 @@ def remove_models(state: State) -> None:
         beaten = trial.user_attrs.get("arm") in out
         abandoned = trial.state.is_finished() and trial.number not in counted
         if beaten or abandoned:
-            (state.folder / TRAININGS / f"{trial.number:05d}" / MODEL).unlink(missing_ok=True)
+            (training_dir(state.folder, trial.number) / MODEL).unlink(missing_ok=True)
 
 
 def _ensemble(state: State, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -157,7 +157,7 @@ def models_lacking(state: State) -> list[Job]:
     return [
         Job(0, trial.user_attrs["fold"], trial.user_attrs["seed"], trial.user_attrs["arm"], rebuilt=trial.number)
         for trial in _ensemble(state, trials)
-        if not (state.folder / TRAININGS / f"{trial.number:05d}" / MODEL).is_file()
+        if not (training_dir(state.folder, trial.number) / MODEL).is_file()
         and trial.number not in given_up_or_under_way
     ]
 
@@ -182,7 +182,7 @@ def choose(state: State) -> bool:
         "seed": state.config.seeds[0],
         "stop_after": round(statistics.median(epochs)),
         "best_epochs": epochs,
-        "trainings": [f"{trial.number:05d}" for trial in ensemble],
+        "trainings": [training_dir(state.folder, trial.number).name for trial in ensemble],
     }
     write_json(state.folder / CHOSEN, chosen)
     return True
@@ -207,7 +207,7 @@ def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
 
 
 def _per_image(state: State, number: int) -> dict[str, float]:
-    path = state.folder / TRAININGS / f"{number:05d}" / PER_IMAGE
+    path = training_dir(state.folder, number) / PER_IMAGE
     if not path.is_file():
         return {}
     return {row["id"]: float(row["dice"] or "nan") for row in read_csv(path)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arms import arm_config, without_dropout
+from .arms import config_of
 from .config import SweepConfig, TrainConfig
 from .dataset import Dataset
 from .errors import InputError
@@ -45,14 +45,19 @@ def is_sweep(folder: str | os.PathLike) -> bool:
     return (Path(folder) / SWEEP).is_file()
 
 
-def write_folds(folder: Path, dataset: Dataset, folds: Sequence[Sequence[np.ndarray]], groups: dict[str, str]) -> None:
+def training_dir(folder: str | os.PathLike, number: int) -> Path:
+    """The run's folder of a trial."""
+    return Path(folder) / TRAININGS / f"{number:05d}"
+
+
+def write_folds(folder: Path, dataset: Dataset, folds: Sequence[Sequence[np.ndarray]]) -> None:
     """Store the folds: a row for each image, with the number of its fold in each repeat, or "test".
 
     Args:
         folds: for each repeat the validation images of each fold.
-        groups: name of the group of each group, which tells nothing about a patient.
     """
     rows = []
+    groups = {group: f"g{i}" for i, group in enumerate(dict.fromkeys(dataset.groups))}  # tells nothing of a patient
     homes = [{int(i): str(number) for number, part in enumerate(parts) for i in part} for parts in folds]
     for index, name in enumerate(dataset.ids):
         row = {"id": name}
@@ -120,7 +125,7 @@ def chosen_config(folder: str | os.PathLike, **changes) -> TrainConfig:
     """
     chosen = read_chosen(folder)
     train = SweepConfig.from_json(open_sweep(folder)["config"]).train
-    config = arm_config(without_dropout(train), chosen["changes"])
+    config = config_of(train, chosen["changes"])
     fields = {"seed": chosen["seed"], "from_sweep": str(folder), "stop_after": chosen["stop_after"]}
     return dataclasses.replace(config, **{**fields, "train_fraction": 1.0, **changes})
 

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 
 from . import __version__
-from .arms import arm_config, arms_of, parts, without_dropout
+from .arms import arm_config, arms_of, config_of, parts
 from .config import SweepConfig, TrainConfig
 from .dataset import Dataset, cross_validation, split_dataset
 from .errors import InputError
@@ -30,23 +30,31 @@ class State:
     Attributes:
         folder: its folder.
         record: the contents of sweep.json.
-        config: what is compared, with the data's place on this machine.
         trials: its trainings.
         storage: address of the database, None for the file in the folder.
     """
 
     folder: Path
     record: dict
-    config: SweepConfig
     trials: Trials
     storage: str | None
+
+    @property
+    def config(self) -> SweepConfig:
+        """What is compared, with the data's place on this machine."""
+        return self.trials.config
 
     def precision_of(self, train: TrainConfig) -> str:
         """All machines compute alike: as the one that started the sweep, unless the arm says how."""
         return self.record["mixed_precision"] if train.mixed_precision == "auto" else train.mixed_precision
 
     def arm_config(self, changes: Mapping) -> TrainConfig:
-        return arm_config(without_dropout(self.config.train), changes)
+        return config_of(self.config.train, changes)
+
+    def change_training(self, **fields) -> None:
+        """Set what may differ between machines: where the data lie, and the memory for them."""
+        train = dataclasses.replace(self.config.train, **fields)
+        self.trials.config = dataclasses.replace(self.config, train=train)
 
 
 def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None, **heartbeat: int) -> State:
@@ -56,12 +64,10 @@ def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None,
             raise InputError(f"{folder} is not the folder of a sweep, and no configuration is given to start one.")
         _start(folder, config, storage)
     elif config is not None:
-        _check_same(folder, config)
-        config = _grow(folder, config)
+        _grow(folder, config, _check_same(folder, config))
     state = open_state(folder, storage, **heartbeat)
     if config is not None:
-        train = dataclasses.replace(state.config.train, data=config.train.data, cache_mb=config.train.cache_mb)
-        state.config = state.trials.config = dataclasses.replace(state.config, train=train)
+        state.change_training(data=config.train.data, cache_mb=config.train.cache_mb)
     return state
 
 
@@ -81,7 +87,7 @@ def open_state(folder: Path, storage: str | None, *, heartbeat: int = HEARTBEAT,
             f"{record['storage']} does not know the sweep of {folder} ({record['study']}); give the storage that it "
             "was started with, or start anew in another folder."
         ) from None
-    return State(folder, record, config, Trials(study, config), storage)
+    return State(folder, record, Trials(study, config), storage)
 
 
 def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
@@ -109,8 +115,7 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
         "random_weights": train.encoder_weights == "auto" and find_weights(train) == "random",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    names = {group: f"g{i}" for i, group in enumerate(dict.fromkeys(dataset.groups))}
-    write_folds(folder, dataset, folds, names)
+    write_folds(folder, dataset, folds)
     database = open_storage(storage or file_url(folder))
     try:
         study = optuna.create_study(study_name=record["study"], storage=database, direction="maximize")
@@ -153,7 +158,7 @@ def check(config: SweepConfig) -> tuple[list[dict], Dataset, list[list[np.ndarra
     dataset = training_data(config.train)
     folds = _divide(dataset, config)
     _, precision = choose_device(config.train.mixed_precision)
-    _check_arms([arm_config(without_dropout(config.train), arm) for arm in arms], dataset)
+    _check_arms([config_of(config.train, arm) for arm in arms], dataset)
     return arms, dataset, folds, precision
 
 
@@ -213,8 +218,8 @@ def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
             build_model(config, dataset.class_names, weights, "off")
 
 
-def _check_same(folder: Path, config: SweepConfig) -> None:
-    """Raise InputError, naming the difference, unless the sweep of `folder` is that of `config`."""
+def _check_same(folder: Path, config: SweepConfig) -> Dataset:
+    """Raise InputError, naming the difference, unless the sweep of `folder` is that of `config`; its data."""
     from .training import training_data
 
     record = open_sweep(folder)
@@ -235,25 +240,22 @@ def _check_same(folder: Path, config: SweepConfig) -> None:
     for name, (ours, theirs) in differences.items():
         raise InputError(f"`{name}` is {ours!r}, but {folder} was started with {theirs!r}; choose another folder.")
     dataset = training_data(config.train)
+    identity = _identity(dataset)
     for key, what in (("data_sha256", "other images or masks"), ("grouping_sha256", "other groups, splits or strata")):
-        if _identity(dataset)[key] != record[key]:
+        if identity[key] != record[key]:
             raise InputError(
                 f"{config.train.data} has {what} than {folder} was started with ({record['images']} images in its "
                 "folds); choose another folder."
             )
+    return dataset
 
 
-def _grow(folder: Path, config: SweepConfig) -> SweepConfig:
+def _grow(folder: Path, config: SweepConfig, dataset: Dataset) -> None:
     """Take over more repeats and seeds than the folder has."""
-    from .training import training_data
-
     record = open_sweep(folder)
     stored = record["config"]
     if config.repeats > stored["repeats"] or len(config.seeds) > len(stored["seeds"]):
-        dataset = training_data(config.train)
-        names = {group: f"g{i}" for i, group in enumerate(dict.fromkeys(dataset.groups))}
         folds, _, _ = read_folds(folder, dataset)  # what is trained already keeps its folds, whatever divided them
-        write_folds(folder, dataset, folds + _divide(dataset, config)[len(folds) :], names)
+        write_folds(folder, dataset, folds + _divide(dataset, config)[len(folds) :])
         write_json(folder / SWEEP, {**record, "config": {**stored, "repeats": config.repeats, "seeds": config.seeds}})
         (folder / CHOSEN).unlink(missing_ok=True)
-    return config

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .answers import Answer, answer, write_answer
-from .arms import arm_config, key_of, name_of, reference_of, without_dropout
+from .arms import config_of, key_of, name_of, reference_of
 from .config import SweepConfig
 from .errors import InputError
 from .outcome import choose, remove_models, results
@@ -73,7 +73,7 @@ def sweep_report(
     """
     state = open_state(Path(folder), storage)
     if data is not None:
-        state.config = dataclasses.replace(state.config, train=dataclasses.replace(state.config.train, data=data))
+        state.change_training(data=data)
     if test:
         _score_test(state)
     return _conclude(state)
@@ -109,7 +109,7 @@ def estimate(config: SweepConfig) -> Price:
     seconds: dict[tuple, float] = {}
     total = 0.0
     for arm in arms:
-        train = arm_config(without_dropout(config.train), arm)
+        train = config_of(config.train, arm)
         # What dropout costs a step is not worth a measurement of its own.
         effort = key_of(reference_of(arm))
         if effort not in seconds:

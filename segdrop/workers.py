@@ -23,14 +23,13 @@ from .dataset import Dataset
 from .errors import Diverged, InputError
 from .outcome import models_lacking, remove_models, scored_by_training
 from .run import MODEL
-from .sweep_folder import TRAININGS, check_data, read_folds
+from .sweep_folder import check_data, read_folds, training_dir
 from .sweep_state import State, open_state
 from .trials import Job
 
 _POLL = 2.0  # seconds between looks at what the other workers do
-_STORAGE = (
-    "SEGDROP_STORAGE"  # environment of the workers: an address may hold a password, which no list of processes shows
-)
+# In the workers' environment: an address may hold a password, and arguments are in every list of processes.
+_STORAGE = "SEGDROP_STORAGE"
 _GRACE = 5.0  # seconds for a worker to end its training after a Ctrl-C
 LOGS = "logs"
 _console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -83,8 +82,8 @@ class Worker:
         weights = find_weights(
             dataclasses.replace(config, encoder_weights=wanted) if config.encoder_weights == "auto" else config
         )
-        run_dir = state.folder / TRAININGS / f"{number:05d}"
-        original = run_dir if job.rebuilt is None else run_dir.with_name(f"{job.rebuilt:05d}")
+        run_dir = training_dir(state.folder, number)
+        original = run_dir if job.rebuilt is None else training_dir(state.folder, job.rebuilt)
         if (original / MODEL).is_file() and job.rebuilt is not None:
             raise TrialPruned("another worker has rebuilt the model")
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -256,8 +255,7 @@ def _main(folder: str, data: str, cache_mb: str, cores: str) -> int:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     try:
         state = open_state(Path(folder), os.environ.get(_STORAGE) or None)
-        train = dataclasses.replace(state.config.train, data=data, cache_mb=int(cache_mb))
-        state.config = dataclasses.replace(state.config, train=train)
+        state.change_training(data=data, cache_mb=int(cache_mb))
         Worker(state).work()
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)

@@ -7,7 +7,9 @@ import cv2
 import h5py
 import keras
 import numpy as np
+import optuna
 import pytest
+from postgresql import Unavailable, server
 
 from segdrop.cells import draw_cells
 from segdrop.config import TrainConfig
@@ -100,6 +102,31 @@ def cells(tmp_path_factory):
 def plain():
     """A resnet18 U-Net without dropout, every weight set."""
     return randomise(build_unet("resnet18", encoder_weights=None))
+
+
+def tiny_training(data, **fields):
+    """A training of seconds, the same in every process."""
+    tiny = {"encoder": "resnet18", "encoder_weights": "none", "mixed_precision": "off", "crop_size": 32, "epochs": 1}
+    return TrainConfig(data=str(data), **{**tiny, **fields})
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    """A real PostgreSQL server."""
+    try:
+        with server() as running:
+            yield running
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def quiet_optuna():
+    """No lines about trials; its verbosity is put back."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    yield
+    optuna.logging.set_verbosity(before)
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ from collections import Counter
 import numpy as np
 import optuna
 import pytest
-from conftest import draw_cells, write_pairs
+from conftest import draw_cells, tiny_training, write_pairs
 from optuna.trial import TrialState
-from postgresql import Unavailable, server
 
 from segdrop import sweep_state
 from segdrop.answers import answer
-from segdrop.config import SweepConfig, TrainConfig
+from segdrop.config import SweepConfig
 from segdrop.outcome import choose, remove_models, results, scored_by_training
 from segdrop.storage import open_storage
 from segdrop.sweep_folder import fold_runs
@@ -39,27 +38,9 @@ Worker(open_state(Path(folder), storage or None, heartbeat=1, grace=4)).work()
 """
 
 
-@pytest.fixture(scope="module")
-def postgresql():
-    try:
-        with server() as running:
-            yield running
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-
-
 def config(data, rates, seeds):
-    train = TrainConfig(
-        data=str(data),
-        encoder="resnet18",
-        encoder_weights="none",
-        mixed_precision="off",
-        crop_size=32,
-        batch_size=2,
-        epochs=1,
-    )
     grid = {"encoder_dropout": rates, "dropout_kind": ["spatial"]}
-    return SweepConfig(train, grid, folds=2, seeds=seeds, hold_out=False)
+    return SweepConfig(tiny_training(data, batch_size=2), grid, folds=2, seeds=seeds, hold_out=False)
 
 
 def worker(folder, storage, log):

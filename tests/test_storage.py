@@ -20,7 +20,6 @@ import psycopg
 import pytest
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
-from postgresql import Unavailable, server
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError
 
 from segdrop import storage
@@ -29,6 +28,7 @@ from segdrop.errors import InputError
 from segdrop.storage import file_url, open_storage
 from segdrop.trials import Job, Trials, is_score
 
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 CONFIG = SweepConfig(
     TrainConfig(data="nowhere"), grid={"encoder_dropout": [0.1, 0.2], "dropout_kind": ["spatial"]}, folds=10
 )
@@ -61,23 +61,6 @@ while any(trial.state == optuna.trial.TrialState.WAITING for trial in trials.all
     trials.run_one(function, ())
 print(json.dumps(begun))
 """
-
-
-@pytest.fixture(autouse=True)
-def silence():
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    yield
-    optuna.logging.set_verbosity(before)
-
-
-@pytest.fixture(scope="module")
-def postgresql():
-    try:
-        with server() as running:
-            yield running
-    except Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.fixture

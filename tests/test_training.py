@@ -586,7 +586,7 @@ def without_validation(cells, tmp_path_factory):
     """A training on a sweep's folds, interrupted after its first epoch and resumed; its weights after each epoch."""
     home = tmp_path_factory.mktemp("sweeps")
     dataset = open_dataset(cells)
-    write_folds(home, dataset, [[np.array([0, 2, 3]), np.array([1, 4, 5])]], {})
+    write_folds(home, dataset, [[np.array([0, 2, 3]), np.array([1, 4, 5])]])
     write_json(home / "sweep.json", {"config": SweepConfig().to_json(), "data_sha256": dataset.digest})
     config = tiny(cells, home / "run", from_sweep=str(home), epochs=5, stop_after=2, patience=1)
     original, weights = training._Session.record_epoch, []

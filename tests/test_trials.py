@@ -15,16 +15,9 @@ from segdrop.config import SweepConfig, TrainConfig
 from segdrop.errors import Diverged, InputError
 from segdrop.trials import ATTEMPTS, Job, Trials, distributions, first_trainings, is_pruned, is_score
 
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
 SPATIAL = {"dropout_kind": ["spatial"]}
 NONE = key_of({})
-
-
-@pytest.fixture(autouse=True)
-def silence():
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def config(rates=(0.1, 0.2), **fields):

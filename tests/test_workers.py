@@ -14,12 +14,13 @@ import sys
 
 import keras
 import pytest
+from conftest import tiny_training
 from optuna.trial import TrialState
 
 from segdrop import sweep, training, workers
 from segdrop.answers import answer
 from segdrop.arms import key_of
-from segdrop.config import SweepConfig, TrainConfig
+from segdrop.config import SweepConfig
 from segdrop.errors import Diverged, InputError
 from segdrop.outcome import choose, leading, models_lacking, remove_models, results
 from segdrop.sweep_folder import fold_runs, read_chosen
@@ -37,16 +38,7 @@ PLACES = {
 
 
 def config(data, **fields):
-    train = TrainConfig(
-        data=str(data),
-        encoder="resnet18",
-        encoder_weights="none",
-        mixed_precision="off",
-        crop_size=32,
-        batch_size=1,
-        epochs=1,
-    )
-    return SweepConfig(train, **{"grid": SPATIAL, "folds": 2, **fields})
+    return SweepConfig(tiny_training(data, batch_size=1), **{"grid": SPATIAL, "folds": 2, **fields})
 
 
 @contextlib.contextmanager
