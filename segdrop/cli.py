@@ -319,7 +319,7 @@ def _train(config: TrainConfig) -> None:
 
 
 def _sweep(options: SweepOptions) -> None:
-    from .answers import tables
+    from .answer_files import tables
     from .sweep_folder import open_sweep
     from .sweeps import estimate, sweep, sweep_report
     from .workers import in_words

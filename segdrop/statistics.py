@@ -253,6 +253,11 @@ def fold_correlation(differences) -> float:
     return float((covariance.sum() / count - variance) / (count - 1) / variance)
 
 
+def pooled_std(values: np.ndarray) -> float:
+    """Standard deviation (ddof 1) along the last axis of float64 (..., n), pooled over all others; NaN if n < 2."""
+    return float(np.sqrt(values.var(axis=-1, ddof=1).mean())) if values.size and values.shape[-1] > 1 else math.nan
+
+
 def _quantile(confidence: float, degrees):
     """What |t| exceeds with the probability 1 - confidence."""
     return special.stdtrit(degrees, (1 + confidence) / 2)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .answers import Answer, answer, write_answer
+from .answer_files import write_answer
+from .answers import Answer, answer
 from .arms import config_of, key_of, name_of, reference_of
 from .config import SweepConfig
 from .errors import InputError

@@ -11,8 +11,9 @@ import textwrap
 
 import pytest
 
-from segdrop import answers, run
-from segdrop.answers import Arm, Failure, Results, Training, answer, tables, write_answer
+from segdrop import answer_files, answers, run
+from segdrop.answer_files import tables, write_answer
+from segdrop.answers import Arm, Failure, Results, Training, answer
 
 FOLDS = (0.80, 0.82, 0.84)  # Dice at rate 0
 CLEAR = (0.05, 0.04, 0.06)  # of t^2 = 0.05^2 / (0.01^2 (1/3 + 1/2)) = 30
@@ -154,7 +155,7 @@ def test_every_arm_is_compared_with_the_reference_of_its_own_settings():
     trainings = [one for i, level in enumerate(levels) for one in trained(i, [base + level for base in FOLDS])]
     found = answer(sweep(arms=arms, trainings=trainings))
     assert [one.comparison and round(one.comparison.difference, 6) for one in found.arms] == [None, None, 0.01, 0.01]
-    assert [answers._difference(found, one)["from"] for one in found.arms[2:]] == [
+    assert [answer_files._difference(found, one)["from"] for one in found.arms[2:]] == [
         "none",
         "none, lr=0.0003",
     ]
@@ -450,7 +451,8 @@ def test_an_answer_is_written_without_tensorflow_and_keras(tmp_path):
     script = f"""
         import sys
         from pathlib import Path
-        from segdrop.answers import Arm, Results, Training, answer, tables, write_answer
+        from segdrop.answer_files import tables, write_answer
+        from segdrop.answers import Arm, Results, Training, answer
         arms = [Arm("none", 0.0, "none", 0, {{}}), Arm("spatial 0.2", 0.2, "spatial", 0, {{}})]
         scores = dict(train_dice=0.9, best_epoch=1, epochs=2, seconds=1.0, ece=0.1, ece_foreground=0.1, brier=0.1)
         made = [Training(i, 0, k, 0, 0.8 + i * k / 100, 0.7, images={{}}, **scores) for i in (0, 1) for k in (0, 1, 2)]
