@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import brightness_model, write_pairs, write_run
+from optuna.trial import TrialState
 
 from segdrop import build_unet, load
 from segdrop.cli import main
 from segdrop.run import read_csv
 from segdrop.sweep_folder import chosen_config, fold_runs
+from segdrop.sweep_state import open_state
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--encoder", "resnet18", "--encoder-weights", "none", "--batch-size", "2", "--crop-size", "32"]
@@ -358,6 +360,32 @@ def test_an_interrupted_sweep_says_how_it_goes_on_and_exits_with_2(interrupted):
         "segdrop: interrupted; a sweep goes on with the same command, train and predict with --resume besides.\n"
     )
     assert "1 of 4  none, fold 1 of 2: Dice 0." in stdout
+
+
+def test_a_scheduler_ends_a_sweep_with_its_workers_and_the_trainings_wait_for_the_next_call(cells, tmp_path):
+    folder = tmp_path / "sweep"
+    process = segdrop(
+        *("sweep", folder, "--data", cells, *SWEEP, "--workers", "2"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list(folder.glob("trainings/*/config.json"))) == 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 2 and "interrupted; a sweep goes on with the same command" in stderr
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    # In whatever state the trainings were left: all four are waiting, or are missing and will be enqueued.
+    trials = open_state(folder, None).trials
+    trials.free_stale()
+    waiting = [trial for trial in trials.all() if trial.state == TrialState.WAITING]
+    assert len(waiting) + len(trials.missing(trials.all())) == 4
 
 
 def test_a_report_in_between_says_what_is_known_and_imports_no_tensorflow(answered):
