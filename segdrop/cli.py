@@ -10,7 +10,8 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -155,7 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 where some files failed, 2 for wrong input, told in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(arguments)
+        with _warnings_in_one_line():
+            return _dispatch(arguments)
     except InputError as error:
         message = str(error)
     except OSError as error:
@@ -164,6 +166,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = "interrupted; a sweep goes on with the same command, train and predict with --resume besides."
     print(f"segdrop: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Warnings for the user without the place in the code that gave them; developers' ones stay as they are."""
+    usual = warnings.formatwarning
+
+    def in_one_line(message, category, *where) -> str:
+        return f"segdrop: warning: {message}\n" if category is UserWarning else usual(message, category, *where)
+
+    warnings.formatwarning = in_one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _dispatch(arguments: list[str]) -> int:

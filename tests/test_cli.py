@@ -243,6 +243,12 @@ def test_inspecting_what_is_no_model_is_one_line(name, content, message, tmp_pat
     assert message in error and error.count("\n") == 1
 
 
+def test_a_warning_is_one_line_without_a_place_in_the_code():
+    code = "import warnings; from segdrop import cli; cli._dispatch = lambda _: warnings.warn('Odd.'); cli.main([])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "segdrop: warning: Odd.\n"
+
+
 def test_a_ramp_of_rates_is_given_with_two_dots(capsys):
     from segdrop.cli import _parse
 
