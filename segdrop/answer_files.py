@@ -186,7 +186,9 @@ def _sections(found: Answer, plotted: bool) -> list[str]:
 
 def _method(found: Answer) -> list[str]:
     results = found.results
-    compared = sum(one.comparison is not None for one in found.arms)
+    pruned = sum(one.state == "pruned" for one in found.arms)
+    counted = count(pruned + sum(one.comparison is not None for one in found.arms), "comparison")
+    counted += ", dropped arms among them" if pruned else ""
     differences = count(results.folds * results.repeats, "difference")
     unit = "images" if results.groups is None else "patients (groups of images)"
     said = [
@@ -197,7 +199,7 @@ def _method(found: Answer) -> list[str]:
         f"training images that folds share: there are {results.test_share:.3g} images of validation for one of "
         "training.",
         f'"helps" and "hurts" stand for an adjusted p below {LEVEL}. It is adjusted by Holm\'s procedure (1979) for '
-        f"{count(compared, 'comparison')}; the intervals are not adjusted, and hold for one comparison by itself.",
+        f"{counted}; the intervals are not adjusted, and hold for one comparison by itself.",
         f'"Over images" answers another question: how these very networks would differ on other {unit}. It is the mean '
         f"over single images, not over all pixels of a fold, and a bootstrap over {found.independent} {unit}.",
         "How many repeats or patients would be needed is rough: few folds tell little of the true difference and of "
@@ -205,7 +207,7 @@ def _method(found: Answer) -> list[str]:
         "Every score is that of the best epoch by validation Dice, and therefore optimistic, for all arms alike. The "
         "highest of many arms is optimistic once more, for having been chosen.",
     ]
-    if any(one.state == "pruned" for one in found.arms):
+    if pruned:
         said.append(
             "The search kept arms for the Dice of their first fold, which is part of their differences: what they gain "
             "is optimistic."

@@ -125,7 +125,7 @@ class Comparison:
     Attributes:
         difference: of the mean Dice, positive where the arm is better.
         test: `statistics.corrected_paired_test` of the differences of the folds; NaN where there is but one fold.
-        adjusted_p: its p value, adjusted by Holm's procedure for all comparisons of the sweep.
+        adjusted_p: its p value, adjusted by Holm's procedure for all comparisons of the sweep and for its pruned arms.
         images: the mean difference of the images and its 95% interval over groups of images, for the networks as they
             were trained.
         verdict: "helps" or "hurts" where `adjusted_p` is below 0.05, else "cannot be told".
@@ -312,9 +312,11 @@ def _compare(
     differences = [(dice[i] - dice[reference]).ravel() for i, reference in pairs]
     shares = [results.arms[i].test_share or results.test_share for i, _ in pairs]
     tests = [corrected_paired_test(one, share) for one, share in zip(differences, shares, strict=True)]
-    adjusted = holm([test.p for test in tests])
+    # An arm that a search has dropped for its first fold was looked at, too.
+    dropped = sum(arm.pruned for arm in results.arms)
+    adjusted = holm([*(test.p for test in tests), *[1.0] * dropped])[: len(tests)]
     # Holm's procedure is done with those that are told, and multiplies the next by the number of the others.
-    family = max(1, int(np.count_nonzero(adjusted >= LEVEL)))
+    family = max(1, dropped + int(np.count_nonzero(adjusted >= LEVEL)))
     used = {i for pair in pairs for i in pair}
     names = {image for i in used for one in trainings[i].values() for image in one.images}
     position = {image: i for i, image in enumerate(sorted(names))}

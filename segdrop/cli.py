@@ -51,7 +51,7 @@ class PredictFilesOptions(PredictOptions):
     """Write masks, and if asked for probabilities, uncertainty and overlays, of images of any size and format."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder, or an exported .onnx file."""
+    """The run's folder, a finished sweep's, or an exported .onnx file."""
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Images, folders (with their subfolders), or globs."""
     out: Path
@@ -99,7 +99,7 @@ class SweepOptions(SweepConfig):
     rates: tuple[float, ...] = ()
     """Dropout rates to compare with 0, by default 0.1 0.2 0.3 0.5."""
     kinds: tuple[Kind, ...] = ()
-    """Kinds of dropout, by default spatial."""
+    """Kinds of dropout, by default spatial; with --grid or --encoder-dropout what those and --dropout-kind say."""
     placements: tuple[Placement, ...] = ()
     """Places of the dropout in its units."""
     blocks: tuple[str, ...] = ()
@@ -322,7 +322,7 @@ def _describe(error: OSError) -> str:
         return str(error)
     where = f": {error.filename}" if error.filename else ""
     advice = {
-        errno.ENOSPC: "; free some space, then continue the run with --resume",
+        errno.ENOSPC: "; free some space, then go on: a sweep with the same command, a run with --resume",
         errno.EACCES: "; choose another place or change the permissions",
         errno.EROFS: "; choose another place",
     }.get(error.errno, "")

@@ -216,7 +216,7 @@ class SweepConfig:
     search: int = 0
     """Number of arms to propose from the grid's values and ranges (Optuna's TPE), instead of all combinations."""
     prune: bool = False
-    """In a search, drop an arm whose first fold is below the median of the others' first folds."""
+    """In a search, drop an arm whose first fold is below the median of the other proposals', once there are four."""
     hold_out: bool = True
     """Keep test images out of the folds: those of the given split, else some that are cut off."""
 

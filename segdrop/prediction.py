@@ -79,7 +79,8 @@ def predict(
     tiles where they were interrupted.
 
     Args:
-        run: a run's folder, an exported ONNX file, or what `segdrop.load` gave.
+        run: a run's folder, a finished sweep's (its folds' models), an exported ONNX file, or what `segdrop.load`
+            gave.
         inputs: files, folders (searched with their subfolders) and globs.
         out: the folder to write to, new unless `resume`.
         resume: go on in `out` where an earlier call with the same options was interrupted.
@@ -138,7 +139,7 @@ def predict_uncertainty(
     """How sure a network, or an ensemble of several, is of an image.
 
     Args:
-        run: a run's folder or what `segdrop.load` gave, or several of them.
+        run: a run's folder, a finished sweep's (its folds' models) or what `segdrop.load` gave, or several of them.
         image: (H, W) or (H, W, 3) in RGB with its own values, or the file of a single image.
         samples: Monte Carlo dropout samples of each network; 0: each predicts once, without dropout, so that what
             differs is the networks (or the views of `tta`).

@@ -10,7 +10,7 @@ import numpy as np
 
 from .answer_files import write_answer
 from .answers import Answer, answer
-from .arms import config_of, key_of, name_of, reference_of
+from .arms import DROPOUT_FIELDS, config_of, key_of, name_of, parts, reference_of
 from .config import SweepConfig
 from .errors import InputError
 from .outcome import choose, remove_models, results
@@ -116,8 +116,11 @@ def estimate(config: SweepConfig) -> Price:
         if effort not in seconds:
             seconds[effort] = time_training(train, dataset, split, precision)
         total += each * seconds[effort]
-    total += config.search * each * seconds[key_of({})]
-    return Price(tuple(map(name_of, arms)), (len(arms) + config.search) * each, total)
+    # A proposal that varies more than dropout has a reference of its own, unless another has the same.
+    pairs = any(name not in DROPOUT_FIELDS for part in parts(config.grid) for name in part)
+    proposed = config.search * (2 if pairs else 1)
+    total += proposed * each * seconds[key_of({})]
+    return Price(tuple(map(name_of, arms)), (len(arms) + proposed) * each, total)
 
 
 def _conclude(state: State) -> Answer:

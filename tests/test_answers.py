@@ -202,8 +202,8 @@ def test_unfinished_failed_and_pruned_arms_are_named_and_never_compared():
     assert (found.trained, found.expected) == (10, 13)
     assert found.arms[1].dice[0, :2].tolist() == pytest.approx([0.85, 0.86]) and math.isnan(found.arms[1].dice[0, 2])
     assert found.headline == (
-        "So far, with 10 of 13 trainings done, dropout helps on these data: spatial dropout of 0.3 raises Dice by "
-        "0.050 (95% interval 0.011 to 0.089, adjusted p 0.032)."
+        "So far, with 10 of 13 trainings done, whether dropout helps on these data cannot be told: with spatial "
+        "dropout of 0.3 the difference of Dice is +0.050 (95% interval 0.011 to 0.089, adjusted p 0.064)."
     )
     assert found.sentences[:3] == [
         "10 of 13 trainings are done, 2 failed.",
@@ -237,6 +237,17 @@ def test_an_arm_of_undefined_dice_is_neither_compared_nor_chosen():
     assert [one.comparison is None for one in found.arms] == [True, True, False]
     assert found.chosen == 2
     assert "Not compared, as the Dice of a fold is undefined: spatial 0.1." in found.sentences
+
+
+def test_arms_that_a_search_has_dropped_count_among_the_comparisons():
+    """By themselves 0.0319 is below 0.05; beside two dropped arms, whose p is 1 at most, it is three times as much."""
+    alone = answer(sweep(CLEAR)).arms[1].comparison
+    arms = [NONE, arm(0.1), arm(0.2, pruned=True), arm(0.3, pruned=True)]
+    found = answer(sweep(CLEAR, arms=arms))
+    beside = found.arms[1].comparison
+    assert (alone.adjusted_p, alone.verdict) == (pytest.approx(P_CLEAR), "helps")
+    assert (beside.adjusted_p, beside.verdict) == (pytest.approx(3 * P_CLEAR), "cannot be told")
+    assert any("for 3 comparisons, dropped arms among them" in one for one in answer_files._method(found))
 
 
 def test_a_pruned_arm_is_not_compared_even_if_its_only_fold_is_all_there_is():

@@ -528,6 +528,9 @@ def test_the_price_is_the_time_of_a_training_times_their_number(trained, cells, 
     assert timed == [(0.001, 4, 2), (0.01, 4, 2)]  # dropout is not timed by itself
     found = estimate(config_of(cells, grid={"encoder_dropout": {"low": 0.1, "high": 0.5}}, search=5))
     assert found.arms == ("none",) and found.trainings == (1 + 5) * 2 and found.seconds == 12 * 100
+    space = {"encoder_dropout": {"low": 0.1, "high": 0.5}, "lr": {"low": 0.0001, "high": 0.01}}
+    found = estimate(config_of(cells, grid=space, search=5))  # each proposal with a reference of its learning rate
+    assert found.trainings == (1 + 2 * 5) * 2
 
 
 def test_an_estimate_writes_nothing(trained, cells, tmp_path, monkeypatch):
