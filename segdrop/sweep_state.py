@@ -95,7 +95,7 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
     from .training import find_weights
 
     # What a start that was interrupted leaves is nothing of anybody's.
-    if folder.exists() and any(not path.name.startswith((".", FOLDS, DATABASE)) for path in folder.iterdir()):
+    if folder.exists() and any(not path.name.startswith((".", DATABASE)) for path in folder.iterdir()):
         raise FileExistsError(f"`folder` exists and is not a sweep's: {folder}; choose another.")
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told in the answer
     if storage is not None:
@@ -115,21 +115,22 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
         "random_weights": train.encoder_weights == "auto" and find_weights(train) == "random",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_folds(folder, dataset, folds)
     database = open_storage(storage or file_url(folder))
     try:
         study = optuna.create_study(study_name=record["study"], storage=database, direction="maximize")
         trials = Trials(study, config)
         trials.enqueue(trials.missing([]))
-        if not _place(record, folder):
+        if _place(record, folder):
+            write_folds(folder, dataset, folds)
+        else:
             optuna.delete_study(study_name=record["study"], storage=database)
-            _check_same(folder, config)
+            _grow(folder, config, _check_same(folder, config))
     finally:
         database.engine.dispose()
 
 
 def _place(record: dict, folder: Path) -> bool:
-    """Write sweep.json, after everything else; False where another machine that started at once was quicker."""
+    """Write sweep.json, once its study is there; False where another machine that started at once was quicker."""
     temporary = folder / f".{record['study']}.json"
     write_json(temporary, record)
     try:
@@ -251,9 +252,11 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
 
 
 def _grow(folder: Path, config: SweepConfig, dataset: Dataset) -> None:
-    """Take over more repeats and seeds than the folder has."""
+    """Take over more repeats and seeds than the folder has, and write the folds where its start was cut off before."""
     record = open_sweep(folder)
     stored = record["config"]
+    if not (folder / FOLDS).is_file():
+        write_folds(folder, dataset, _divide(dataset, SweepConfig.from_json(stored)))
     if config.repeats > stored["repeats"] or len(config.seeds) > len(stored["seeds"]):
         folds, _, _ = read_folds(folder, dataset)  # what is trained already keeps its folds, whatever divided them
         write_folds(folder, dataset, folds + _divide(dataset, config)[len(folds) :])

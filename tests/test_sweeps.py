@@ -341,21 +341,50 @@ def test_what_a_start_that_was_interrupted_left_is_taken_over(trained, cells, tm
         patch.setattr(sweep_state.os, "link", killed)
         sweep(tmp_path / "sweep", config_of(cells))
     (tmp_path / "sweep" / "sweep.db-journal").touch()
-    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"folds.csv", "sweep.db", "sweep.db-journal"}
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"sweep.db", "sweep.db-journal"}
     state = sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
     assert len(state.trials.all()) == 6
 
 
-def test_of_two_that_start_at_once_both_take_part_in_one_sweep(trained, cells, tmp_path, monkeypatch):
-    first = []
-    write_folds = sweep_state.write_folds
+def test_a_start_that_was_cut_off_before_its_folds_were_written_writes_them_when_it_goes_on(
+    trained, cells, tmp_path, monkeypatch
+):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    sweep_state.open_or_start(tmp_path / "whole", config_of(cells), None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sweep_state, "write_folds", killed)
+        sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
+    assert not (tmp_path / "sweep" / "folds.csv").exists()
+    sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
+    assert (tmp_path / "sweep" / "folds.csv").read_text() == (tmp_path / "whole" / "folds.csv").read_text()
+
+
+def overtake(monkeypatch, folder, config):
+    """Let another start the folder's sweep just before the next start would have placed its own; the other's state."""
+    first, place = [], sweep_state._place
 
     def overtaken(*arguments):
-        monkeypatch.setattr(sweep_state, "write_folds", write_folds)
-        first.append(sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None))
-        write_folds(*arguments)
+        monkeypatch.setattr(sweep_state, "_place", place)
+        first.append(sweep_state.open_or_start(folder, config, None))
+        return place(*arguments)
 
-    monkeypatch.setattr(sweep_state, "write_folds", overtaken)
+    monkeypatch.setattr(sweep_state, "_place", overtaken)
+    return first
+
+
+def test_of_two_different_sweeps_that_start_at_once_in_a_folder_one_is_refused_and_spoils_nothing(
+    trained, cells, tmp_path, monkeypatch
+):
+    overtake(monkeypatch, tmp_path / "sweep", config_of(cells, folds=3))
+    with pytest.raises(InputError, match="`folds` is 2, but .* was started with 3"):
+        sweep_state.open_or_start(tmp_path / "sweep", config_of(cells, folds=2), None)
+    assert {row["repeat_0"] for row in read_csv(tmp_path / "sweep" / "folds.csv")} == {"0", "1", "2", "test"}
+
+
+def test_of_two_that_start_at_once_both_take_part_in_one_sweep(trained, cells, tmp_path, monkeypatch):
+    first = overtake(monkeypatch, tmp_path / "sweep", config_of(cells))
     second = sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
     assert second.record["study"] == first[0].record["study"]
     assert len(second.trials.all()) == 6
