@@ -30,7 +30,7 @@ from .trials import Job
 _POLL = 2.0  # seconds between looks at what the other workers do
 # In the workers' environment: an address may hold a password, and arguments are in every list of processes.
 _STORAGE = "SEGDROP_STORAGE"
-_GRACE = 5.0  # seconds for a worker to end its training after a Ctrl-C
+_GRACE = (5.0, 30.0, 30.0)  # seconds for a worker to end its training: after a Ctrl-C, and after being asked to twice
 LOGS = "logs"
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -229,13 +229,17 @@ def run_workers(state: State, count: int) -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
-    """Wait for processes that a Ctrl-C has reached too, and ask those to end that it has not."""
-    deadline = time.monotonic() + _GRACE
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
+    """Wait for processes that a Ctrl-C has reached too, ask those to end that it has not, and kill what does not heed.
+
+    Python swallows an interrupt that arrives while it deletes an object, and the training would go on.
+    """
+    for grace, end in zip(_GRACE, ("terminate", "terminate", "kill"), strict=True):
+        deadline = time.monotonic() + grace
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in processes:
+            if process.poll() is None:
+                getattr(process, end)()
     for process in processes:
         process.wait()
 

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 
 import keras
 import pytest
@@ -396,6 +398,24 @@ def test_one_worker_that_ends_with_an_error_is_told_with_its_log(start, cells, m
     log = next(path for path in (state.folder / "logs").iterdir() if "FileExistsError" in path.read_text())
     assert told.count("A worker ended with an error") == 1
     assert "FileExistsError" in told and f"(all of it is in {log})" in told
+
+
+@pytest.mark.parametrize(("heeded", "code"), [(1, 7), (2, 7), (None, -signal.SIGKILL)])
+def test_a_worker_is_asked_to_end_twice_and_killed_then(heeded, code, monkeypatch):
+    """Its training may swallow what asks it to end."""
+    monkeypatch.setattr(workers, "_GRACE", (0.0, 3.0, 3.0))
+    script = f"""
+        import itertools, signal, sys, time
+        asked = itertools.count(1)
+        signal.signal(signal.SIGTERM, lambda *_: next(asked) == {heeded} and sys.exit(7))
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.01)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        workers._end([process])
+        assert process.returncode == code
 
 
 @pytest.fixture(scope="module")
