@@ -186,9 +186,8 @@ def _sections(found: Answer, plotted: bool) -> list[str]:
 
 def _method(found: Answer) -> list[str]:
     results = found.results
-    pruned = sum(one.state == "pruned" for one in found.arms)
-    counted = count(pruned + sum(one.comparison is not None for one in found.arms), "comparison")
-    counted += ", dropped arms among them" if pruned else ""
+    counted = count(results.dropped + sum(one.comparison is not None for one in found.arms), "comparison")
+    counted += ", dropped arms among them" if results.dropped else ""
     differences = count(results.folds * results.repeats, "difference")
     unit = "images" if results.groups is None else "patients (groups of images)"
     said = [
@@ -207,7 +206,7 @@ def _method(found: Answer) -> list[str]:
         "Every score is that of the best epoch by validation Dice, and therefore optimistic, for all arms alike. The "
         "highest of many arms is optimistic once more, for having been chosen.",
     ]
-    if pruned:
+    if results.dropped:
         said.append(
             "The search kept arms for the Dice of their first fold, which is part of their differences: what they gain "
             "is optimistic."

@@ -117,6 +117,11 @@ class Results:
     groups: Mapping[str, str] | None
     test: Mapping | None = None
 
+    @property
+    def dropped(self) -> int:
+        """The number of arms that a search dropped for their first fold: looked at, and so among the comparisons."""
+        return sum(arm.pruned for arm in self.arms)
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -312,11 +317,9 @@ def _compare(
     differences = [(dice[i] - dice[reference]).ravel() for i, reference in pairs]
     shares = [results.arms[i].test_share or results.test_share for i, _ in pairs]
     tests = [corrected_paired_test(one, share) for one, share in zip(differences, shares, strict=True)]
-    # An arm that a search has dropped for its first fold was looked at, too.
-    dropped = sum(arm.pruned for arm in results.arms)
-    adjusted = holm([*(test.p for test in tests), *[1.0] * dropped])[: len(tests)]
+    adjusted = holm([*(test.p for test in tests), *[1.0] * results.dropped])[: len(tests)]
     # Holm's procedure is done with those that are told, and multiplies the next by the number of the others.
-    family = max(1, dropped + int(np.count_nonzero(adjusted >= LEVEL)))
+    family = max(1, results.dropped + int(np.count_nonzero(adjusted >= LEVEL)))
     used = {i for pair in pairs for i in pair}
     names = {image for i in used for one in trainings[i].values() for image in one.images}
     position = {image: i for i, image in enumerate(sorted(names))}
@@ -391,9 +394,8 @@ def _about_the_sweep(found: Answer) -> list[str]:
     missing = [f"{one.arm.name} ({one.progress})" for one in found.arms if one.state in ("incomplete", "failed")]
     if missing:
         said.append(f"Not compared until they are complete: {'; '.join(missing)}.")
-    pruned = sum(one.state == "pruned" for one in found.arms)
-    if pruned:
-        said.append(f"Dropped by the search after the first fold, and not compared: {count(pruned, 'arm')}.")
+    if results.dropped:
+        said.append(f"Dropped by the search after the first fold, and not compared: {count(results.dropped, 'arm')}.")
     undefined = [one.arm.name for one in found.arms if one.means and math.isnan(one.means["dice"])]
     if undefined:
         said.append(f"Not compared, as the Dice of a fold is undefined: {'; '.join(undefined)}.")
