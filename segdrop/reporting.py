@@ -244,7 +244,8 @@ def _history(run: Path) -> list[dict[str, float]]:
 
 
 def _best(history: list[dict]) -> int | None:
-    return best_epoch(history) if history else None
+    """The best epoch, counted from 0; None where there was no validation to tell it."""
+    return best_epoch(history) if history and "val_dice" in history[0] else None
 
 
 def _curves(history: list[dict]) -> dict[str, str]:

@@ -445,6 +445,17 @@ def test_groups_are_counted_and_shown_as_hashes_alone(plain):
     assert "c0ffee00" in read(page).text and "Split Images Groups test 3 1" in read(page).text
 
 
+def test_a_training_without_validation_is_not_said_to_have_a_best_epoch(plain):
+    assert "Its best epoch by validation Dice is 4 of 4." in read(report(plain)).text
+    rows = [{"epoch": i, "learning_rate": 1e-3, "loss": 1.0, "dice": 0.5} for i in range(4)]
+    write_csv(plain / "history.csv", rows)
+    page = read(report(plain))
+    assert "It was trained for 4 epochs, without validation." in page.text
+    assert "the network of this report is that of the last epoch, 4." in page.text
+    described = " ".join(attributes.get("alt", "") for _, attributes in page.tags)
+    assert "best epoch" not in (page.text + described).lower()
+
+
 def test_changed_data_and_an_unfinished_training_are_warned_of(plain):
     write_pairs(plain.parent / "data", squares(["best"], size=(64, 64)))
     (plain / "state.npz").touch()
