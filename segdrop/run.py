@@ -18,6 +18,7 @@ from .errors import InputError
 
 CONFIG, MODEL, HISTORY, METRICS, SPLIT = "config.json", "model.keras", "history.csv", "metrics.json", "split.csv"
 PER_IMAGE = "per_image.csv"
+SWEEP = "sweep.json"  # of a sweep's folder, whose trainings are runs
 STATE = "state.npz"  # everything that a resumed run needs; removed when the run is finished
 PACKAGES = ("segdrop", "tensorflow", "keras", "segmentation-models", "albumentations", "opencv-python-headless")
 
@@ -54,6 +55,11 @@ def open_run(path: str | os.PathLike) -> dict:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"The run does not exist: {path}.")
+    if (path / SWEEP).is_file():
+        raise InputError(
+            f"{path} is the folder of a sweep; name one of its trainings (chosen.json tells the best arm's), or a run "
+            "that `segdrop train --from-sweep` has made of it."
+        )
     try:
         record = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(record, dict) or "config" not in record:

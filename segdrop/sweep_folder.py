@@ -16,9 +16,9 @@ from .arms import config_of
 from .config import SweepConfig, TrainConfig
 from .dataset import Dataset
 from .errors import InputError
-from .run import read_csv, write_csv
+from .run import SWEEP, read_csv, write_csv
 
-SWEEP, FOLDS, CHOSEN, TEST, TRAININGS = "sweep.json", "folds.csv", "chosen.json", "test.json", "trainings"
+FOLDS, CHOSEN, TEST, TRAININGS = "folds.csv", "chosen.json", "test.json", "trainings"
 HELD_OUT = "test"
 
 

@@ -89,6 +89,12 @@ def test_a_foreign_folder_is_not_a_run(tmp_path, content):
         open_run(tmp_path)
 
 
+def test_a_sweep_is_told_from_a_run(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(InputError, match=r"is the folder of a sweep; name one of its trainings"):
+        open_run(tmp_path)
+
+
 def test_a_missing_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="The run does not exist: .*nowhere"):
         open_run(tmp_path / "nowhere")
