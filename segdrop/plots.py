@@ -185,7 +185,7 @@ def dice_by_rate(arms: Sequence[Mapping]) -> Figure:
         for joined in filter(None, [rated, *([arm] for arm in members if arm["rate"] is None)]):
             x = np.array([places.get(arm["name"], arm["rate"]) for arm in joined], float) + shift
             middle, low, high = (np.array([arm[key] for arm in joined], float) for key in ("difference", "low", "high"))
-            differences.errorbar(x, middle, [middle - low, high - middle], **style, capsize=2, label=label)
+            differences.errorbar(x, middle, np.array([middle - low, high - middle]), **style, capsize=2, label=label)
             scores.plot(x, [np.mean(arm["dice"]) for arm in joined], **style, label=label)
             for place, arm in zip(x, joined, strict=True):
                 scores.plot([place] * len(arm["dice"]), arm["dice"], ".", color=style["color"], alpha=0.35)

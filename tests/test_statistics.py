@@ -165,7 +165,7 @@ def test_repeated_cross_validation_without_an_effect_fools_the_plain_test_and_no
         halves = rng.normal(size=(2, 45, 5))
         target = halves.sum(axis=(0, 2)) + rng.normal(size=45)
         for fold, (train, test) in enumerate(folds):
-            weights = [np.linalg.lstsq(half[train], target[train])[0] for half in halves]
+            weights = [np.linalg.lstsq(half[train], target[train], rcond=None)[0] for half in halves]
             errors = [np.abs(half[test] @ w - target[test]).mean() for half, w in zip(halves, weights, strict=True)]
             sweep[fold] = errors[0] - errors[1]
     assert fold_correlation(differences) > 0.1
