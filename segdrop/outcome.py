@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from optuna.trial import FrozenTrial, TrialState
 
 from .answers import Arm, Failure, Results, Training
-from .arms import arms_of, curve_of, key_of, name_of, reference_of
+from .arms import DROPOUT_FIELDS, arms_of, changes_of, curve_of, key_of, name_of, reference_of
+from .config import TrainConfig
 from .run import MODEL, PER_IMAGE, read_csv, write_json
 from .sweep_folder import CHOSEN, FOLDS, TEST, training_dir
 from .sweep_state import State
@@ -193,6 +194,8 @@ def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
     seeds = ", ".join(map(str, config.seeds))
     groups = "" if record["groups"] is None else f" of {record['groups']} groups"
     weights = "random" if record["random_weights"] else train.encoder_weights
+    told = ("data", "epochs", "crop_size", "batch_size", "encoder", "encoder_weights", "mixed_precision", "cache_mb")
+    others = {k: v for k, v in changes_of(train, TrainConfig()).items() if k not in (*told, *DROPOUT_FIELDS)}
     return {
         "data": train.data,
         "images in the folds": f"{record['images']}{groups}",
@@ -200,6 +203,7 @@ def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
         "cross-validation": f"{config.folds} folds, {config.repeats} repeat(s), seeds {seeds}",
         "training": f"{train.epochs} epochs at most, crops of {train.crop_size} in batches of {train.batch_size}",
         "encoder": f"{train.encoder}, weights: {'none (random)' if weights == 'none' else weights}",
+        **({"other options": ", ".join(f"{name}={value}" for name, value in others.items())} if others else {}),
         "precision": record["mixed_precision"],
         "device": "; ".join(sorted(set(devices))) or "nothing trained yet",
         "segdrop": record["segdrop"],

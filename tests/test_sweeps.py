@@ -199,6 +199,8 @@ def test_the_chosen_configuration_is_the_arm_s_on_all_folds_for_the_median_best_
         run_dir="somewhere",
     )
     assert chosen_config(tmp_path / "sweep", stop_after=2).stop_after == 2
+    told = sweep_report(tmp_path / "sweep").results.facts
+    assert told["training"].startswith("20 epochs at most") and told["other options"] == "lr=0.01, train_fraction=0.8"
 
 
 def test_rate_0_can_be_chosen_too(trained, cells, tmp_path):
