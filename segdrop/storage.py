@@ -19,6 +19,7 @@ from sqlalchemy.exc import (
     OperationalError,
     SQLAlchemyError,
 )
+from sqlalchemy.pool import NullPool
 
 from .errors import InputError
 
@@ -29,11 +30,12 @@ DATABASE = "sweep.db"  # the file in a sweep's folder
 _LONGEST_WAIT = 15  # seconds between two tries
 
 
-# A connection that was idle is tested before its use; SQLite's workers wait for each other's writes.
+# A connection that was idle is tested before its use. SQLite's workers wait for each other's writes; its connections
+# cost nothing, and are closed after each use rather than by chance.
 _ENGINE = {"pool_pre_ping": True}
 _ENGINES = {
     "postgresql": {**_ENGINE, "connect_args": {"connect_timeout": CONNECT}},
-    "sqlite": {"connect_args": {"timeout": 60, "isolation_level": None}},
+    "sqlite": {"poolclass": NullPool, "connect_args": {"timeout": 60, "isolation_level": None}},
 }
 
 
