@@ -366,7 +366,7 @@ def _sweep(options: SweepOptions) -> None:
 def _sweep_config(options: SweepOptions) -> SweepConfig | None:
     """What the options ask to compare; None where they say nothing of it, for a sweep that is there."""
     from .arms import default_grid, read_grid
-    from .sweep_folder import is_sweep
+    from .run import is_sweep
 
     asked = {**_fields(options), **dict.fromkeys(("storage", "workers"), None)}
     asked |= dict.fromkeys(("dry_run", "report", "test"), False)

@@ -7,7 +7,8 @@ import numpy as np
 
 from .errors import InputError
 from .loading import Network, load
-from .sweep_folder import fold_runs, is_sweep
+from .run import is_sweep
+from .sweep_folder import fold_runs
 from .uncertainty import MonteCarlo, moments
 
 # What is done to an image before the network and undone after it: quarter turns, and whether it is mirrored first.

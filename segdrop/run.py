@@ -45,6 +45,10 @@ def create_run(path: Path, needed_bytes: int) -> None:
     path.mkdir(parents=True)
 
 
+def is_sweep(folder: str | os.PathLike) -> bool:
+    return (Path(folder) / SWEEP).is_file()
+
+
 def open_run(path: str | os.PathLike) -> dict:
     """The contents of a run's config.json.
 
@@ -55,7 +59,7 @@ def open_run(path: str | os.PathLike) -> dict:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"The run does not exist: {path}.")
-    if (path / SWEEP).is_file():
+    if is_sweep(path):
         raise InputError(
             f"{path} is the folder of a sweep; name one of its trainings (chosen.json tells the best arm's), or a run "
             "that `segdrop train --from-sweep` has made of it."

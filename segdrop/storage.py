@@ -31,7 +31,7 @@ _LONGEST_WAIT = 15  # seconds between two tries
 
 
 # A connection that was idle is tested before its use. SQLite's workers wait for each other's writes; its connections
-# cost nothing, and are closed after each use rather than by chance.
+# cost little, and are closed after each use rather than by chance.
 _ENGINE = {"pool_pre_ping": True}
 _ENGINES = {
     "postgresql": {**_ENGINE, "connect_args": {"connect_timeout": CONNECT}},

@@ -41,10 +41,6 @@ def open_sweep(folder: str | os.PathLike) -> dict:
         raise InputError(f"{path} is damaged, or of another version of segdrop: {error}.") from error
 
 
-def is_sweep(folder: str | os.PathLike) -> bool:
-    return (Path(folder) / SWEEP).is_file()
-
-
 def training_dir(folder: str | os.PathLike, number: int) -> Path:
     """The run's folder of a trial."""
     return Path(folder) / TRAININGS / f"{number:05d}"

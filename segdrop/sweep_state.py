@@ -15,9 +15,9 @@ from .arms import arm_config, arms_of, config_of, parts
 from .config import SweepConfig, TrainConfig
 from .dataset import Dataset, cross_validation, split_dataset
 from .errors import InputError
-from .run import SWEEP, write_json
+from .run import SWEEP, is_sweep, write_json
 from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, shown
-from .sweep_folder import CHOSEN, FOLDS, is_sweep, open_sweep, read_folds, write_folds
+from .sweep_folder import CHOSEN, FOLDS, open_sweep, read_folds, write_folds
 from .trials import Trials, distributions
 
 _FILE = "a file in the sweep's folder"

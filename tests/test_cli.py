@@ -392,7 +392,6 @@ def test_a_scheduler_ends_a_sweep_with_its_workers_and_the_trainings_wait_for_th
     trials = open_state(folder, None).trials
     left = [trial for trial in trials.all() if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
     assert len(left) + len(trials.missing(trials.all())) == 4
-    trials.study._storage._backend.engine.dispose()
 
 
 def test_a_report_in_between_says_what_is_known_and_imports_no_tensorflow(answered):
