@@ -10,9 +10,6 @@ from typing import Literal
 
 from .errors import InputError
 
-if typing.TYPE_CHECKING:
-    from .intensity import Intensity
-
 Kind = Literal["element", "spatial", "block", "path"]
 Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
 Schedule = Literal["constant", "ramp", "anneal", "warmup"]
@@ -187,12 +184,6 @@ class TrainConfig:
             raise InputError(f"`spacing` must be a positive number of millimetres, got spacing={self.spacing!r}.")
         if isinstance(self.slice_axis, bool) or self.slice_axis not in (0, 1, 2):
             raise InputError(f"`slice_axis` must be 0, 1 or 2, got slice_axis={self.slice_axis!r}.")
-
-    def intensity_rule(self) -> "Intensity":
-        """The rule for `open_dataset` and for prediction."""
-        from .intensity import Intensity  # with OpenCV, which the command line's help does without
-
-        return Intensity(self.intensity, self.intensity_percentiles, self.intensity_window)
 
     def to_json(self) -> dict:
         """A JSON-ready dict that `TrainConfig(**d)` turns back into an equal configuration."""

@@ -18,6 +18,7 @@ import numpy as np
 from .config import OVERLAP, TILE, TrainConfig, check_tile, check_whole
 from .dataset import IGNORED, Dataset, open_dataset
 from .errors import InputError
+from .intensity import rule_of
 from .metrics import (
     confusion_counts,
     dice_from_counts,
@@ -367,7 +368,7 @@ def open_data(data: str | os.PathLike, record: Mapping, config: TrainConfig, *, 
         classes=record["classes"],
         ignore_value=config.ignore_value,
         cache_mb=config.cache_mb if cache_mb is None else cache_mb,
-        intensity=config.intensity_rule(),
+        intensity=rule_of(config),
         spacing=config.spacing,
         slice_axis=config.slice_axis,
     )

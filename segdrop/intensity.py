@@ -7,6 +7,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from .config import TrainConfig
 from .errors import InputError
 from .images import Picture
 
@@ -54,6 +55,11 @@ class Intensity:
                 "use `intensity` percentiles or window."
             )
         return picture.value_range
+
+
+def rule_of(config: TrainConfig) -> Intensity:
+    """How values become 0..255 in training with `config` and in prediction with its model."""
+    return Intensity(config.intensity, config.intensity_percentiles, config.intensity_window)
 
 
 def scale(image: np.ndarray, low: float, high: float) -> np.ndarray:

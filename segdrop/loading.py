@@ -14,7 +14,7 @@ from . import layers as layers  # registers them for models that hold them
 from .config import MULTIPLE, OVERLAP, TILE
 from .errors import InputError
 from .images import Picture, from_array, narrow_range, resample, resampled_size
-from .intensity import Intensity, scale
+from .intensity import Intensity, rule_of, scale
 from .metrics import to_labels
 from .run import MODEL, open_run, stored_config
 from .tiles import in_tiles
@@ -126,7 +126,7 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
         path=path,
         class_names=names,
         channels=channels,
-        intensity=config.intensity_rule(),
+        intensity=rule_of(config),
         spacing=config.spacing,
         slice_axis=config.slice_axis,
         threshold=0.5,

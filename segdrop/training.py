@@ -24,6 +24,7 @@ from .config import TrainConfig, default_run_dir
 from .dataset import Dataset, open_dataset, part_of, split_dataset
 from .errors import Diverged, InputError
 from .evaluation import recorded_split, score, score_images, store_scores
+from .intensity import rule_of
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU, to_labels
 from .pipeline import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
@@ -212,7 +213,7 @@ def training_data(config: TrainConfig) -> Dataset:
         ignore_value=config.ignore_value,
         stratify=config.stratify,
         cache_mb=config.cache_mb,
-        intensity=config.intensity_rule(),
+        intensity=rule_of(config),
         spacing=config.spacing,
         slice_axis=config.slice_axis,
     )

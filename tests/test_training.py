@@ -25,7 +25,7 @@ from segdrop import InputError, SweepConfig, TrainConfig, train, training
 from segdrop.augment import Sampler
 from segdrop.cells import draw_cells
 from segdrop.dataset import Dataset, open_dataset, part_of
-from segdrop.intensity import Intensity
+from segdrop.intensity import Intensity, rule_of
 from segdrop.metrics import dice, foreground_mean, to_labels
 from segdrop.run import best_epoch, write_json
 from segdrop.sweep_folder import write_folds
@@ -372,7 +372,7 @@ def test_a_configuration_survives_json():
 
 def test_a_configuration_gives_its_intensity_rule():
     config = TrainConfig(intensity="window", intensity_window=[-160, 240])
-    assert config.intensity_rule() == Intensity("window", window=(-160, 240))
+    assert rule_of(config) == Intensity("window", window=(-160, 240))
 
 
 def test_a_schedule_acts_and_is_in_history_tensorboard_and_the_saved_model(cells, tmp_path):
