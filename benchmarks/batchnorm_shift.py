@@ -21,14 +21,14 @@ import keras
 import numpy as np
 
 from segdrop import batchnorm_shift, build_unet, recalibrate_batchnorm, remove_dropout
-from segdrop.augment import Sampler, load_augmentation
-from segdrop.config import PLACEMENTS
-from segdrop.dataset import open_dataset
-from segdrop.evaluation import recorded_split, score
-from segdrop.pipeline import evaluation_batches, training_batches
-from segdrop.run import MODEL, open_run, stored_config
-from segdrop.tables import Table
-from segdrop.training import precision_policy
+from segdrop.config.train import PLACEMENTS
+from segdrop.data.augment import Sampler, load_augmentation
+from segdrop.data.batches import evaluation_batches, training_batches
+from segdrop.data.opening import open_dataset
+from segdrop.folders.run import MODEL, open_run, recorded_split
+from segdrop.scoring.score import score
+from segdrop.show.tables import Table
+from segdrop.training.device import precision_policy
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    config = stored_config(options.run)
+    config = open_run(options.run).config
     dataset = open_dataset(config.data, classes=config.classes, stratify=config.stratify)
     pixels = config.batch_size * config.crop_size**2
     validation = evaluation_batches(dataset, recorded_split(options.run, dataset, "val"), pixels)
@@ -75,7 +75,7 @@ def main() -> None:
     calibrated = remove_dropout(plain)
     recalibrate_batchnorm(calibrated, images)
     measure("no dropout", "-", 0.0, calibrated)
-    precision = open_run(options.run)["mixed_precision"]
+    precision = open_run(options.run).mixed_precision
     for placement in (*PLACEMENTS, "default"):
         for kind in ("spatial", "element"):
             for rate in (0.2, 0.5):

@@ -17,7 +17,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from segdrop import build_unet
-from segdrop.unet import sm
+from segdrop.nets.unet import sm
 
 WAYS = {
     "import": lambda: None,

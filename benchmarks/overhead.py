@@ -19,11 +19,11 @@ import keras
 import numpy as np
 
 from segdrop import build_unet
-from segdrop.augment import PRESETS, Sampler, load_augmentation
-from segdrop.dataset import open_dataset
-from segdrop.losses import SegmentationLoss
-from segdrop.pipeline import training_batches
-from segdrop.training import choose_device, precision_policy
+from segdrop.data.augment import PRESETS, Sampler, load_augmentation
+from segdrop.data.batches import training_batches
+from segdrop.data.opening import open_dataset
+from segdrop.training.device import choose_device, precision_policy
+from segdrop.training.losses import SegmentationLoss
 
 BATCH, CROP = 8, 128
 

@@ -24,14 +24,14 @@ import cv2
 import numpy as np
 import tifffile
 
-from segdrop.dataset import open_dataset
-from segdrop.evaluation import evaluate
-from segdrop.loading import load
-from segdrop.prediction import predict
-from segdrop.run import stored_config
-from segdrop.tiles import in_tiles
-from segdrop.training import choose_device
-from segdrop.uncertainty import MonteCarlo
+from segdrop.data.opening import open_dataset
+from segdrop.data.tiles import in_tiles
+from segdrop.folders.run import open_run
+from segdrop.inference.evaluate import evaluate
+from segdrop.inference.network import load
+from segdrop.inference.predict import predict
+from segdrop.surgery.sampling import MonteCarlo
+from segdrop.training.device import choose_device
 
 
 def mosaic(dataset, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     options = parser.parse_args()
     print(choose_device("auto"))
-    dataset = open_dataset(stored_config(options.run).data)
+    dataset = open_dataset(open_run(options.run).config.data)
     if options.part == "huge":
         huge(options.run, dataset, options.side)
     elif options.part == "tiles":

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from segdrop.statistics import corrected_paired_test, fold_correlation, holm
-from segdrop.tables import Table
+from segdrop.scoring.statistics import corrected_paired_test, fold_correlation, holm
+from segdrop.show.tables import Table
 
 ARMS = 11
 LEVEL = 0.05

@@ -26,16 +26,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import optuna
 
-from segdrop import SweepConfig, TrainConfig, sweep, training
-from segdrop.run import write_csv
-from segdrop.storage import file_url, open_storage
-from segdrop.sweep_folder import TRAININGS
-from segdrop.sweep_state import open_or_start
-from segdrop.trials import Trials
+from segdrop import SweepConfig, TrainConfig, sweep
+from segdrop.files import write_csv
+from segdrop.folders.sweep import TRAININGS
+from segdrop.sweeps.state import open_or_start
+from segdrop.sweeps.storage import file_url, open_storage
+from segdrop.sweeps.trials import Trials
+from segdrop.training import folds
 
 
 def overhead(data: str, folder: Path, epochs: int) -> None:
-    inside, train_fold = [], training.train_fold
+    inside, train_fold = [], folds.train_fold
 
     def timed(*arguments):
         started = time.monotonic()
@@ -43,7 +44,7 @@ def overhead(data: str, folder: Path, epochs: int) -> None:
         inside.append(time.monotonic() - started)
         return scores
 
-    training.train_fold = timed
+    folds.train_fold = timed
     train = TrainConfig(data=data, epochs=epochs, patience=epochs, encoder_weights="none")
     started = time.monotonic()
     sweep(folder / "sweep", SweepConfig(train, {"encoder_dropout": [0.2], "dropout_kind": ["spatial"]}, folds=3))

@@ -17,8 +17,8 @@ import keras
 import numpy as np
 
 from segdrop import build_unet
-from segdrop.losses import SegmentationLoss
-from segdrop.training import choose_device, precision_policy
+from segdrop.training.device import choose_device, precision_policy
+from segdrop.training.losses import SegmentationLoss
 
 
 def build(precision: str, jit_compile):

@@ -6,73 +6,73 @@ Importing this package imports neither TensorFlow nor Keras: each name is loaded
 import importlib
 from typing import TYPE_CHECKING
 
+from .version import __version__
+
 if TYPE_CHECKING:
-    from .batchnorm import batchnorm_shift as batchnorm_shift
-    from .batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
-    from .config import SweepConfig as SweepConfig
-    from .config import TrainConfig as TrainConfig
-    from .dropout import insert_dropout as insert_dropout
-    from .dropout import monte_carlo as monte_carlo
-    from .dropout import remove_dropout as remove_dropout
+    from .config.sweep import SweepConfig as SweepConfig
+    from .config.train import TrainConfig as TrainConfig
     from .errors import InputError as InputError
     from .errors import VerificationError as VerificationError
-    from .evaluation import evaluate as evaluate
-    from .exporting import export as export
-    from .heads import add_head as add_head
-    from .inspection import draw_network as draw_network
-    from .inspection import dropout_table as dropout_table
-    from .loading import Network as Network
-    from .loading import load as load
-    from .prediction import predict as predict
-    from .prediction import predict_uncertainty as predict_uncertainty
-    from .reporting import report as report
-    from .schedules import DropoutSchedule as DropoutSchedule
-    from .schedules import set_dropout_rate as set_dropout_rate
-    from .selection import activations as activations
-    from .surgery import insert_layers as insert_layers
-    from .sweep_folder import chosen_config as chosen_config
-    from .sweeps import estimate as estimate
-    from .sweeps import sweep as sweep
-    from .sweeps import sweep_report as sweep_report
-    from .training import TrainResult as TrainResult
-    from .training import train as train
-    from .uncertainty import Uncertainty as Uncertainty
-    from .unet import build_unet as build_unet
-    from .verification import verify as verify
-
-__version__ = "0.4.0"
+    from .folders.sweep import chosen_config as chosen_config
+    from .inference.evaluate import evaluate as evaluate
+    from .inference.export import export as export
+    from .inference.network import Network as Network
+    from .inference.network import load as load
+    from .inference.predict import predict as predict
+    from .inference.predict import predict_uncertainty as predict_uncertainty
+    from .nets.batchnorm import batchnorm_shift as batchnorm_shift
+    from .nets.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
+    from .nets.drawing import draw_network as draw_network
+    from .nets.heads import add_head as add_head
+    from .nets.inspection import dropout_table as dropout_table
+    from .nets.unet import build_unet as build_unet
+    from .reporting.page import report as report
+    from .scoring.uncertainty import Uncertainty as Uncertainty
+    from .surgery.dropout import insert_dropout as insert_dropout
+    from .surgery.dropout import remove_dropout as remove_dropout
+    from .surgery.rebuild import insert_layers as insert_layers
+    from .surgery.sampling import monte_carlo as monte_carlo
+    from .surgery.schedules import DropoutSchedule as DropoutSchedule
+    from .surgery.schedules import set_dropout_rate as set_dropout_rate
+    from .surgery.selection import activations as activations
+    from .surgery.verification import verify as verify
+    from .sweeps.sweep import estimate as estimate
+    from .sweeps.sweep import sweep as sweep
+    from .sweeps.sweep import sweep_report as sweep_report
+    from .training.train import TrainResult as TrainResult
+    from .training.train import train as train
 
 _HOME = {
-    "build_unet": "unet",
-    "insert_dropout": "dropout",
-    "remove_dropout": "dropout",
-    "monte_carlo": "dropout",
-    "insert_layers": "surgery",
-    "activations": "selection",
-    "add_head": "heads",
-    "dropout_table": "inspection",
-    "draw_network": "inspection",
-    "verify": "verification",
-    "batchnorm_shift": "batchnorm",
-    "recalibrate_batchnorm": "batchnorm",
-    "DropoutSchedule": "schedules",
-    "set_dropout_rate": "schedules",
-    "train": "training",
-    "TrainResult": "training",
-    "TrainConfig": "config",
-    "sweep": "sweeps",
-    "sweep_report": "sweeps",
-    "estimate": "sweeps",
-    "SweepConfig": "config",
-    "chosen_config": "sweep_folder",
-    "evaluate": "evaluation",
-    "load": "loading",
-    "Network": "loading",
-    "predict": "prediction",
-    "predict_uncertainty": "prediction",
-    "Uncertainty": "uncertainty",
-    "report": "reporting",
-    "export": "exporting",
+    "build_unet": "nets.unet",
+    "insert_dropout": "surgery.dropout",
+    "remove_dropout": "surgery.dropout",
+    "monte_carlo": "surgery.sampling",
+    "insert_layers": "surgery.rebuild",
+    "activations": "surgery.selection",
+    "add_head": "nets.heads",
+    "dropout_table": "nets.inspection",
+    "draw_network": "nets.drawing",
+    "verify": "surgery.verification",
+    "batchnorm_shift": "nets.batchnorm",
+    "recalibrate_batchnorm": "nets.batchnorm",
+    "DropoutSchedule": "surgery.schedules",
+    "set_dropout_rate": "surgery.schedules",
+    "train": "training.train",
+    "TrainResult": "training.train",
+    "TrainConfig": "config.train",
+    "sweep": "sweeps.sweep",
+    "sweep_report": "sweeps.sweep",
+    "estimate": "sweeps.sweep",
+    "SweepConfig": "config.sweep",
+    "chosen_config": "folders.sweep",
+    "evaluate": "inference.evaluate",
+    "load": "inference.network",
+    "Network": "inference.network",
+    "predict": "inference.predict",
+    "predict_uncertainty": "inference.predict",
+    "Uncertainty": "scoring.uncertainty",
+    "report": "reporting.page",
+    "export": "inference.export",
     "InputError": "errors",
     "VerificationError": "errors",
 }

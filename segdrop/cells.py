@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .run import write_csv
+from .files import write_csv
 
 SPLIT_SIZES = {"train": 64, "val": 16, "test": 16}
 SIZE = 128

@@ -8,7 +8,7 @@ import inspect
 import keras
 from keras import ops
 
-from .config import check_rate, check_whole
+from .config.checks import check_rate, check_whole
 from .errors import InputError
 
 

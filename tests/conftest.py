@@ -12,9 +12,10 @@ import pytest
 from postgresql import Unavailable, server
 
 from segdrop.cells import draw_cells
-from segdrop.config import TrainConfig
-from segdrop.run import write_json
-from segdrop.unet import build_unet, encoder_layers
+from segdrop.config.train import TrainConfig
+from segdrop.files import write_json
+from segdrop.nets.sites import encoder_layers
+from segdrop.nets.unet import build_unet
 
 
 def write_pairs(folder, pairs):

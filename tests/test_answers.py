@@ -11,9 +11,11 @@ import textwrap
 
 import pytest
 
-from segdrop import answer_files, answers, run
-from segdrop.answer_files import tables, write_answer
-from segdrop.answers import Arm, Failure, Results, Training, answer
+from segdrop import files
+from segdrop.sweeps import answer_files, wording
+from segdrop.sweeps.answer_files import tables, write_answer
+from segdrop.sweeps.comparing import answer
+from segdrop.sweeps.results import Arm, Failure, Results, Training
 
 FOLDS = (0.80, 0.82, 0.84)  # Dice at rate 0
 CLEAR = (0.05, 0.04, 0.06)  # of t^2 = 0.05^2 / (0.01^2 (1/3 + 1/2)) = 30
@@ -78,8 +80,8 @@ def sweep(*differences, arms=None, trainings=None, **fields):
 
 def about(found, index):
     """What the sentences say of an arm that is not the first."""
-    start = answers._phrase(found.arms[index].arm)
-    return next(one for one in found.sentences if start in one or one.startswith(answers._capital(start)))
+    start = wording._phrase(found.arms[index].arm)
+    return next(one for one in found.sentences if start in one or one.startswith(wording.capital(start)))
 
 
 def test_two_arms_and_three_folds_give_the_numbers_worked_out_by_hand():
@@ -343,7 +345,7 @@ def test_the_headline_names_the_best_and_counts_the_others():
     ],
 )
 def test_arms_have_a_name_in_sentences(name, phrase):
-    assert answers._phrase(Arm(name, None, name, 0, {})) == phrase
+    assert wording._phrase(Arm(name, None, name, 0, {})) == phrase
 
 
 def test_one_fold_gives_a_difference_without_an_interval(tmp_path):
@@ -414,7 +416,7 @@ def test_the_markdown_reads_back(tmp_path):
 def test_the_csv_holds_all_numbers_in_all_digits(tmp_path):
     found = answer(sweep(UNCLEAR, WEAK))
     write_answer(tmp_path, found)
-    none, one, two = run.read_csv(tmp_path / "answer.csv")
+    none, one, two = files.read_csv(tmp_path / "answer.csv")
     comparison = found.arms[1].comparison
     assert one["arm"] == "spatial 0.1" and one["reference"] == "none" and one["chosen"] == "True"
     assert [float(one[name]) for name in ("difference", "p", "adjusted_p", "low", "images_high")] == [
@@ -435,7 +437,7 @@ def test_the_csv_holds_all_numbers_in_all_digits(tmp_path):
 def test_the_csv_has_empty_cells_where_there_is_no_number(tmp_path):
     results = sweep(CLEAR)
     write_answer(tmp_path, answer(sweep(arms=results.arms, trainings=results.trainings[:-1])))
-    row = run.read_csv(tmp_path / "answer.csv")[1]
+    row = files.read_csv(tmp_path / "answer.csv")[1]
     shown = [row[name] for name in ("state", "trained", "dice", "dice_std", "dice_repeat1_fold3")]
     assert shown == ["incomplete", "2", "", "", ""]
 
@@ -462,8 +464,9 @@ def test_an_answer_is_written_without_tensorflow_and_keras(tmp_path):
     script = f"""
         import sys
         from pathlib import Path
-        from segdrop.answer_files import tables, write_answer
-        from segdrop.answers import Arm, Results, Training, answer
+        from segdrop.sweeps.answer_files import tables, write_answer
+        from segdrop.sweeps.comparing import answer
+from segdrop.sweeps.results import Arm, Results, Training
         arms = [Arm("none", 0.0, "none", 0, {{}}), Arm("spatial 0.2", 0.2, "spatial", 0, {{}})]
         scores = dict(train_dice=0.9, best_epoch=1, epochs=2, seconds=1.0, ece=0.1, ece_foreground=0.1, brier=0.1)
         made = [Training(i, 0, k, 0, 0.8 + i * k / 100, 0.7, images={{}}, **scores) for i in (0, 1) for k in (0, 1, 2)]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from segdrop import InputError, SweepConfig, TrainConfig
-from segdrop.arms import arm_config, arms_of, curve_of, default_grid, key_of, name_of, read_grid, reference_of
+from segdrop.config.arms import arm_config, arms_of, curve_of, default_grid, key_of, name_of, read_grid, reference_of
 
 
 def names(grid, train=None, **options):

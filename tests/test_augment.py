@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from segdrop import InputError
-from segdrop.augment import PRESETS, Sampler, describe, load_augmentation, restore
 from segdrop.cells import draw_cells
+from segdrop.data.augment import PRESETS, Sampler, describe, load_augmentation, restore
 
 IMAGE, MASK = draw_cells(np.random.default_rng(0), 160)
 IMAGE = np.repeat(IMAGE[..., None], 3, axis=-1)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from segdrop.cells import SPLIT_SIZES, write_sample_set
-from segdrop.dataset import open_dataset, split_dataset
+from segdrop.data.opening import open_dataset
+from segdrop.data.splits import split_dataset
 
 COMMITTED = Path(__file__).parents[1] / "data" / "cells"
 

@@ -16,10 +16,10 @@ from conftest import brightness_model, write_pairs, write_run
 from optuna.trial import TrialState
 
 from segdrop import build_unet, load
-from segdrop.cli import main
-from segdrop.run import read_csv
-from segdrop.sweep_folder import chosen_config, fold_runs
-from segdrop.sweep_state import open_state
+from segdrop.cli.main import main
+from segdrop.files import read_csv
+from segdrop.folders.sweep import chosen_config, fold_runs
+from segdrop.sweeps.state import open_state
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--encoder", "resnet18", "--encoder-weights", "none", "--batch-size", "2", "--crop-size", "32"]
@@ -162,12 +162,12 @@ def test_no_permission_is_one_line(tmp_path, capsys, monkeypatch):
 def test_a_full_disk_is_one_line_with_advice(capsys, monkeypatch):
     import errno
 
-    from segdrop import cli
+    from segdrop.cli.main import main
 
     def full(arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/state.npz")
 
-    monkeypatch.setattr(cli, "_dispatch", full)
+    monkeypatch.setattr("segdrop.cli.main._dispatch", full)
     assert main([]) == 2
     assert capsys.readouterr().err == (
         "segdrop: No space left on device: runs/x/state.npz; free some space, then go on: a sweep with the "
@@ -186,7 +186,7 @@ def test_a_full_disk_is_one_line_with_advice(capsys, monkeypatch):
     ],
 )
 def test_help_needs_no_tensorflow(arguments, words):
-    code = f"import sys; from segdrop.cli import main; main({arguments}); sys.exit('tensorflow' in sys.modules)"
+    code = f"import sys; from segdrop.cli.main import main; main({arguments}); sys.exit('tensorflow' in sys.modules)"
     code = code.replace("main([", "\ntry: main([").replace("; sys.exit", "\nexcept SystemExit: pass\nsys.exit")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -245,15 +245,17 @@ def test_inspecting_what_is_no_model_is_one_line(name, content, message, tmp_pat
 
 
 def test_a_warning_is_one_line_without_a_place_in_the_code():
-    code = "import warnings; from segdrop import cli; cli._dispatch = lambda _: warnings.warn('Odd.'); cli.main([])"
+    code = (
+        "import warnings; import segdrop.cli.main as cli; cli._dispatch = lambda _: warnings.warn('Odd.'); cli.main([])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "segdrop: warning: Odd.\n"
 
 
 def test_a_ramp_of_rates_is_given_with_two_dots(capsys):
-    from segdrop.cli import _parse
+    from segdrop.cli.main import read_options
 
-    assert _parse("train", ["--encoder-dropout", "0.05..0.3"]).encoder_dropout == (0.05, 0.3)
+    assert read_options(["train", "--encoder-dropout", "0.05..0.3"]).encoder_dropout == (0.05, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +353,7 @@ def interrupted(cells, tmp_path_factory):
 def answered(interrupted, cells):
     """The sweep, after the same command once more; what the process said; and what was reported in between."""
     folder = interrupted[0]
-    code = f"import sys; from segdrop.cli import main; code = main(['sweep', {str(folder)!r}, '--report'])"
+    code = f"import sys; from segdrop.cli.main import main; code = main(['sweep', {str(folder)!r}, '--report'])"
     code += "; sys.exit(code or bool({'tensorflow', 'keras'} & set(sys.modules)))"
     between = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     process = segdrop("sweep", folder, "--data", cells, *SWEEP, stdout=subprocess.PIPE, text=True)
@@ -470,11 +472,12 @@ def test_a_dry_run_tells_arms_trainings_and_time_and_makes_nothing(cells, tmp_pa
 
 
 def test_options_of_a_sweep_become_its_grid():
-    from segdrop.cli import _parse, _sweep_config
+    from segdrop.cli.commands import _sweep_config
+    from segdrop.cli.main import read_options
 
     words = "F --rates 0.1 0.3 --kinds spatial block --placements block_end --blocks stage4 stage3,stage4"
     words += " --schedules constant ramp --seeds 1 2 --folds 4 --repeats 3 --no-hold-out --lr 0.01"
-    config = _sweep_config(_parse("sweep", words.split()))
+    config = _sweep_config(read_options(["sweep", *words.split()]))
     assert config.grid == {
         "encoder_dropout": [0.1, 0.3],
         "dropout_kind": ["spatial", "block"],
@@ -483,9 +486,9 @@ def test_options_of_a_sweep_become_its_grid():
         "dropout_schedule": ["constant", "ramp"],
     }
     assert (config.seeds, config.folds, config.repeats, config.hold_out, config.train.lr) == ((1, 2), 4, 3, False, 0.01)
-    plain = _sweep_config(_parse("sweep", ["F"]))
+    plain = _sweep_config(read_options(["sweep", "F"]))
     assert plain.grid == {"encoder_dropout": [0.1, 0.2, 0.3, 0.5], "dropout_kind": ["spatial"]}
-    own = _sweep_config(_parse("sweep", ["F", "--grid", '{"lr": [0.1]}', "--search", "3"]))
+    own = _sweep_config(read_options(["sweep", "F", "--grid", '{"lr": [0.1]}', "--search", "3"]))
     assert own.grid == {"lr": [0.1]} and own.search == 3
 
 

@@ -12,7 +12,6 @@ from standin import build_small_unet
 
 import segdrop
 import segdrop.layers  # registers them
-from segdrop import training
 
 MADE = Path(__file__).parent / "made_by_0_4"
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -20,7 +19,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
 @pytest.fixture
 def small_unet(monkeypatch):
-    monkeypatch.setattr(training, "build_unet", build_small_unet)
+    monkeypatch.setattr("segdrop.training.building.build_unet", build_small_unet)
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ from PIL import Image
 from test_images import write_dicom
 
 from segdrop import InputError
-from segdrop import dataset as dataset_module
-from segdrop.dataset import IGNORED, cross_validation, open_dataset, part_of, split_dataset
-from segdrop.intensity import Intensity
+from segdrop.conventions import IGNORED
+from segdrop.data.opening import open_dataset
+from segdrop.data.splits import cross_validation, part_of, split_dataset
+from segdrop.images import opening
+from segdrop.images.intensity import Intensity
 
 RNG = np.random.default_rng(0)
 
@@ -562,8 +564,8 @@ def test_a_volume_that_is_not_held_is_decoded_once_for_all_its_slices(tmp_path, 
     volumes(tmp_path, 4)
     dataset, held = open_dataset(tmp_path, cache_mb=0), open_dataset(tmp_path)
     assert (dataset.cached, held.cached) == (0, 20)
-    opened, make = [], dataset_module.open_image
-    monkeypatch.setattr(dataset_module, "open_image", lambda path, **options: (opened.append(path), make(path))[1])
+    opened, make = [], opening.open_image
+    monkeypatch.setattr("segdrop.data.store.open_image", lambda path, **options: (opened.append(path), make(path))[1])
     for index in range(20):
         for fresh, cached in zip(dataset.read(index), held.read(index), strict=True):
             np.testing.assert_array_equal(fresh, cached)

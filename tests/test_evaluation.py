@@ -11,12 +11,16 @@ from rich.console import Console
 from sklearn.metrics import brier_score_loss, f1_score, precision_score, recall_score, roc_auc_score
 
 from segdrop import InputError, TrainConfig, evaluate
-from segdrop.dataset import Dataset, open_dataset
-from segdrop.evaluation import score, score_images, scores_table, store_scores
-from segdrop.pipeline import evaluation_batches
-from segdrop.run import read_csv, write_csv, write_json
-from segdrop.surfaces import hausdorff95, surface_dice
-from segdrop.uncertainty import MonteCarlo, from_moments
+from segdrop.data.batches import evaluation_batches
+from segdrop.data.dataset import Dataset
+from segdrop.data.opening import open_dataset
+from segdrop.files import read_csv, write_csv, write_json
+from segdrop.folders.run import store_scores
+from segdrop.scoring.score import score, score_images
+from segdrop.scoring.surfaces import hausdorff95, surface_dice
+from segdrop.scoring.uncertainty import from_moments
+from segdrop.show.scores import scores_table
+from segdrop.surgery.sampling import MonteCarlo
 
 RNG = np.random.default_rng(0)
 SPLITS = ["train", "train", "val", "test", "test", "test"]
@@ -142,7 +146,9 @@ def test_results_are_added_to_metrics_json(run):
 
 def test_ignored_pixels_are_not_scored(run):
     dataset = open_dataset(run.parent / "data", ignore_value=0)
-    result = score(brightness_model(), evaluation_batches(dataset, [0, 1], 64 * 64), ("background", "foreground"))
+    result = score(
+        brightness_model().predict_on_batch, evaluation_batches(dataset, [0, 1], 64 * 64), ("background", "foreground")
+    )
     assert result["classes"]["foreground"]["false_positives"] == 0
     assert result["classes"]["foreground"]["true_positives"] > 0
 
@@ -387,7 +393,7 @@ def test_an_image_that_is_wholly_ignored_adds_nothing(graded):
     pairs = {f"q{i}": (np.full((32, 32), 200, np.uint8), np.full((32, 32), 7 * i, np.uint8)) for i in range(2)}
     dataset = open_dataset(write_pairs(graded / "ignored", pairs), classes=1, ignore_value=7)
     batches = evaluation_batches(dataset, [0, 1], 32 * 32)
-    result, rows = score_images(brightness_model(), batches, dataset.class_names)
+    result, rows = score_images(brightness_model().predict_on_batch, batches, dataset.class_names)
     assert result["classes"]["foreground"]["false_positives"] == 32 * 32
     assert result["images"] == 2
     scores = result["classes"]["foreground"]

@@ -14,14 +14,15 @@ import tifffile
 from conftest import randomise
 
 import segdrop
-import segdrop.exporting as module
 from segdrop import InputError, TrainConfig, VerificationError, __version__, build_unet
-from segdrop.dataset import open_dataset
-from segdrop.exporting import export, in_float32, open_onnx
-from segdrop.loading import load_model
-from segdrop.prediction import predict
-from segdrop.run import write_csv, write_json
-from segdrop.surgery import rebuild
+from segdrop.data.opening import open_dataset
+from segdrop.files import write_csv, write_json
+from segdrop.inference import export as exporting
+from segdrop.inference.export import export
+from segdrop.inference.network import load_model
+from segdrop.inference.onnx import open_onnx
+from segdrop.inference.predict import predict
+from segdrop.surgery.rebuild import in_float32, rebuild
 
 UNET = {"encoder_weights": None, "encoder_dropout": 0.2, "spatial": True}
 RNG = np.random.default_rng(0)
@@ -211,7 +212,7 @@ def test_each_image_is_mapped_from_bounds_of_its_own(small_onnx):
 def test_images_of_8_bits_reach_the_network_unchanged(small_onnx):
     network = small_onnx[0]
     batch = np.float32(RNG.integers(0, 256, (1, 32, 32, 3)))
-    model, _ = module._with_bounds(network)
+    model, _ = exporting._with_bounds(network)
     found = model.predict_on_batch([batch, np.zeros((1, 1)), np.full((1, 1), 255)])["probabilities"]
     np.testing.assert_array_equal(found, network.predict_on_batch(batch))
 
@@ -249,8 +250,8 @@ def test_a_run_whose_data_is_gone_is_checked_on_drawn_images(run, tmp_path):
 
 @pytest.mark.parametrize("format", ["onnx", "saved_model"])
 def test_an_export_that_gives_something_else_fails_and_leaves_nothing(run, tmp_path, monkeypatch, format):
-    with_bounds = module._with_bounds
-    monkeypatch.setattr(module, "_with_bounds", lambda network: with_bounds(randomise(rebuild(network), seed=1)))
+    with_bounds = exporting._with_bounds
+    monkeypatch.setattr(exporting, "_with_bounds", lambda network: with_bounds(randomise(rebuild(network), seed=1)))
     with pytest.raises(
         VerificationError, match=r"differs from the run's by 0\.\d+ on 2 image.* more than 0\.0001; .* not"
     ):
@@ -259,13 +260,13 @@ def test_an_export_that_gives_something_else_fails_and_leaves_nothing(run, tmp_p
 
 
 def test_an_export_that_gives_nan_in_one_batch_fails(run, tmp_path, monkeypatch):
-    opened = module._saved_model_function
+    opened = exporting._saved_model_function
 
     def sometimes_nan(path):
         function = opened(path)
         return lambda batch, *bounds: function(batch, *bounds) * (np.nan if len(batch) == 4 else 1)
 
-    monkeypatch.setattr(module, "_saved_model_function", sometimes_nan)
+    monkeypatch.setattr(exporting, "_saved_model_function", sometimes_nan)
     with pytest.raises(VerificationError, match="by nan"):
         export(run, tmp_path / "network", format="saved_model")
     assert not (tmp_path / "network").exists()
@@ -273,7 +274,7 @@ def test_an_export_that_gives_nan_in_one_batch_fails(run, tmp_path, monkeypatch)
 
 def test_small_images_are_continued_by_reflection_and_large_ones_cut_in_the_middle():
     image = np.arange(6 * 3, dtype="float32").reshape(3, 6, 1).repeat(3, axis=2)
-    found = module._fitted(image, 5, 4)[..., 0]
+    found = exporting._fitted(image, 5, 4)[..., 0]
     np.testing.assert_array_equal(found[:, 0], [1, 7, 13, 7, 1])
     np.testing.assert_array_equal(found[0], [1, 2, 3, 4])
 

@@ -21,8 +21,11 @@ from PIL import Image, TiffImagePlugin
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, SecondaryCaptureImageStorage
 
-from segdrop import InputError, images
-from segdrop.images import open_image, resample, resampled_size, stem, write_volume_mask
+from segdrop import InputError
+from segdrop.images import opening, picture, resampling, tiff, tiff_pieces
+from segdrop.images.nifti import write_volume_mask
+from segdrop.images.opening import open_image, stem
+from segdrop.images.resampling import resample, resampled_size
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 48), np.uint8)
@@ -205,7 +208,7 @@ def test_colours_in_planes_apart_are_put_together(tmp_path, monkeypatch, layout,
     planes = RNG.integers(0, 256, (bands, 60, 70), np.uint8).astype(dtype)
     extra = {"extrasamples": ["unassalpha"]} if bands == 4 else {}
     path = save(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate", **layout, **extra)
-    monkeypatch.setattr(images, "MAX_PIXELS", 4000 if huge else 10**6)
+    limit(monkeypatch, MAX_PIXELS=4000 if huge else 10**6)
     picture = open_image(path, huge=huge)
     expected = np.moveaxis(planes, 0, -1)[..., :3]
     assert (picture.channels, picture.dtype) == (3, dtype)
@@ -233,7 +236,7 @@ def test_pages_of_planes_apart_are_a_volume(tmp_path):
 def test_where_white_is_the_lowest_value_larger_becomes_brighter(tmp_path, monkeypatch, dtype, turned, huge):
     array = GREY.astype(dtype)
     path = save(tmp_path / "a.tif", array, photometric="miniswhite", rowsperstrip=7, compression="zlib")
-    monkeypatch.setattr(images, "MAX_PIXELS", 1500 if huge else 10**6)
+    limit(monkeypatch, MAX_PIXELS=1500 if huge else 10**6)
     np.testing.assert_array_equal(open_image(path, huge=huge).read(), turned(array.astype(np.float64)))
 
 
@@ -254,7 +257,7 @@ def test_tiff_types_become_the_smallest_that_holds_them(
 ):
     array = GREY.astype(np.int8).astype(dtype) if np.dtype(dtype).kind != "u" else GREY.astype(dtype)
     path = save(tmp_path / "a.tif", array, compression=compression, rowsperstrip=16)
-    monkeypatch.setattr(images, "MAX_PIXELS", 1500 if huge else 10**6)
+    limit(monkeypatch, MAX_PIXELS=1500 if huge else 10**6)
     picture = open_image(path, huge=huge)
     assert (picture.dtype, picture.value_range) == (expected, value_range)
     np.testing.assert_array_equal(picture.read(), array)
@@ -292,7 +295,7 @@ def test_pixels_are_read_as_stored_whatever_the_orientation(tmp_path, monkeypatc
         assert picture.getexif()[274] == orientation
     for path in (tiff, png):
         np.testing.assert_array_equal(open_image(path).read(), array)
-    monkeypatch.setattr(images, "MAX_PIXELS", 1500)
+    limit(monkeypatch, MAX_PIXELS=1500)
     np.testing.assert_array_equal(open_image(tiff, huge=True).read(), array)
 
 
@@ -321,6 +324,13 @@ def cut(path, share=0.6):
     return path
 
 
+def limit(monkeypatch, **limits):
+    """Set the largest sizes lower, so that no large file is needed."""
+    for module in (picture, resampling, tiff, tiff_pieces):
+        for name in limits.keys() & vars(module):
+            monkeypatch.setattr(module, name, limits[name])
+
+
 def sentence(path, **options):
     """The message of what opening and reading raises; one sentence that names the file."""
     with pytest.raises(InputError) as caught:
@@ -332,14 +342,14 @@ def sentence(path, **options):
     return message.removeprefix(f"{path}: ")
 
 
-@pytest.mark.parametrize("suffix", [s for s in images.SUFFIXES])
+@pytest.mark.parametrize("suffix", [s for s in opening.SUFFIXES])
 def test_an_empty_file_says_so(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.touch()
     assert sentence(path) == "the file is empty."
 
 
-@pytest.mark.parametrize("suffix", [s for s in images.SUFFIXES])
+@pytest.mark.parametrize("suffix", [s for s in opening.SUFFIXES])
 @pytest.mark.parametrize("content", [b"not an image", b"II*\0" + b"\xff" * 40, b"\x1f\x8b" + b"\0" * 50])
 def test_a_file_of_something_else_is_an_error(tmp_path, suffix, content):
     path = tmp_path / f"a{suffix}"
@@ -384,7 +394,7 @@ def test_damaged_files_raise_nothing_else_and_warn_of_nothing(tmp_path, monkeypa
     ]
     rng = np.random.default_rng(0)
     for huge in (False, True):
-        monkeypatch.setattr(images, "MAX_PIXELS", 1500 if huge else 10**6)
+        limit(monkeypatch, MAX_PIXELS=1500 if huge else 10**6)
         for path in paths:
             content = np.frombuffer(path.read_bytes(), np.uint8)
             damaged = path.with_name(f"damaged{path.suffix}")
@@ -403,12 +413,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_an_image_past_the_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    limit(monkeypatch, MAX_PIXELS=1000)
     for name in ("a.png", "a.tif", "a.nii"):
         message = sentence(save(tmp_path / name, GREY))
         assert re.fullmatch(r"has (48 x 40|40 x 48) pixels; cut it into tiles\.", message)
     assert "has 48 x 40 pixels" in sentence(write_dicom(tmp_path / "a.dcm", GREY))
-    monkeypatch.setattr(images, "MAX_VOXELS", 5)
+    limit(monkeypatch, MAX_VOXELS=5)
     assert "has 9 slices of 8 x 7 pixels" in sentence(save(tmp_path / "a.nii", VOLUME))
 
 
@@ -451,7 +461,7 @@ def test_bands_that_are_no_colours_are_refused(tmp_path):
 def test_opencv_is_quiet_even_where_it_was_imported_before(variable, level):
     environment = {name: value for name, value in os.environ.items() if name != "OPENCV_LOG_LEVEL"} | variable
     log = "cv2" if hasattr(cv2, "getLogLevel") else "cv2.utils.logging"
-    code = f"import cv2, segdrop.images; print({log}.getLogLevel())"
+    code = f"import cv2, segdrop.images.opening; print({log}.getLogLevel())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) == level
 
@@ -788,7 +798,7 @@ def test_a_mask_of_another_shape_or_for_another_format_is_refused(tmp_path):
 @pytest.fixture
 def small_limit(monkeypatch):
     """A limit that an image of 200 x 300 is past, so that no large file is needed."""
-    monkeypatch.setattr(images, "MAX_PIXELS", 20_000)
+    limit(monkeypatch, MAX_PIXELS=20_000)
 
 
 BIG = RNG.integers(0, 65536, (200, 300), np.uint16)
@@ -837,7 +847,7 @@ def test_strips_that_tifffile_cannot_decode_are_decoded_all_the_same(
     picture = open_image(path, huge=True)
     for top in range(0, 200, 30):
         np.testing.assert_array_equal(picture.rows(top, top + 30), array[top : top + 30])
-    monkeypatch.setattr(images, "MAX_PIXELS", 10**6)
+    limit(monkeypatch, MAX_PIXELS=10**6)
     np.testing.assert_array_equal(open_image(path).read(), array)
 
 
@@ -869,13 +879,13 @@ def test_jpeg_strips_are_decoded_without_a_word_on_stderr(tmp_path, small_limit,
 def test_bands_from_top_to_bottom_decode_every_tile_once(tmp_path, small_limit, monkeypatch):
     path = save(tmp_path / "a.tif", BIG, tile=(32, 48), compression="zlib")
     decoded = []
-    make = images._segment_decoder
+    make = tiff_pieces._segment_decoder
 
     def counting(page):
         decode = make(page)
         return lambda content, index, shape: (decoded.append(index), decode(content, index, shape))[1]
 
-    monkeypatch.setattr(images, "_segment_decoder", counting)
+    monkeypatch.setattr("segdrop.images.tiff_pieces._segment_decoder", counting)
     picture = open_image(path, huge=True)
     for top in range(0, 200, 11):
         picture.rows(top, top + 11)

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 from segdrop import InputError, build_unet, draw_network, dropout_table, insert_dropout, monte_carlo
-from segdrop.unet import set_encoder_trainable
+from segdrop.nets.sites import set_encoder_trainable
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from segdrop import InputError, intensity
-from segdrop.images import Picture, open_image
-from segdrop.intensity import Intensity, scale
+from segdrop import InputError
+from segdrop.images import intensity
+from segdrop.images.intensity import Intensity, scale
+from segdrop.images.opening import open_image
+from segdrop.images.picture import Picture
 
 RNG = np.random.default_rng(0)
 

@@ -7,7 +7,7 @@ from conftest import brightness_model, randomise, write_run
 
 import segdrop
 from segdrop import InputError, build_unet
-from segdrop.loading import load_model
+from segdrop.inference.network import load_model
 
 RNG = np.random.default_rng(0)
 

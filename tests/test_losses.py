@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from segdrop.dataset import IGNORED
-from segdrop.losses import LOSSES, SegmentationLoss
+from segdrop.conventions import IGNORED
+from segdrop.training.losses import LOSSES, SegmentationLoss
 
 TRUTH = np.array([[[1, 1], [0, 0]]])[..., None]
 PROBABILITIES = np.array([[[0.8, 0.6], [0.4, 0.1]]], "float32")[..., None]

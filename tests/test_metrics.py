@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from segdrop.dataset import IGNORED
-from segdrop.metrics import (
-    Dice,
-    IoU,
+from segdrop.conventions import IGNORED
+from segdrop.scoring.counts import (
     confusion_counts,
     dice,
     foreground_mean,
@@ -16,6 +14,7 @@ from segdrop.metrics import (
     recall_from_counts,
     to_labels,
 )
+from segdrop.training.metrics import Dice, IoU
 
 UNDEFINED = np.nan
 

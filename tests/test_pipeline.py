@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from conftest import write_pairs
 
-from segdrop.augment import Sampler, load_augmentation
-from segdrop.dataset import IGNORED, open_dataset
-from segdrop.intensity import Intensity
-from segdrop.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from segdrop.conventions import IGNORED
+from segdrop.data.augment import Sampler, load_augmentation
+from segdrop.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from segdrop.data.opening import open_dataset
+from segdrop.images.intensity import Intensity
 
 RNG = np.random.default_rng(0)
 

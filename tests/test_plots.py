@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from segdrop import plots
-from segdrop.dataset import IGNORED
+from segdrop.conventions import IGNORED
+from segdrop.show import plots
 
 IMAGE = np.full((64, 64, 3), 100.0)
 

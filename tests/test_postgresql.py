@@ -15,14 +15,14 @@ import pytest
 from conftest import draw_cells, tiny_training, write_pairs
 from optuna.trial import TrialState
 
-from segdrop import sweep_state
-from segdrop.answers import answer
-from segdrop.config import SweepConfig
-from segdrop.outcome import choose, remove_models, results, scored_by_training
-from segdrop.storage import open_storage
-from segdrop.sweep_folder import fold_runs
-from segdrop.sweep_state import open_or_start
-from segdrop.trials import Trials, is_score
+from segdrop.config.sweep import SweepConfig
+from segdrop.folders.sweep import fold_runs
+from segdrop.sweeps.collecting import results
+from segdrop.sweeps.comparing import answer
+from segdrop.sweeps.outcome import choose, remove_models, scored_by_training
+from segdrop.sweeps.state import open_or_start
+from segdrop.sweeps.storage import open_storage
+from segdrop.sweeps.trials import Trials, is_score
 
 pytestmark = pytest.mark.slow
 # One thread each: sums are in the same order then, whatever else the machine does.
@@ -30,8 +30,8 @@ ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN
 WORKER = """
 import sys
 from pathlib import Path
-from segdrop.sweep_state import open_state
-from segdrop.workers import Worker
+from segdrop.sweeps.state import open_state
+from segdrop.sweeps.workers import Worker
 
 folder, storage = sys.argv[1:]
 Worker(open_state(Path(folder), storage or None, heartbeat=1, grace=4)).work()
@@ -82,7 +82,9 @@ def swept(postgresql, tmp_path_factory):
     rates = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45]
     opened = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_state, "open_storage", lambda *given: opened.append(open_storage(*given)) or opened[-1])
+        patch.setattr(
+            "segdrop.sweeps.state.open_storage", lambda *given: opened.append(open_storage(*given)) or opened[-1]
+        )
         shared = open_or_start(folder / "shared", config(data, rates, (0, 1)), url, heartbeat=1, grace=4)
         alone = open_or_start(folder / "alone", config(data, rates[3:4], (0,)), None)
     single = worker(alone.folder, None, folder / "alone.log")

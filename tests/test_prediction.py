@@ -13,9 +13,10 @@ import tifffile
 from conftest import brightness_model, write_run
 
 import segdrop
-from segdrop import InputError, prediction, results
-from segdrop.prediction import predict, predict_uncertainty
-from segdrop.run import read_csv
+from segdrop import InputError
+from segdrop.files import read_csv
+from segdrop.inference import canvas, ensemble
+from segdrop.inference.predict import predict, predict_uncertainty
 
 RNG = np.random.default_rng(0)
 
@@ -224,9 +225,9 @@ def test_overlays_are_pictures_of_the_image_s_size(dropout_run, tmp_path):
 @pytest.fixture
 def small_is_huge(monkeypatch):
     """Let images of more than 5,000 pixels be kept on disk and written as tiled TIFF."""
-    monkeypatch.setattr(results, "HUGE_PIXELS", 5000)
-    monkeypatch.setattr(prediction, "HUGE_PIXELS", 5000)
-    monkeypatch.setattr(results, "_FILE_TILE", 64)
+    monkeypatch.setattr("segdrop.inference.canvas.HUGE_PIXELS", 5000)
+    monkeypatch.setattr("segdrop.inference.writer.HUGE_PIXELS", 5000)
+    monkeypatch.setattr("segdrop.inference.canvas._FILE_TILE", 64)
 
 
 OPTIONS = {"tile": 64, "overlap": 32, "mc_samples": 3, "uncertainty": True, "probabilities": "tiff", "overlay": True}
@@ -236,8 +237,8 @@ def test_a_huge_image_gives_what_a_small_one_gives(dropout_run, tmp_path, monkey
     image = noise(300, 210, 3)
     folder = write_images(tmp_path / "in", a=image)
     predict(dropout_run, folder, tmp_path / "small", **OPTIONS)
-    monkeypatch.setattr(results, "HUGE_PIXELS", 5000)
-    monkeypatch.setattr(prediction, "HUGE_PIXELS", 5000)
+    monkeypatch.setattr("segdrop.inference.canvas.HUGE_PIXELS", 5000)
+    monkeypatch.setattr("segdrop.inference.writer.HUGE_PIXELS", 5000)
     predict(dropout_run, folder, tmp_path / "huge", **OPTIONS)
     with tifffile.TiffFile(tmp_path / "huge" / "a.tif") as file:
         assert file.pages[0].is_tiled
@@ -255,7 +256,7 @@ def test_a_huge_image_gives_what_a_small_one_gives(dropout_run, tmp_path, monkey
 def test_a_huge_image_is_resumed_at_its_row_of_tiles(dropout_run, tmp_path, small_is_huge, monkeypatch, stop_after):
     folder = write_images(tmp_path / "in", a=noise(300, 210, 3), b=noise(32, 32, 3))
     predict(dropout_run, folder, tmp_path / "whole", **OPTIONS)
-    combine = prediction.combine
+    combine = ensemble.combine
     calls = []
 
     def interrupted(networks, **options):
@@ -269,7 +270,7 @@ def test_a_huge_image_is_resumed_at_its_row_of_tiles(dropout_run, tmp_path, smal
 
         return call
 
-    monkeypatch.setattr(prediction, "combine", interrupted)
+    monkeypatch.setattr("segdrop.inference.predict.combine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict(dropout_run, folder, tmp_path / "parts", **OPTIONS)
     assert not (tmp_path / "parts" / "a.tif").exists()
@@ -360,7 +361,7 @@ def test_a_resampled_volume_counts_every_slice_once_after_an_interruption(tmp_pa
     (tmp_path / "in").mkdir()
     values = RNG.integers(0, 256, (60, 60, 3)).astype(np.uint8)
     nibabel.Nifti1Image(values, np.diag([1.0, 1.0, 5.0, 1.0])).to_filename(tmp_path / "in" / "scan.nii")
-    finish, calls = results.Work.finish_row, []
+    finish, calls = canvas.Work.finish_row, []
 
     def interrupted(self, *arguments):
         finish(self, *arguments)
@@ -368,7 +369,7 @@ def test_a_resampled_volume_counts_every_slice_once_after_an_interruption(tmp_pa
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(results.Work, "finish_row", interrupted)
+    monkeypatch.setattr(canvas.Work, "finish_row", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict(run, tmp_path / "in", tmp_path / "out")
     (row,) = predict(run, tmp_path / "in", tmp_path / "out", resume=True).files
@@ -416,7 +417,7 @@ def test_results_that_would_share_a_name_are_an_error(run, tmp_path):
 
 def test_a_full_disk_stops_and_leaves_no_file_in_part(run, tmp_path, monkeypatch):
     folder = write_images(tmp_path / "in", a=noise(32, 32), b=noise(32, 32))
-    write, count = prediction.write_png, []
+    write, count = canvas.write_png, []
 
     def full(path, picture):
         count.append(path)
@@ -426,11 +427,11 @@ def test_a_full_disk_stops_and_leaves_no_file_in_part(run, tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, picture)
 
-    monkeypatch.setattr(prediction, "write_png", full)
+    monkeypatch.setattr("segdrop.inference.writer.write_png", full)
     with pytest.raises(OSError, match="No space left on device"):
         predict(run, folder, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a.png"]
-    monkeypatch.setattr(prediction, "write_png", write)
+    monkeypatch.setattr("segdrop.inference.writer.write_png", write)
     assert predict(run, folder, tmp_path / "out", resume=True).failed == 0
     assert left_over(tmp_path / "out") == []
 

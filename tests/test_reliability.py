@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from segdrop.dataset import IGNORED
-from segdrop.metrics import dice_from_counts
-from segdrop.reliability import (
+from segdrop.conventions import IGNORED
+from segdrop.scoring.counts import dice_from_counts
+from segdrop.scoring.reliability import (
     aurc,
     aurc_images,
     auroc,
@@ -23,7 +23,7 @@ from segdrop.reliability import (
     risk_coverage,
     spearman_images,
 )
-from segdrop.statistics import resampled_sums
+from segdrop.scoring.statistics import resampled_sums
 
 
 def maps(channels, seed=0, shape=(40, 50)):

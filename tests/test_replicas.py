@@ -16,19 +16,22 @@ import pytest
 import tensorflow as tf
 from conftest import randomise, write_pairs
 
-from segdrop import InputError, TrainConfig, train, unet
-from segdrop.augment import Sampler, load_augmentation
+from segdrop import InputError, TrainConfig, train
 from segdrop.cells import draw_cells
-from segdrop.dataset import IGNORED, open_dataset
-from segdrop.dropout import insert_dropout
-from segdrop.losses import SegmentationLoss
-from segdrop.metrics import Dice, IoU, confusion_counts, dice_from_counts
-from segdrop.pipeline import evaluation_batches, steps_per_epoch, training_batches
-from segdrop.replicas import AgreedLossScale, UpdateOriginal, copy_state, replicate, strategy_for
-from segdrop.run import restore_state, save_state
-from segdrop.schedules import DropoutSchedule
-from segdrop.surgery import rebuild
-from segdrop.training import WarmupCosine
+from segdrop.conventions import IGNORED
+from segdrop.data.augment import Sampler, load_augmentation
+from segdrop.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from segdrop.data.opening import open_dataset
+from segdrop.folders.state import restore_state, save_state
+from segdrop.nets import unet
+from segdrop.scoring.counts import confusion_counts, dice_from_counts
+from segdrop.surgery.dropout import insert_dropout
+from segdrop.surgery.rebuild import rebuild
+from segdrop.surgery.schedules import DropoutSchedule
+from segdrop.training.losses import SegmentationLoss
+from segdrop.training.metrics import Dice, IoU
+from segdrop.training.optimizer import WarmupCosine
+from segdrop.training.replicas import AgreedLossScale, UpdateOriginal, copy_state, replicate, strategy_for
 
 DEVICES = ("CPU:0", "CPU:1")
 KINDS = {  # options of insert_dropout, and the class of the layer
@@ -486,7 +489,7 @@ def measure_training(strategy, folder):
             mixed_precision="off",
             gpus=gpus,
         )
-        with mock.patch("segdrop.training.strategy_for", lambda gpus, _: strategy if gpus == "all" else None):
+        with mock.patch("segdrop.training.train.strategy_for", lambda gpus, _: strategy if gpus == "all" else None):
             result = train(config)
         layers = result.model.layers
         found[gpus] = {name: [row[name] for row in result.history] for name in ("loss", "val_dice")} | {

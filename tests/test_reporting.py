@@ -16,12 +16,12 @@ import pytest
 from conftest import write_pairs, write_table
 from scipy.stats import entropy
 
-import segdrop.reporting
 from segdrop import InputError, TrainConfig
-from segdrop.cli import _parse
-from segdrop.dataset import open_dataset
-from segdrop.reporting import report
-from segdrop.run import write_csv, write_json
+from segdrop.cli.main import read_options
+from segdrop.data.opening import open_dataset
+from segdrop.files import write_csv, write_json
+from segdrop.inference import network
+from segdrop.reporting.page import report
 
 HOSTILE = "<script>alert(1)</script>"
 HOSTILE_FILE = '<img src="x" onerror="alert(2)">'
@@ -133,7 +133,7 @@ def hostile(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def blank_charts(monkeypatch):
     """Charts are drawn for `hostile` alone: they take most of a report's time."""
-    monkeypatch.setattr(segdrop.reporting, "_chart", lambda figure: "data:image/svg+xml;base64,")
+    monkeypatch.setattr("segdrop.reporting.charts._chart", lambda figure: "data:image/svg+xml;base64,")
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def evaluations(monkeypatch):
         asked.append(options)
         return json.loads((run / "metrics.json").read_text()).get("test", {})
 
-    monkeypatch.setattr(segdrop.reporting, "evaluate", evaluate)
+    monkeypatch.setattr("segdrop.reporting.page.evaluate", evaluate)
     return asked
 
 
@@ -345,9 +345,9 @@ def test_large_pictures_are_made_smaller_and_predicted_in_tiles(tmp_path, monkey
     run = make_run(tmp_path, squares(["wide"], size=(300, 1000)))
     whole = report(run)
     sizes = []
-    monkeypatch.setattr(segdrop.reporting, "TILE", 256)
-    monkeypatch.setattr(segdrop.reporting, "OVERLAP", 64)
-    load = segdrop.reporting.load
+    monkeypatch.setattr("segdrop.reporting.pictures.TILE", 256)
+    monkeypatch.setattr("segdrop.reporting.pictures.OVERLAP", 64)
+    load = network.load
 
     def load_watched(path):
         network = load(path)
@@ -361,7 +361,7 @@ def test_large_pictures_are_made_smaller_and_predicted_in_tiles(tmp_path, monkey
 
         return Watched()
 
-    monkeypatch.setattr(segdrop.reporting, "load", load_watched)
+    monkeypatch.setattr("segdrop.reporting.page.load", load_watched)
     tiled = report(run, tmp_path / "tiled.html")
     assert set(sizes) == {(256, 256)}
     for (view, picture), (_, other) in zip(shown(whole)[1][1:], shown(tiled)[1][1:], strict=True):
@@ -485,7 +485,7 @@ def test_the_command_to_train_means_the_run_s_own_configuration(tmp_path, evalua
     train, evaluate, again = html.unescape(re.search(r"<pre>(.*?)</pre>", page, re.DOTALL)[1]).split("\n")
     words = shlex.split(train)
     assert words[:2] == ["segdrop", "train"]
-    assert _parse("train", words[2:]) == TrainConfig(data=str(tmp_path / "data"), crop_size=64, **options)
+    assert read_options(words[1:]) == TrainConfig(data=str(tmp_path / "data"), crop_size=64, **options)
     assert shlex.split(evaluate)[:3] == ["segdrop", "evaluate", str(run)]
     assert shlex.split(again)[:3] == ["segdrop", "report", str(run)]
 

@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 
 from segdrop import InputError
-from segdrop.run import (
-    create_run,
-    load_history,
-    open_run,
-    package_versions,
-    restore_state,
-    save_state,
-    write_atomically,
-    write_csv,
-    write_json,
-)
+from segdrop.files import write_atomically, write_csv, write_json
+from segdrop.folders.run import create_run, open_run, package_versions
+from segdrop.folders.state import load_history, restore_state, save_state
 
 
 class Variable:

@@ -10,7 +10,7 @@ from keras import layers
 from packaging.version import Version
 
 from segdrop import verify
-from segdrop.unet import sm
+from segdrop.nets.unet import sm
 
 SEEN = "3.12", "3.15"
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from sklearn.model_selection import KFold, RepeatedStratifiedKFold, cross_val_sc
 from sklearn.svm import SVC
 
 from segdrop.errors import InputError
-from segdrop.statistics import (
+from segdrop.scoring.statistics import (
     Needed,
     corrected_paired_test,
     fold_correlation,
@@ -342,6 +342,6 @@ def test_fold_correlation_finds_the_one_that_was_drawn(correlation, folds):
 
 
 def test_neither_tensorflow_nor_keras_is_imported():
-    code = "import sys, segdrop.statistics; print({'tensorflow', 'keras', 'cv2'} & set(sys.modules))"
+    code = "import sys, segdrop.scoring.statistics; print({'tensorflow', 'keras', 'cv2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -19,14 +19,16 @@ import optuna
 import psycopg
 import pytest
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError
 
-from segdrop import storage
-from segdrop.config import SweepConfig, TrainConfig
+from segdrop.config.sweep import SweepConfig
+from segdrop.config.train import TrainConfig
 from segdrop.errors import InputError
-from segdrop.storage import file_url, open_storage
-from segdrop.trials import Job, Trials, is_score
+from segdrop.sweeps import storage
+from segdrop.sweeps.storage import file_url, open_storage
+from segdrop.sweeps.trials import Job, Trials, is_score
 
 pytestmark = pytest.mark.usefixtures("quiet_optuna")
 CONFIG = SweepConfig(
@@ -36,8 +38,8 @@ WORKER = """
 import json, os, signal, sys, time
 from pathlib import Path
 import optuna
-from segdrop.storage import open_storage
-from segdrop.trials import Job, Trials
+from segdrop.sweeps.storage import open_storage
+from segdrop.sweeps.trials import Job, Trials
 
 url, task = sys.argv[1:]
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -361,3 +363,10 @@ def test_a_cause_that_optuna_hides_is_found():
     error = StorageInternalError("An exception is raised during the commit.")
     error.__cause__ = away()
     assert storage._is_passing(error)
+
+
+def test_every_question_to_the_database_is_repeated_in_an_outage():
+    """What Optuna's storages must have is repeated, or made of calls that are."""
+    made_of_others = {"create_new_trial", "get_all_trials", "set_trial_param"}
+    ours = set(storage.PATIENT) | set(vars(storage._Storage))
+    assert BaseStorage.__abstractmethods__ - ours == made_of_others

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from segdrop.dataset import IGNORED
-from segdrop.surfaces import boundary_distances, hausdorff95, surface_dice
+from segdrop.conventions import IGNORED
+from segdrop.scoring.surfaces import boundary_distances, hausdorff95, surface_dice
 
 UNDEFINED = np.nan
 

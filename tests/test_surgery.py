@@ -7,7 +7,7 @@ from keras import layers
 
 import segdrop
 from segdrop import InputError, activations, insert_dropout, insert_layers, verify
-from segdrop.graph import functional_view, parts, trace
+from segdrop.surgery.graph import functional_view, parts, trace
 
 X = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
 
@@ -431,7 +431,7 @@ ARCHITECTURES = ("Unet", "FPN", "Linknet", "PSPNet")
     ],
 )
 def test_the_families_and_architectures_of_segmentation_models(backbone, architecture):
-    from segdrop.unet import sm
+    from segdrop.nets.unet import sm
 
     side = 96 if architecture == "PSPNet" or backbone == "inceptionv3" else 64
     plain = getattr(sm, architecture)(backbone, encoder_weights=None, input_shape=(side, side, 3))

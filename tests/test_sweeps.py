@@ -11,24 +11,16 @@ import numpy as np
 import pytest
 from conftest import brightness_model, write_run, write_table
 
-from segdrop import (
-    InputError,
-    SweepConfig,
-    TrainConfig,
-    chosen_config,
-    estimate,
-    evaluation,
-    sweep_report,
-    sweep_state,
-    training,
-)
-from segdrop.dataset import open_dataset
-from segdrop.ensemble import load_alike
-from segdrop.metrics import dice as dice_of
-from segdrop.metrics import foreground_mean
-from segdrop.run import read_csv, write_csv
-from segdrop.sweep_folder import fold_runs, read_folds
-from segdrop.sweeps import sweep
+from segdrop import InputError, SweepConfig, TrainConfig, chosen_config, estimate, sweep_report
+from segdrop.data.opening import open_dataset
+from segdrop.files import read_csv, write_csv
+from segdrop.folders.sweep import fold_runs, read_folds
+from segdrop.inference.ensemble import load_alike
+from segdrop.scoring.counts import dice as dice_of
+from segdrop.scoring.counts import foreground_mean
+from segdrop.sweeps.state import _place, open_or_start
+from segdrop.sweeps.sweep import sweep
+from segdrop.training import folds
 
 GRID = {"encoder_dropout": [0.1, 0.3], "dropout_kind": ["spatial"]}
 BEST_EPOCHS = {0.0: 3, 0.1: 4, 0.3: 6}
@@ -77,8 +69,8 @@ def stand_in(network):
 
 
 def replace(monkeypatch, train_fold):
-    monkeypatch.setattr(training, "train_fold", train_fold)
-    monkeypatch.setattr(training, "build_model", lambda *arguments: None)
+    monkeypatch.setattr("segdrop.training.folds.train_fold", train_fold)
+    monkeypatch.setattr("segdrop.training.building.build_model", lambda *arguments: None)
     monkeypatch.setattr(keras.backend, "clear_session", lambda: None)  # slow, like the next, and nothing is built
     monkeypatch.setattr(gc, "collect", lambda *generation: 0)
 
@@ -216,7 +208,7 @@ def test_the_same_call_again_trains_nothing(trained, finished, cells):
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(trained, cells, tmp_path, monkeypatch):
-    original, started = training.train_fold, []
+    original, started = folds.train_fold, []
 
     def interrupted(*arguments):
         started.append(arguments)
@@ -224,7 +216,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(trained, cells, tmp_path, mon
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(training, "train_fold", interrupted)
+    monkeypatch.setattr("segdrop.training.folds.train_fold", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path / "sweep", config_of(cells))
     assert len(trained) == 2
@@ -241,7 +233,7 @@ def test_a_sweep_grows_by_repeats_and_seeds_and_keeps_its_folds(trained, finishe
     def divided_otherwise(dataset, indices, folds, seed):
         return np.array_split(indices[::-1], folds)
 
-    monkeypatch.setattr(sweep_state, "cross_validation", divided_otherwise)
+    monkeypatch.setattr("segdrop.sweeps.state.cross_validation", divided_otherwise)
     answer = sweep(finished, config_of(cells, repeats=2, seeds=(0, 1)))
     assert answer.trained == answer.expected == 3 * 2 * 2 * 2 and len(trained) == 24 - 6
     rows = read_csv(finished / "folds.csv")
@@ -255,7 +247,7 @@ def test_a_sweep_that_has_grown_has_chosen_nothing_until_it_is_finished(trained,
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train_fold", interrupted)
+    monkeypatch.setattr("segdrop.training.folds.train_fold", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(finished, config_of(cells, repeats=2))
     with pytest.raises(InputError, match="is not finished, so that no arm is chosen; run its `segdrop sweep` command"):
@@ -340,11 +332,11 @@ def test_what_a_start_that_was_interrupted_left_is_taken_over(trained, cells, tm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sweep_state.os, "link", killed)
+        patch.setattr("segdrop.sweeps.state.os.link", killed)
         sweep(tmp_path / "sweep", config_of(cells))
     (tmp_path / "sweep" / "sweep.db-journal").touch()
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"sweep.db", "sweep.db-journal"}
-    state = sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
+    state = open_or_start(tmp_path / "sweep", config_of(cells), None)
     assert len(state.trials.all()) == 6
 
 
@@ -354,25 +346,25 @@ def test_a_start_that_was_cut_off_before_its_folds_were_written_writes_them_when
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    sweep_state.open_or_start(tmp_path / "whole", config_of(cells), None)
+    open_or_start(tmp_path / "whole", config_of(cells), None)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sweep_state, "write_folds", killed)
-        sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
+        patch.setattr("segdrop.sweeps.state.write_folds", killed)
+        open_or_start(tmp_path / "sweep", config_of(cells), None)
     assert not (tmp_path / "sweep" / "folds.csv").exists()
-    sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
+    open_or_start(tmp_path / "sweep", config_of(cells), None)
     assert (tmp_path / "sweep" / "folds.csv").read_text() == (tmp_path / "whole" / "folds.csv").read_text()
 
 
 def overtake(monkeypatch, folder, config):
     """Let another start the folder's sweep just before the next start would have placed its own; the other's state."""
-    first, place = [], sweep_state._place
+    first, place = [], _place
 
     def overtaken(*arguments):
-        monkeypatch.setattr(sweep_state, "_place", place)
-        first.append(sweep_state.open_or_start(folder, config, None))
+        monkeypatch.setattr("segdrop.sweeps.state._place", place)
+        first.append(open_or_start(folder, config, None))
         return place(*arguments)
 
-    monkeypatch.setattr(sweep_state, "_place", overtaken)
+    monkeypatch.setattr("segdrop.sweeps.state._place", overtaken)
     return first
 
 
@@ -381,13 +373,13 @@ def test_of_two_different_sweeps_that_start_at_once_in_a_folder_one_is_refused_a
 ):
     overtake(monkeypatch, tmp_path / "sweep", config_of(cells, folds=3))
     with pytest.raises(InputError, match="`folds` is 2, but .* was started with 3"):
-        sweep_state.open_or_start(tmp_path / "sweep", config_of(cells, folds=2), None)
+        open_or_start(tmp_path / "sweep", config_of(cells, folds=2), None)
     assert {row["repeat_0"] for row in read_csv(tmp_path / "sweep" / "folds.csv")} == {"0", "1", "2", "test"}
 
 
 def test_of_two_that_start_at_once_both_take_part_in_one_sweep(trained, cells, tmp_path, monkeypatch):
     first = overtake(monkeypatch, tmp_path / "sweep", config_of(cells))
-    second = sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
+    second = open_or_start(tmp_path / "sweep", config_of(cells), None)
     assert second.record["study"] == first[0].record["study"]
     assert len(second.trials.all()) == 6
     assert len(second.trials.study._storage.get_all_studies()) == 1  # the other is removed
@@ -460,7 +452,7 @@ def test_a_folder_that_is_no_sweep_needs_a_configuration(tmp_path):
 
 
 def test_a_report_before_the_first_training_says_that_there_is_no_answer(trained, cells, tmp_path):
-    sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
+    open_or_start(tmp_path / "sweep", config_of(cells), None)
     found = sweep_report(tmp_path / "sweep")
     assert found.trained == 0 and found.expected == 6 and "there is no answer" in found.headline
     with pytest.raises(InputError, match="`test` is for the arm that a finished sweep has chosen; .* is not finished."):
@@ -484,7 +476,7 @@ def test_test_images_are_scored_once_by_the_mean_of_the_chosen_arm_s_models(trai
     assert scores["dice"] == pytest.approx(by_hand, rel=1e-9) and scores["images"] == 2
     assert scores["arm"] == "spatial 0.1" and scores["runs"] == list(map(str, fold_runs(finished)))
     assert f"On the test images (2 images) it has a Dice of {by_hand:.3f}" in (finished / "answer.md").read_text()
-    monkeypatch.setattr(evaluation, "score_images", None)
+    monkeypatch.setattr("segdrop.scoring.score.score_images", None)
     assert sweep_report(finished, test=True).results.test == scores
 
 
@@ -530,7 +522,7 @@ def test_a_finished_sweep_s_folder_stands_for_its_models(trained, finished):
 
 
 def test_a_sweep_that_is_not_finished_stands_for_nothing(trained, cells, tmp_path):
-    sweep_state.open_or_start(tmp_path / "sweep", config_of(cells), None)
+    open_or_start(tmp_path / "sweep", config_of(cells), None)
     with pytest.raises(InputError, match="is not finished, so that no arm is chosen; run its `segdrop sweep` command"):
         load_alike([tmp_path / "sweep"])
 
@@ -551,7 +543,7 @@ def test_the_price_is_the_time_of_a_training_times_their_number(trained, cells, 
         timed.append((config.lr, len(split["train"]), len(split["val"])))
         return 100.0 if config.lr == 0.001 else 7.0
 
-    monkeypatch.setattr(training, "time_training", time_training)
+    monkeypatch.setattr("segdrop.training.folds.time_training", time_training)
     grid = {"encoder_dropout": [0.1, 0.3], "lr": [0.001, 0.01]}
     price = estimate(config_of(cells, grid=grid, folds=3, repeats=2, seeds=(0, 1)))
     assert price.arms[:2] == ("none", "element 0.1") and len(price.arms) == 6
@@ -565,7 +557,7 @@ def test_the_price_is_the_time_of_a_training_times_their_number(trained, cells, 
 
 
 def test_an_estimate_writes_nothing(trained, cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "time_training", lambda *arguments: 1.0)
+    monkeypatch.setattr("segdrop.training.folds.time_training", lambda *arguments: 1.0)
     monkeypatch.chdir(tmp_path)
     estimate(config_of(cells))
     assert list(Path().iterdir()) == []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from segdrop import InputError
-from segdrop.tiles import in_tiles, tile_offsets, tile_rows
+from segdrop.data.tiles import in_tiles, tile_offsets, tile_rows
 
 RNG = np.random.default_rng(0)
 

@@ -21,16 +21,26 @@ from conftest import randomise, write_pairs, write_table, write_weight_file
 from test_images import write_dicom
 
 import segdrop
-from segdrop import InputError, SweepConfig, TrainConfig, train, training
-from segdrop.augment import Sampler
+from segdrop import InputError, SweepConfig, TrainConfig, train
 from segdrop.cells import draw_cells
-from segdrop.dataset import Dataset, open_dataset, part_of
-from segdrop.intensity import Intensity, rule_of
-from segdrop.metrics import dice, foreground_mean, to_labels
-from segdrop.run import best_epoch, write_json
-from segdrop.sweep_folder import write_folds
-from segdrop.training import WarmupCosine
-from segdrop.unet import build_unet, encoder_layers
+from segdrop.data.augment import Sampler
+from segdrop.data.dataset import Dataset
+from segdrop.data.opening import open_dataset
+from segdrop.data.splits import part_of
+from segdrop.files import write_json
+from segdrop.folders import run
+from segdrop.folders.run import RunRecord
+from segdrop.folders.state import best_epoch
+from segdrop.folders.sweep import write_folds
+from segdrop.images.intensity import Intensity, rule_of
+from segdrop.nets.sites import encoder_layers
+from segdrop.nets.unet import build_unet
+from segdrop.scoring.counts import dice, foreground_mean, to_labels
+from segdrop.training import losses
+from segdrop.training.folds import train_fold
+from segdrop.training.optimizer import OneDeviceAdamW, WarmupCosine
+from segdrop.training.session import Session
+from segdrop.training.train import _report
 
 
 def tiny(cells, run_dir, **options):
@@ -122,7 +132,7 @@ def test_tensorboard_has_scalars_and_image_panels(finished):
 
 
 def test_groups_are_recorded_as_hashes_only(cells, tmp_path):
-    training._write_split(
+    run.write_split(
         tmp_path / "split.csv",
         dataclasses.replace(open_dataset(cells), groups=("Jane Doe",) * 4 + ("John Doe",) * 4, grouped=True),
         {"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(6, 8)},
@@ -139,13 +149,13 @@ def test_the_encoder_stands_still_while_frozen_and_moves_in_the_first_step_after
     source = randomise(build_unet("resnet18", encoder_weights=None))
     weights = write_weight_file(tmp_path / "w.h5", source)
     snapshots = []
-    original = training._Session.record_epoch
+    original = Session.record_epoch
 
     def snapshot(session, row):
         snapshots.append([w for layer in encoder_layers(session.model) for w in layer.get_weights()])
         original(session, row)
 
-    monkeypatch.setattr(training._Session, "record_epoch", snapshot)
+    monkeypatch.setattr(Session, "record_epoch", snapshot)
     config = tiny(cells, tmp_path / "run", encoder_weights=str(weights), freeze_epochs=2, epochs=3, batch_size=4)
     result = train(config)  # four images in batches of four: one step per epoch
     start = [w for layer in encoder_layers(source) for w in layer.get_weights()]
@@ -168,8 +178,8 @@ def test_bfloat16_trains_with_a_float32_head_and_gives_the_policy_back(cells, tm
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_quantity(cells, tmp_path, monkeypatch):
-    original = training.SegmentationLoss.call
-    monkeypatch.setattr(training.SegmentationLoss, "call", lambda self, *a: original(self, *a) / 0.0)
+    original = losses.SegmentationLoss.call
+    monkeypatch.setattr(losses.SegmentationLoss, "call", lambda self, *a: original(self, *a) / 0.0)
     with pytest.raises(InputError, match=r"The loss became inf at step 1 of 2 in epoch 1; use a smaller --lr"):
         train(tiny(cells, tmp_path / "run", loss="focal"))
 
@@ -187,7 +197,9 @@ def test_a_disk_that_fills_up_leaves_no_partial_file(cells, tmp_path, monkeypatc
 
 def test_a_pipeline_from_python_is_used_and_stored(cells, tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(training, "Sampler", lambda pipeline, size: used.append(pipeline) or Sampler(pipeline, size))
+    monkeypatch.setattr(
+        "segdrop.training.samples.Sampler", lambda pipeline, size: used.append(pipeline) or Sampler(pipeline, size)
+    )
     own = A.Compose([A.InvertImg(p=1)])
     result = train(tiny(cells, tmp_path / "run", epochs=1), augmentation=own)
     assert used == [own]
@@ -218,7 +230,7 @@ def test_falling_back_to_random_weights_is_said_at_the_start_at_the_end_and_in_t
     def refuse(encoder):
         raise InputError("no network")
 
-    monkeypatch.setattr(training, "imagenet_file", refuse)
+    monkeypatch.setattr("segdrop.training.building.imagenet_file", refuse)
     result = train(tiny(cells, tmp_path / "run", epochs=1, encoder_weights="auto"))
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("The encoder starts from RANDOM weights") == 2
@@ -252,7 +264,7 @@ def test_the_best_epoch_is_the_first_of_the_highest_dice(scores, best):
     ],
 )
 def test_training_stops_when_patience_runs_out(scores, freeze_epochs, stops):
-    session = object.__new__(training._Session)
+    session = object.__new__(Session)
     session.validation = types.SimpleNamespace(plan=[[0]])
     session.config = TrainConfig(patience=2, freeze_epochs=freeze_epochs)
     session.history = history_of(*scores)
@@ -286,7 +298,7 @@ def test_a_file_that_vanishes_during_training_is_told_in_its_own_words(cells, tm
 
 def test_an_undefined_score_is_reported_as_such(finished, capsys):
     scores = {"dice": None, "iou": None, "images": 2}
-    training._report({"test": scores}, {"warnings": []}, finished.run_dir, finished.history, 60.0)
+    _report({"test": scores}, RunRecord(TrainConfig(), 1), finished.run_dir, finished.history, 60.0)
     assert "test  Dice undefined  IoU undefined  (2 images)" in capsys.readouterr().out
 
 
@@ -413,11 +425,12 @@ def test_recalibrated_batchnorm_is_kept_only_where_validation_dice_does_not_fall
     scores = iter([0.5, 0.6 if better else 0.4])
     seen = []
 
-    def one_score(model, *rest):
+    def one_score(forward, *rest):
+        model = forward.__self__
         seen.append([np.array(w) for w in model.weights if "moving_variance" in w.path])
         return {"dice": next(scores, 0.1), "iou": 0.1, "images": 2, "classes": {}}
 
-    monkeypatch.setattr(training, "score", one_score)
+    monkeypatch.setattr("segdrop.training.finishing.score", one_score)
     result = train(tiny(cells, tmp_path / "run", epochs=1, encoder_dropout=0.5, recalibrate_batchnorm=True))
     before, after = seen[:2]
     assert not np.allclose(before[-1], after[-1])
@@ -500,21 +513,20 @@ class Stopped(Exception):
         {"encoder_dropout": 0.1, "dropout_kind": "path", "dropout_placement": "branch_end", "lr": 0.1},
     ],
 )
-@pytest.mark.filterwarnings("ignore:Dropout at block_end")
 def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(cells, tmp_path, monkeypatch, arm):
     dataset, seen = open_dataset(cells), []
 
-    def fit(session, batches, *rest):
-        weights = {w.path: np.array(w) for w in session.model.weights if "dropout" not in w.path}
+    def fit(model, batches, **options):
+        weights = {w.path: np.array(w) for w in model.weights if "dropout" not in w.path}
         seen.append((weights, [[np.array(part) for part in batch] for batch in batches]))
         raise Stopped
 
-    monkeypatch.setattr(training._Session, "_run_fit", fit)
+    monkeypatch.setattr(keras.Model, "fit", fit)
     split = {"train": np.array([0, 1, 2, 5, 7]), "val": np.array([3, 4]), "test": np.array([6])}
     for number, changes in enumerate(({}, arm)):
         with pytest.raises(Stopped):
             config = tiny(cells, None, seed=3, **changes)
-            training.train_fold(config, tmp_path / str(number), dataset, split, "off", "random")
+            train_fold(config, tmp_path / str(number), dataset, split, "off", "random")
     (plain, order), (dropped, same_order) = seen
     assert [value.std() > 0 for name, value in plain.items() if "kernel" in name].count(False) == 0
     for ours, theirs in zip(plain.values(), dropped.values(), strict=True):
@@ -529,9 +541,7 @@ def fold(cells, tmp_path_factory):
     options = {"epochs": 4, "stop_after": 2, "train_fraction": 0.5, "encoder_dropout": 0.2, "seed": 5}
     split = {"train": np.array([0, 1, 2, 5, 7]), "val": np.array([3, 4]), "test": np.array([6])}
     folder = tmp_path_factory.mktemp("folds") / "00000"
-    return folder, training.train_fold(
-        tiny(cells, None, **options), folder, open_dataset(cells), split, "off", "random"
-    )
+    return folder, train_fold(tiny(cells, None, **options), folder, open_dataset(cells), split, "off", "random")
 
 
 def test_one_training_of_many_leaves_its_model_history_and_scores_alone(fold):
@@ -589,7 +599,7 @@ def without_validation(cells, tmp_path_factory):
     write_folds(home, dataset, [[np.array([0, 2, 3]), np.array([1, 4, 5])]])
     write_json(home / "sweep.json", {"config": SweepConfig().to_json(), "data_sha256": dataset.digest})
     config = tiny(cells, home / "run", from_sweep=str(home), epochs=5, stop_after=2, patience=1)
-    original, weights = training._Session.record_epoch, []
+    original, weights = Session.record_epoch, []
 
     def record_epoch(session, row):
         weights.append(session.model.get_weights())
@@ -598,7 +608,7 @@ def without_validation(cells, tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Session, "record_epoch", record_epoch)
+        patch.setattr(Session, "record_epoch", record_epoch)
         with pytest.raises(KeyboardInterrupt):
             train(config)
         return train(dataclasses.replace(config, resume=True)), weights
@@ -654,7 +664,7 @@ def step_taken_with(optimizer):
     return weakref.ref(step.get_concrete_function().graph)
 
 
-@pytest.mark.parametrize("optimizer, is_kept", [(keras.optimizers.AdamW, True), (training._OneDeviceAdamW, False)])
+@pytest.mark.parametrize("optimizer, is_kept", [(keras.optimizers.AdamW, True), (OneDeviceAdamW, False)])
 def test_a_training_s_step_is_freed_with_it(optimizer, is_kept):
     """Keras's own optimizer keeps the traced step, and all it captures, for as long as the process lives."""
     graph = step_taken_with(optimizer)

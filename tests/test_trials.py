@@ -10,10 +10,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from segdrop.arms import arms_of, key_of
-from segdrop.config import SweepConfig, TrainConfig
+from segdrop.config.arms import arms_of, key_of
+from segdrop.config.sweep import SweepConfig
+from segdrop.config.train import TrainConfig
 from segdrop.errors import Diverged, InputError
-from segdrop.trials import ATTEMPTS, Job, Trials, distributions, first_trainings, is_pruned, is_score
+from segdrop.sweeps.trials import ATTEMPTS, Job, Trials, distributions, first_trainings, is_pruned, is_score
 
 pytestmark = pytest.mark.usefixtures("quiet_optuna")
 SPATIAL = {"dropout_kind": ["spatial"]}

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from conftest import randomise
 
-from segdrop import InputError, build_unet, insert_dropout, monte_carlo, uncertainty
-from segdrop.uncertainty import MonteCarlo, entropy, from_moments, moments
+from segdrop import InputError, build_unet, insert_dropout, monte_carlo
+from segdrop.scoring.uncertainty import entropy, from_moments, moments
+from segdrop.surgery import sampling
+from segdrop.surgery.sampling import MonteCarlo
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0, 255, (2, 64, 64, 3)).astype("float32")
@@ -140,7 +142,7 @@ def test_seed_and_key_choose_the_samples():
 def test_samples_in_one_batch_differ(shared, monkeypatch):
     model = dropped(shared_across_batch=shared)
     together = from_moments(MonteCarlo(model, 8).moments(IMAGES)).std.mean()
-    monkeypatch.setattr(uncertainty, "BATCH_PIXELS", 1)
+    monkeypatch.setattr(sampling, "BATCH_PIXELS", 1)
     apart = from_moments(MonteCarlo(model, 8).moments(IMAGES)).std.mean()
     assert together > 0
     assert together == pytest.approx(apart, rel=0.5)

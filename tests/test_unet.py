@@ -12,14 +12,15 @@ import tensorflow as tf
 from conftest import randomise, write_weight_file
 
 from segdrop import InputError, build_unet, dropout_table, remove_dropout, verify
-from segdrop.unet import encoder_layers, imagenet_file, set_encoder_trainable
+from segdrop.nets.sites import encoder_layers, set_encoder_trainable
+from segdrop.nets.weights import imagenet_file
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
 DEFAULT_UNITS = [f"stage3_unit{n}" for n in range(1, 7)] + ["stage4_unit1", "stage4_unit2"]
 
 
 def library_unet(encoder, **options):
-    from segdrop.unet import sm  # imported there, after the framework has been chosen
+    from segdrop.nets.unet import sm
 
     return sm.Unet(encoder, encoder_weights=None, **options)
 
@@ -383,10 +384,10 @@ def test_imagenet_weights_come_from_the_cache(plain, tmp_path, monkeypatch):
     """The real look-up, on a file of the published layout; only its published checksum is replaced."""
     import hashlib
 
-    from segdrop import unet
+    from segdrop.nets import weights
 
     cached = write_weight_file(tmp_path / "resnet18_imagenet_1000_no_top.h5", plain)
-    entry = next(e for e in unet.WEIGHTS_COLLECTION if e["name"] == cached.name)
+    entry = next(e for e in weights.WEIGHTS_COLLECTION if e["name"] == cached.name)
     monkeypatch.setitem(entry, "md5", hashlib.md5(cached.read_bytes()).hexdigest())
     monkeypatch.setitem(entry, "url", cached.as_uri())
     original = keras.utils.get_file

@@ -15,20 +15,24 @@ import sys
 import textwrap
 
 import keras
+import numpy as np
 import pytest
 from conftest import tiny_training
 from optuna.trial import TrialState
 
-from segdrop import sweep, training, workers
-from segdrop.answers import answer
-from segdrop.arms import key_of
-from segdrop.config import SweepConfig
+from segdrop import sweep
+from segdrop.config.arms import key_of
+from segdrop.config.sweep import SweepConfig
 from segdrop.errors import Diverged, InputError
-from segdrop.outcome import choose, leading, models_lacking, remove_models, results
-from segdrop.sweep_folder import fold_runs, read_chosen
-from segdrop.sweep_state import open_or_start
-from segdrop.trials import Job, is_score
-from segdrop.workers import Progress, Worker, count_workers, in_words, run_workers
+from segdrop.folders.sweep import fold_runs, read_chosen
+from segdrop.sweeps import workers
+from segdrop.sweeps.collecting import results
+from segdrop.sweeps.comparing import answer
+from segdrop.sweeps.outcome import choose, leading, models_lacking, remove_models
+from segdrop.sweeps.state import open_or_start
+from segdrop.sweeps.trials import Job, is_score
+from segdrop.sweeps.workers import Progress, Worker, count_workers, in_words, run_workers
+from segdrop.training import folds
 
 SPATIAL = {"encoder_dropout": [0.2], "dropout_kind": ["spatial"]}
 PLACES = {
@@ -51,7 +55,7 @@ def starting(folder):
         return open_or_start(folder / "sweep", sweep, None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "build_model", lambda *arguments: None)
+        patch.setattr("segdrop.training.building.build_model", lambda *arguments: None)
         patch.setattr(keras.backend, "clear_session", lambda: None)
         yield start
 
@@ -81,7 +85,7 @@ def trained(monkeypatch, dice=lambda rate, repeat, fold, seed: 0.5 + rate):
             "device": "none",
         }
 
-    monkeypatch.setattr(training, "train_fold", train_fold)
+    monkeypatch.setattr("segdrop.training.folds.train_fold", train_fold)
     return done
 
 
@@ -95,14 +99,14 @@ def whole(cells, tmp_path_factory):
     seen, told = {}, io.StringIO()
     with starting(tmp_path_factory.mktemp("whole")) as start, pytest.MonkeyPatch.context() as patch:
         trained(patch)
-        pretend = training.train_fold
+        pretend = folds.train_fold
 
         def train_fold(config, run_dir, dataset, split, precision, weights):
             names = {part: tuple(dataset.ids[i] for i in split[part]) for part in split}
             seen.setdefault(PLACES[config.seed], []).append((config.encoder_dropout, names, precision, weights))
             return pretend(config, run_dir, dataset, split, precision, weights)
 
-        patch.setattr(training, "train_fold", train_fold)
+        patch.setattr("segdrop.training.folds.train_fold", train_fold)
         state = start(config(cells, repeats=2, seeds=(0, 1)))
         with contextlib.redirect_stdout(told):
             Worker(state).work()
@@ -222,6 +226,18 @@ def test_an_unproposed_arm_is_told_as_such(start, cells, capsys):
     state.trials.study._storage.set_trial_state_values(trial, TrialState.FAIL)
     progress.tell(state.trials.all())
     assert "an arm not yet proposed, fold 1 of 2: its worker was stopped or died" in capsys.readouterr().out
+
+
+def test_of_equal_arms_the_folder_and_the_answer_choose_the_same(start, cells, monkeypatch):
+    """The same four scores in another order: added up one by one they differ in the last bit."""
+    scores = {0.0: (0.4, 0.3, 0.2, 0.1), 0.2: (0.1, 0.2, 0.3, 0.4)}
+    assert np.mean(scores[0.0]) < np.mean(scores[0.2])
+    trained(monkeypatch, lambda rate, repeat, fold, seed: scores[rate][2 * repeat + fold])
+    state = start(config(cells, repeats=2))
+    Worker(state).work()
+    assert choose(state)
+    found = answer(results(state))
+    assert read_chosen(state.folder)["arm"] == found.arms[found.chosen].arm.name == "none"
 
 
 def test_a_beaten_arms_models_go_while_others_train(start, cells, monkeypatch):
@@ -345,7 +361,7 @@ def stub(monkeypatch, code):
     popen = subprocess.Popen
 
     def start(arguments, **options):
-        assert arguments[1:3] == ["-m", "segdrop.workers"]
+        assert arguments[1:3] == ["-m", "segdrop.sweeps.workers"]
         return popen([sys.executable, "-c", code, *arguments[3:]], **options)
 
     monkeypatch.setattr(workers.subprocess, "Popen", start)

@@ -1,0 +1,148 @@
+"""What each command does."""
+
+import dataclasses
+import signal
+import sys
+
+from ..config.sweep import SweepConfig
+from ..config.train import TrainConfig
+from ..errors import InputError
+from .options import EvaluateOptions, ExportOptions, InspectOptions, PredictFilesOptions, ReportOptions, SweepOptions
+
+
+def run_train(config: TrainConfig) -> None:
+    from ..training.train import train
+
+    train(config)
+
+
+def run_sweep(options: SweepOptions) -> None:
+    from ..folders.sweep import open_sweep
+    from ..sweeps.answer_files import tables
+    from ..sweeps.sweep import estimate, sweep, sweep_report
+    from ..sweeps.workers import in_words
+
+    config = _sweep_config(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request to end is as good as Ctrl-C
+    if options.dry_run:
+        config = config or SweepConfig.from_json(open_sweep(options.folder)["config"])
+        price = estimate(config)
+        print("\n".join(price.arms))
+        print(
+            f"{price.trainings} trainings, about {in_words(price.seconds)} one after the other on this machine"
+            f"{', if no patience ends them earlier' if config.train.patience < config.train.epochs else ''}."
+        )
+        return
+    if options.report or options.test:
+        data = options.train.data if options.train != TrainConfig() else None
+        found = sweep_report(options.folder, storage=options.storage, test=options.test, data=data)
+    else:
+        found = sweep(options.folder, config, storage=options.storage, workers=options.workers)
+    console = _console()
+    for table in tables(found):
+        console.print(table.rich())
+    console.print(f"{found.headline}\n\nAll of it: {options.folder / 'answer.md'}", highlight=False, markup=False)
+
+
+def _sweep_config(options: SweepOptions) -> SweepConfig | None:
+    """What the options ask to compare; None where they say nothing of it, for a sweep that is there."""
+    from ..config.arms import default_grid, read_grid
+    from ..folders.run import is_sweep
+
+    if not options.compares and is_sweep(options.folder):
+        return None
+    given = {
+        "encoder_dropout": options.rates,
+        "dropout_kind": options.kinds,
+        "dropout_placement": options.placements,
+        "dropout_blocks": [blocks.split(",") for blocks in options.blocks],
+        "dropout_schedule": options.schedules,
+    }
+    given = {name: list(values) for name, values in given.items() if values}
+    grid = read_grid(options.grid)
+    if grid is None:
+        grid = default_grid(options.train, given)
+    elif given:
+        raise InputError(f"`grid` is given beside {', '.join(given)}; put all into it.")
+    shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(SweepConfig)}
+    return SweepConfig(**{**shared, "grid": grid})
+
+
+def run_evaluate(options: EvaluateOptions) -> None:
+    from ..inference.evaluate import evaluate
+    from ..show.scores import scores_table
+
+    result = evaluate(**vars(options))
+    console = _console()
+    for table in scores_table(result):
+        console.print(table.rich())
+    if "warning" in result:
+        console.print(f"[bold yellow]Warning: {result['warning']}.")
+
+
+def run_predict(options: PredictFilesOptions) -> int:
+    from ..inference.predict import predict
+
+    found = predict(**vars(options))
+    failures = [row for row in found.files if row["status"] != "ok"]
+    for row in failures[:10]:
+        print(f"segdrop: {row['status']}", file=sys.stderr)
+    if len(failures) > 10:
+        print(f"segdrop: ... and {len(failures) - 10} more, in {found.out / 'predictions.csv'}", file=sys.stderr)
+    print(
+        f"{len(found.files) - len(failures)} of {len(found.files)} files predicted, in {found.out}: "
+        f"{found.images_per_second:.2f} images/s, {found.tiles_per_second:.2f} tiles/s."
+    )
+    return 1 if failures else 0
+
+
+def run_report(options: ReportOptions) -> None:
+    from ..reporting.page import report
+
+    print(f"Report: {report(**vars(options))}")
+
+
+def run_export(options: ExportOptions) -> None:
+    from ..inference.export import export
+
+    names = {"onnx": "model.onnx", "saved_model": "saved_model"}
+    result = export(options.run, options.out or options.run / names[options.format], format=options.format)
+    print(f"Exported: {result.path} (probabilities differ by at most {result.difference:.2g} on {result.images}).")
+
+
+def run_inspect(options: InspectOptions) -> None:
+    from ..folders.run import MODEL, open_run
+    from ..inference.network import load_model
+    from ..nets.drawing import draw_network
+    from ..nets.inspection import dropout_table
+    from ..surgery.dropout import remove_dropout
+    from ..surgery.verification import verify
+
+    path, side = options.model, options.image_size
+    if path.is_dir():
+        side = side or open_run(path).config.crop_size
+        path = path / MODEL
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no model: {path}.")
+    model = load_model(path)
+    size = None if side is None else (side, side)
+    try:
+        table = dropout_table(model, size)
+    except TypeError as error:  # a subclassed model, or one that was never built
+        raise InputError(f"{path}: {error}") from error
+    console = _console()
+    console.print(table.rich() if table else f"{path} has no dropout layer.")
+    if options.verify:
+        console.print(verify(remove_dropout(model), model).rich())
+    if options.csv:
+        table.to_csv(options.csv)
+    if options.json:
+        table.to_json(options.json)
+    if options.svg:
+        draw_network(model, options.svg, size)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)

@@ -1,0 +1,118 @@
+"""The command line."""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+
+from ..config.train import TrainConfig
+from ..errors import InputError
+from ..version import __version__
+from .commands import run_evaluate, run_export, run_inspect, run_predict, run_report, run_sweep, run_train
+from .options import (
+    EvaluateOptions,
+    ExportOptions,
+    InspectOptions,
+    PredictFilesOptions,
+    ReportOptions,
+    SweepOptions,
+)
+from .parsing import describe_error, parse
+
+COMMANDS = {
+    "train": (TrainConfig, run_train),
+    "sweep": (SweepOptions, run_sweep),
+    "evaluate": (EvaluateOptions, run_evaluate),
+    "predict": (PredictFilesOptions, run_predict),
+    "report": (ReportOptions, run_report),
+    "export": (ExportOptions, run_export),
+    "inspect": (InspectOptions, run_inspect),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 where some files failed, 2 for wrong input, told in one line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _warnings_in_one_line():
+            return _dispatch(arguments)
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        message = describe_error(error)
+    except KeyboardInterrupt:
+        message = "interrupted; a sweep goes on with the same command, train and predict with --resume besides."
+    print(f"segdrop: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Warnings for the user without the place in the code that gave them; developers' ones stay as they are."""
+    usual = warnings.formatwarning
+
+    def in_one_line(message, category, *where) -> str:
+        return f"segdrop: warning: {message}\n" if category is UserWarning else usual(message, category, *where)
+
+    warnings.formatwarning = in_one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"segdrop {__version__}")
+        return 0
+    options = read_options(arguments or ["--help"])
+    if not (isinstance(options, SweepOptions) and options.report and not options.test):
+        _import_tensorflow()
+    return COMMANDS[arguments[0]][1](options) or 0
+
+
+def read_options(arguments: list[str]):
+    """The options of the command that the arguments begin with."""
+    name, *rest = arguments
+    if name not in (*COMMANDS, "-h", "--help"):
+        raise InputError(f"no such command: {name!r}; there are {', '.join(COMMANDS)}.")
+    classes = {command: options for command, (options, _) in COMMANDS.items()}
+    return parse(classes, arguments, {name: _stored_config(rest)} if name == "train" else {})
+
+
+def _stored_config(arguments: list[str]) -> TrainConfig | None:
+    """The stored configuration of the run to resume, or of a sweep's chosen arm: what is not given is as it says."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    if "--resume" in words and "--run-dir" in words[:-1]:
+        from ..folders.run import open_run
+
+        run_dir = words[words.index("--run-dir") + 1]
+        return dataclasses.replace(open_run(run_dir).config, run_dir=run_dir)
+    if "--from-sweep" in words[:-1]:
+        from ..folders.sweep import chosen_config
+
+        return chosen_config(words[words.index("--from-sweep") + 1])
+    return None
+
+
+def _import_tensorflow() -> None:
+    """Import TensorFlow without the start-up messages that its libraries write straight to file descriptor 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+        tf.get_logger().setLevel("ERROR")  # images of many sizes are many graphs, which is no news to the user
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

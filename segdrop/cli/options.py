@@ -1,0 +1,139 @@
+"""The commands and their options."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ..config.predict import PredictOptions
+from ..config.sweep import SweepConfig
+from ..config.train import Kind, Placement, Schedule, TrainConfig
+from ..conventions import OVERLAP, TILE
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Score a run's best model: overlap, distances, calibration, and with samples how well it knows its errors."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    data: str | None = None
+    """Data set; by default the run's own, with the run's split."""
+    split: str = "test"
+    """train, val, test, or all."""
+    mc_samples: int = 0
+    """Monte Carlo dropout samples of each image, to score uncertainty; 0: none."""
+    ensemble: tuple[Path, ...] = ()
+    """Further runs, to score the uncertainty of all together."""
+    seed: int = 0
+    """Seed of these samples, and of the intervals' resampling."""
+    tolerance: float = 2.0
+    """Of the surface Dice, in pixels, or in mm where the images tell their spacing."""
+    tile: int = TILE
+    """Side of the tiles that larger images are cut into, in pixels, a multiple of 32."""
+    overlap: int = OVERLAP
+    """Overlap of neighbouring tiles in pixels, a multiple of 32, at most half a tile."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictFilesOptions(PredictOptions):
+    """Write masks, and if asked for probabilities, uncertainty and overlays, of images of any size and format."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, a finished sweep's, or an exported .onnx file."""
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """Images, folders (with their subfolders), or globs."""
+    out: Path
+    """Folder to write to, a new one."""
+    resume: bool = False
+    """Go on in --out where the same command was interrupted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Write a run's report: one HTML file with its scores, plots and pictures."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    out: Path | None = None
+    """The file to write; by default report.html in the run's folder."""
+    split: str = "test"
+    """train, val or test."""
+    mc_samples: int = 20
+    """Monte Carlo dropout samples for the pictures of uncertainty, where the network has dropout."""
+    images: int = 3
+    """How many of the best, of the median and of the worst images to show."""
+    seed: int = 0
+    """Seed of the samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's network for use elsewhere: no dropout, float32, intensity scaling inside, checked."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    out: Path | None = None
+    """The file or folder to write; by default model.onnx or saved_model in the run's folder."""
+    format: Literal["onnx", "saved_model"] = "onnx"
+    """ONNX, or TensorFlow's SavedModel."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions(SweepConfig):
+    """Does dropout help on these data? Train with and without it on the same folds, and tell how sure the answer is."""
+
+    folder: tyro.conf.Positional[Path]
+    """The sweep's folder: a new one, or one to go on with or to join; then it may stand alone."""
+    rates: tuple[float, ...] = ()
+    """Dropout rates to compare with 0, by default 0.1 0.2 0.3 0.5."""
+    kinds: tuple[Kind, ...] = ()
+    """Kinds of dropout, by default spatial; with --grid or --encoder-dropout what those and --dropout-kind say."""
+    placements: tuple[Placement, ...] = ()
+    """Places of the dropout in its units."""
+    blocks: tuple[str, ...] = ()
+    """Stages or units, those of one arm joined by commas: stage4 stage3,stage4."""
+    schedules: tuple[Schedule, ...] = ()
+    """How rates change during training."""
+    grid: str | None = None
+    """Any fields of the training and their values as JSON, {"lr": [0.001, 0.0003]}, or a file of it; a list of such
+    mappings is one grid after the other, and for --search {"low": 0.05, "high": 0.5} is a range."""
+    storage: str | None = None
+    """Database for many machines, postgresql://user@host/database; by default a file in the folder, for one machine."""
+    workers: int | None = None
+    """Processes on this machine, by default one for each GPU, else one; without GPUs they share the cores."""
+    dry_run: bool = False
+    """Tell the arms, the number of trainings and how long they would take, and train nothing."""
+    report: bool = False
+    """Answer from what is finished by now, and train nothing."""
+    test: bool = False
+    """With --report: score the chosen arm of a finished sweep on the test images, once."""
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainConfig)
+    """What all trainings have in common."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether anything is said of what to compare, and not only of how to run it."""
+        of_the_call = ("folder", "storage", "workers", "dry_run", "report", "test")
+        silent = SweepOptions(folder=self.folder)
+        names = [field.name for field in dataclasses.fields(self) if field.name not in of_the_call]
+        return any(getattr(self, name) != getattr(silent, name) for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectOptions:
+    """Show the dropout layers of a run or a model file, and which layers each affects."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, or a .keras file."""
+    image_size: int | None = None
+    """Side of the images that shapes are shown for; by default a run's crop size, and open for a file."""
+    verify: bool = False
+    """Prove that the model is the plain one with working dropout in it and nothing else changed."""
+    svg: Path | None = None
+    """Write a picture of the network with its dropout marked."""
+    csv: Path | None = None
+    """Write the table as CSV, with the names of all layers affected."""
+    json: Path | None = None
+    """Write the table as JSON."""

@@ -1,0 +1,123 @@
+"""From a command line to options."""
+
+import contextlib
+import errno
+import io
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Annotated, Union
+
+import tyro
+
+from ..errors import InputError
+
+_ABOUT = "Dropout in the encoder of a pretrained U-Net. `segdrop --version` tells the version."
+
+
+def parse(commands: Mapping[str, type], arguments: list[str], defaults: Mapping[str, object]):
+    """The options of the command that the arguments name; tyro's boxed error messages become an InputError of one line.
+
+    Args:
+        commands: the class of the options of each command.
+        arguments: the command and its own.
+        defaults: options of a command to take where the arguments say nothing.
+    """
+    choices = []
+    for name, options in commands.items():
+        stored = {} if defaults.get(name) is None else {"default": defaults[name]}
+        about = (options.__doc__ or "").splitlines()[0]
+        choices.append(Annotated[options, tyro.conf.subcommand(name, description=about, **stored)])
+    os.environ["COLUMNS"], columns = "1000", os.environ.get("COLUMNS")  # so that tyro does not wrap them
+    stderr = io.StringIO()
+    try:
+        if {"-h", "--help"} & set(arguments):
+            os.environ["COLUMNS"] = columns or str(min(110, shutil.get_terminal_size().columns))
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(
+                Union[tuple(choices)],  # noqa: UP007 (made of a list)
+                prog="segdrop",
+                args=arguments,
+                registry=_registry,
+                description=_ABOUT,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_first_block(stderr.getvalue())) from None
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns:
+            os.environ["COLUMNS"] = columns
+
+
+def _first_block(box: str) -> str:
+    """What a box of tyro's says before its first rule; without Unicode its title is a block of its own."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    grouped = itertools.groupby(lines, key=lambda line: bool(line.strip("─- ")))
+    blocks = [" ".join(block) for says_something, block in grouped if says_something]
+    return re.sub(r"^Error parsing \w+(Config|Options): ", "", blocks[0 if "╭" in box else 1])
+
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _rates(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """One rate, a ramp 0.05..0.3, or stage3=0.1,stage4=0.2."""
+    if info.type != (float | dict[str, float] | tuple[float, float]):
+        return None
+
+    def parse(words: list[str]) -> float | dict[str, float] | tuple[float, float]:
+        if ".." in words[0]:
+            first, _, last = words[0].partition("..")
+            return float(first), float(last)
+        if "=" not in words[0]:
+            return float(words[0])
+        parts = [part.partition("=") for part in words[0].split(",")]
+        if len({block for block, _, _ in parts}) < len(parts):
+            raise ValueError(f"a block is named twice in {words[0]}")
+        return {block: float(rate) for block, _, rate in parts}
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="RATE",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, (int, float, dict, tuple)),
+        str_from_instance=lambda value: [
+            ",".join(f"{k}={v}" for k, v in value.items())
+            if isinstance(value, dict)
+            else "..".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value)
+        ],
+    )
+
+
+@_registry.primitive_rule
+def _names(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Names separated by commas."""
+    if info.type != (tuple[str, ...] | None):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME,NAME,...",
+        instance_from_str=lambda words: tuple(words[0].split(",")),
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["None" if value is None else ",".join(value)],
+    )
+
+
+def describe_error(error: OSError) -> str:
+    """An OSError in one line: ours as they are, the system's with the file and what to do."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    where = f": {error.filename}" if error.filename else ""
+    advice = {
+        errno.ENOSPC: "; free some space, then go on: a sweep with the same command, a run with --resume",
+        errno.EACCES: "; choose another place or change the permissions",
+        errno.EROFS: "; choose another place",
+    }.get(error.errno, "")
+    return f"{error.strerror}{where}{advice}."

@@ -1,0 +1,195 @@
+"""The arms of a sweep: configurations that are compared, from a grid or a search space, rate 0 among them."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from .sweep import SweepConfig
+from .train import TrainConfig
+
+RATES, KINDS = (0.1, 0.2, 0.3, 0.5), ("spatial",)  # compared where nothing else is said
+DROPOUT_FIELDS = (
+    "encoder_dropout",
+    "spatial",
+    "dropout_kind",
+    "dropout_block_size",
+    "dropout_shared",
+    "dropout_blocks",
+    "dropout_placement",
+    "dropout_schedule",
+    "dropout_schedule_epochs",
+    "skips",
+)
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+# What all arms must have in common: the data and their scores, and what a sweep sets itself.
+_FIXED = {
+    "seed": "give `seeds`",
+    **dict.fromkeys(("data", "run_dir", "resume", "from_sweep", "cache_mb", "gpus"), "it is no part of an arm"),
+    **dict.fromkeys(
+        ("classes", "ignore_value", "spacing", "slice_axis", "stratify", "val_fraction"),
+        "arms must be scored on the same images",
+    ),
+}
+
+
+def arms_of(sweep: SweepConfig) -> list[dict]:
+    """The arms of a grid: for each the fields that differ from training without dropout, in the grid's order.
+
+    The first is {}: no dropout. Each combination of other fields has an arm without dropout too, its reference. Equal
+    arms, as all kinds of dropout are at rate 0, are one. For a search, the first arm only.
+
+    Raises:
+        InputError: a field is unknown or not one to vary, or a value is impossible.
+    """
+    base = without_dropout(sweep.train)
+    arms: list[dict] = [{}]
+    for point in [] if sweep.search else [point for part in parts(sweep.grid) or [{}] for point in _product(part)]:
+        for config in (without_dropout(arm_config(sweep.train, point)), arm_config(sweep.train, point)):
+            changes = changes_of(config, base)
+            if changes not in arms:
+                arms.append(changes)
+    if len(arms) == 1 and not sweep.search:
+        raise InputError("`grid` has nothing to compare with rate 0; give rates or other fields.")
+    return arms
+
+
+def default_grid(train: TrainConfig, given: Mapping[str, Sequence]) -> dict[str, Sequence]:
+    """`given`, values of fields of dropout, with the default rates and kinds unless it or `train` says which."""
+    if any_dropout(train):
+        return dict(given)
+    rates = {} if "encoder_dropout" in given else {"encoder_dropout": list(RATES)}
+    kinds = {} if train.spatial or train.dropout_kind or "dropout_kind" in given else {"dropout_kind": list(KINDS)}
+    return {**rates, **kinds, **given}
+
+
+def read_grid(text: str | None):
+    """A grid from JSON, or from a file of it.
+
+    Raises:
+        FileNotFoundError, InputError: there is no such file, or it is not JSON.
+    """
+    if text is None:
+        return None
+    try:
+        if text.lstrip()[:1] not in ("{", "["):
+            text = Path(text).read_text(encoding="utf-8")
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"`grid` is not JSON: {error}.") from error
+    except FileNotFoundError:
+        raise FileNotFoundError(f"`grid` is neither JSON nor a file: {text}.") from None
+
+
+def parts(grid) -> list[Mapping]:
+    """A grid as a list of mappings from fields to their values.
+
+    Raises:
+        InputError: it has another form, or a field is unknown or not one to vary.
+    """
+    grid = [] if grid is None else [grid] if isinstance(grid, Mapping) else grid
+    if not isinstance(grid, Sequence) or not all(isinstance(part, Mapping) for part in grid):
+        raise InputError(f"`grid` must map fields to lists of values, or be a list of such mappings, got {grid!r}.")
+    for part in grid:
+        for name, values in part.items():
+            if name not in _DEFAULTS:
+                raise InputError(f"`grid` has an unknown field: {name!r}; the fields are those of `segdrop train`.")
+            if name in _FIXED:
+                raise InputError(f"`grid` cannot vary {name!r}: {_FIXED[name]}.")
+            if not isinstance(values, (list, tuple, Mapping)) or not values:
+                raise InputError(f"`grid` needs a list of values for {name!r}, got {values!r}.")
+    return list(grid)
+
+
+def _product(part: Mapping) -> list[dict]:
+    ranges = [name for name, values in part.items() if isinstance(values, Mapping)]
+    if ranges:
+        raise InputError(f"`grid` has a range for {ranges[0]!r}, which only a search can take; list the values.")
+    return [dict(zip(part, values, strict=True)) for values in itertools.product(*part.values())]
+
+
+def arm_config(train: TrainConfig, point: Mapping) -> TrainConfig:
+    """`train` with the fields of `point`, in the one way of writing it that equal arms share.
+
+    Raises:
+        InputError: a value is impossible, alone or with the others.
+    """
+    if point.get("encoder_dropout") == 0:  # whatever else is said of dropout
+        train, point = without_dropout(train), {**reference_of(point), "encoder_dropout": 0.0}
+    try:
+        config = dataclasses.replace(train, **point)
+    except (InputError, TypeError) as error:
+        told = ", ".join(f"{name}={value!r}" for name, value in point.items())
+        raise InputError(f"`grid` has an impossible arm ({told}): {error}") from error
+    if not any_dropout(config):
+        return without_dropout(config)
+    return dataclasses.replace(config, spatial=False, dropout_kind=config.kind)
+
+
+def config_of(train: TrainConfig, changes: Mapping) -> TrainConfig:
+    """The configuration of an arm, given by its changes from `train` without dropout."""
+    return arm_config(without_dropout(train), changes)
+
+
+def any_dropout(config: TrainConfig) -> bool:
+    return any(config.rates)
+
+
+def without_dropout(config: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(config, **{name: _DEFAULTS[name] for name in DROPOUT_FIELDS})
+
+
+def changes_of(config: TrainConfig, base: TrainConfig) -> dict:
+    """The fields in which `config` differs from `base`, as JSON gives them back."""
+    theirs, ours = base.to_json(), config.to_json()
+    return json.loads(json.dumps({name: value for name, value in ours.items() if value != theirs[name]}))
+
+
+def key_of(changes: Mapping) -> str:
+    """One text for equal changes."""
+    return json.dumps(changes, sort_keys=True)
+
+
+def reference_of(changes: Mapping) -> dict:
+    """The arm without dropout that an arm is compared with."""
+    return {name: value for name, value in changes.items() if name not in DROPOUT_FIELDS}
+
+
+def curve_of(changes: Mapping) -> str:
+    """An arm's name without its rate: arms that differ in the rate alone share it."""
+    words = []
+    if "encoder_dropout" in changes:
+        words.append(changes["dropout_kind"])
+        if "dropout_block_size" in changes:
+            words.append(f"of {changes['dropout_block_size']}")
+        if "dropout_placement" in changes:
+            words.append(f"at {changes['dropout_placement']}")
+        if "dropout_blocks" in changes:
+            words.append(f"in {'+'.join(changes['dropout_blocks'])}")
+        if "dropout_schedule" in changes:
+            words.append(changes["dropout_schedule"])
+        if "dropout_schedule_epochs" in changes:
+            words.append(f"over {changes['dropout_schedule_epochs']} epochs")
+        if "dropout_shared" in changes:
+            words.append("shared")
+        if "skips" in changes:
+            words.append(f"skips {changes['skips']}")
+    others = [f"{name}={value}" for name, value in reference_of(changes).items()]
+    return ", ".join([*([" ".join(words)] if words else []), *others])
+
+
+def name_of(changes: Mapping) -> str:
+    """An arm in words: "none", "spatial 0.2", "element 0.2 at block_end, lr=0.0003"."""
+    if "encoder_dropout" not in changes:
+        return ", ".join(["none", *([curve_of(changes)] if changes else [])])
+    kind, rest = changes["dropout_kind"], curve_of(changes).removeprefix(changes["dropout_kind"])
+    return f"{kind} {rate_text(changes['encoder_dropout'])}{rest}"
+
+
+def rate_text(rate) -> str:
+    """A rate as it is written on the command line, with four digits at most."""
+    if isinstance(rate, Mapping):
+        return ",".join(f"{block}={value:.4g}" for block, value in rate.items())
+    return "..".join(f"{value:.4g}" for value in (rate if isinstance(rate, (list, tuple)) else [rate]))

@@ -1,0 +1,103 @@
+"""Checks that options share: ranges, whole numbers, choices."""
+
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ..conventions import MULTIPLE
+from ..errors import InputError
+
+
+def check_rate(rate: float, name: str = "rate") -> float:
+    """Return `rate` as a float, or raise InputError unless it is a number in [0, 1)."""
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
+        raise InputError(f"`{name}` must be a number in [0, 1), got {name}={rate!r}.")
+    return float(rate)
+
+
+def check_whole(value: int, name: str, minimum: int = 1) -> int:
+    """Return `value` as an int, or raise InputError unless it is a whole number of at least `minimum`."""
+    rule = at_least(minimum)
+    if not rule.holds(value):
+        raise InputError(f"`{name}` must be {rule.words}, got {name}={value!r}.")
+    return int(value)
+
+
+def check_tile(tile: int, overlap: int, margin: int = 0) -> None:
+    """Raise InputError unless the tile, overlap and margin fit each other."""
+    check_whole(tile, "tile", minimum=MULTIPLE)
+    check_whole(overlap, "overlap", minimum=0)
+    check_whole(margin, "margin", minimum=0)
+    if tile % MULTIPLE or overlap % MULTIPLE:
+        raise InputError(f"`tile` and `overlap` must be multiples of {MULTIPLE}, got tile={tile}, overlap={overlap}.")
+    if overlap > tile // 2 or margin > overlap // 2:
+        raise InputError(
+            f"`overlap` must be at most half of tile={tile} and `margin` at most half of overlap, "
+            f"got overlap={overlap}, margin={margin}."
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule for the value of a field, in the field's hint: `Annotated[float, within("(0, 1]", lambda v: 0 < v <= 1)]`.
+
+    Attributes:
+        words: what the value must be, as the message says it.
+        holds: whether a value is so.
+    """
+
+    words: str
+    holds: Callable[[typing.Any], bool]
+
+
+def at_least(minimum: int) -> Rule:
+    return Rule(f"a whole number of at least {minimum}", lambda value: is_whole(value) and value >= minimum)
+
+
+def within(words: str, holds: Callable[[float], bool]) -> Rule:
+    """A finite number for which `holds` is true."""
+    return Rule(words, lambda value: is_finite(value) and holds(value))
+
+
+Seed = Annotated[int, at_least(0), within("below 2^32", lambda value: value < 2**32)]
+
+
+def check_fields(options) -> None:
+    """Raise InputError unless every field of a dataclass is what its hint says: one of the choices of a `Literal`, and
+    what the rules of an `Annotated` ask for. A field that may be None is not looked at where it is."""
+    for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        choices, rules, optional = _read(hint)
+        if value is None and optional:
+            continue
+        if choices and value not in choices:
+            raise InputError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {name}={value!r}.")
+        for rule in rules:
+            if not rule.holds(value):
+                raise InputError(f"`{name}` must be {rule.words}, got {name}={value!r}.")
+
+
+def _read(hint) -> tuple[tuple, list[Rule], bool]:
+    """The choices and the rules of a hint, and whether it takes None."""
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint), [], False
+    if typing.get_origin(hint) is Annotated:
+        choices, rules, optional = _read(hint.__origin__)
+        return choices, rules + [extra for extra in hint.__metadata__ if isinstance(extra, Rule)], optional
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [_read(member) for member in typing.get_args(hint)]
+        choices, rules = (sum((member[i] for member in members), type(members[0][i])()) for i in (0, 1))
+        return choices, rules, type(None) in typing.get_args(hint)
+    return (), [], False
+
+
+def is_finite(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -1,0 +1,52 @@
+"""What a sweep is told to do."""
+
+import dataclasses
+from typing import Annotated
+
+from ..errors import InputError
+from .checks import at_least, check_fields, check_whole
+from .train import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """What a sweep compares, and on how many trainings; see `segdrop.sweep`."""
+
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    """What all trainings have in common; its seed is that of the folds."""
+    grid: dict | list | None = None
+    """Values of fields of the training: {"encoder_dropout": [0.1, 0.3], "lr": [0.001]}; or a list of such mappings."""
+    folds: Annotated[int, at_least(2)] = 5
+    """Folds of the cross-validation."""
+    repeats: Annotated[int, at_least(1)] = 1
+    """Times that the images are divided into folds anew; a finished sweep can be asked for more."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds, with every one of which each fold of each arm is trained; a finished sweep can be asked for more."""
+    search: Annotated[int, at_least(0)] = 0
+    """Number of arms to propose from the grid's values and ranges (Optuna's TPE), instead of all combinations."""
+    prune: bool = False
+    """In a search, drop an arm whose first fold is below the median of the other proposals', once there are four."""
+    hold_out: bool = True
+    """Keep test images out of the folds: those of the given split, else some that are cut off."""
+
+    def __post_init__(self):
+        check_fields(self)
+        seeds = self.seeds if isinstance(self.seeds, (tuple, list)) else (self.seeds,)
+        object.__setattr__(self, "seeds", tuple(check_whole(seed, "seeds", minimum=0) for seed in seeds))
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or max(self.seeds) >= 2**32:
+            raise InputError(f"`seeds` must be one or more different numbers below 2^32, got seeds={self.seeds!r}.")
+        if self.prune and not self.search:
+            raise InputError("`prune` belongs to a search; a grid trains every fold of every arm.")
+        if self.train.gpus != "one":
+            raise InputError("`gpus` is not for a sweep, whose workers each take a GPU.")
+        for name in ("resume", "run_dir", "from_sweep"):
+            if getattr(self.train, name):
+                raise InputError(f"`{name}` is not for a sweep, which goes on by itself in its own folder.")
+
+    def to_json(self) -> dict:
+        """A JSON-ready dict that `from_json` turns back into an equal configuration."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict) -> "SweepConfig":
+        return cls(**{**stored, "train": TrainConfig(**stored["train"])})

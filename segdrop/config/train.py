@@ -1,0 +1,202 @@
+"""What a training is told to do, and which values it takes."""
+
+import dataclasses
+import os
+import typing
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..conventions import MULTIPLE
+from ..errors import InputError
+from .checks import Rule, Seed, at_least, check_fields, check_rate, is_finite, is_whole, within
+
+Kind = Literal["element", "spatial", "block", "path"]
+Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
+Schedule = Literal["constant", "ramp", "anneal", "warmup"]
+DROPOUT_KINDS: tuple[str, ...] = typing.get_args(Kind)
+PLACEMENTS: tuple[str, ...] = typing.get_args(Placement)
+Count = Annotated[int, at_least(1)]
+Crop = Annotated[int, at_least(32), within(f"a multiple of {MULTIPLE}", lambda value: value % MULTIPLE == 0)]
+Classes = Annotated[int, at_least(1), within("at most 255", lambda value: value <= 255)]
+MaskValue = Annotated[int, Rule("in 0..255", lambda value: is_whole(value) and 0 <= value <= 255)]
+Positive = Annotated[float, within("a positive number", lambda value: value > 0)]
+Millimetres = Annotated[float, within("a positive number of millimetres", lambda value: value > 0)]
+Axis = Annotated[int, Rule("0, 1 or 2", lambda value: is_whole(value) and 0 <= value <= 2)]
+Momentum = Annotated[float, within("in [0, 1)", lambda value: 0 <= value < 1)]
+Fraction = Annotated[float, within("in (0, 1]", lambda value: 0 < value <= 1)]
+Third = Annotated[float, within("in (0, 1/3]", lambda value: 0 < value <= 1 / 3)]  # validation and test may both be cut
+
+
+def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str:
+    """The kind of dropout that `kind` and its shorthand `spatial` ask for together.
+
+    Args:
+        name: what the user calls the kind.
+
+    Raises:
+        InputError: the two contradict each other.
+    """
+    if spatial and kind not in (None, "spatial"):
+        raise InputError(f"`spatial` contradicts {name}={kind!r}; give one of them.")
+    return "spatial" if spatial else kind or "element"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a ResNet U-Net with dropout in its encoder."""
+
+    data: str = "data/cells"
+    """Folder with images/ and masks/ (same stems), or a CSV file with the columns image and mask."""
+    run_dir: str | None = None
+    """The run's own folder; by default a new one under runs/."""
+    epochs: Count = 30
+    """Passes over the training images."""
+    batch_size: Count = 8
+    """Crops per training step."""
+    crop_size: Crop = 128
+    """Height and width of the training crops in pixels, a multiple of 32; smaller images are padded."""
+    lr: Positive = 1e-3
+    """Peak learning rate of AdamW, after warm-up and before cosine decay to zero."""
+    loss: Literal["dice_ce", "dice", "focal", "tversky"] = "dice_ce"
+    """Dice plus cross-entropy, Dice, focal, or Tversky."""
+    augment: str = "medical"
+    """none, light, medical, microscopy, or an Albumentations file (JSON or YAML)."""
+    seed: Seed = 0
+    """Seed of split, initial weights, order, augmentation and dropout."""
+    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet34"
+    """The encoder."""
+    encoder_weights: str = "auto"
+    """imagenet; none (random); a weight file; or auto: ImageNet if it can be had, else random with a warning."""
+    encoder_dropout: float | dict[str, float] | tuple[float, float] = 0.0
+    """Probability of dropping, 0 <= rate < 1; one per block: stage3=0.1,stage4=0.2; or a ramp over depth: 0.05..0.3."""
+    spatial: bool = False
+    """Drop whole feature maps: short for --dropout-kind spatial."""
+    dropout_kind: Kind | None = None
+    """What is dropped together: single values (default), whole feature maps, squares of maps, or a sample's branch."""
+    dropout_block_size: Count | None = None
+    """Side of the squares of --dropout-kind block in pixels of the feature map, by default 3."""
+    dropout_shared: bool = False
+    """Drop the same in all samples of a batch."""
+    dropout_blocks: tuple[str, ...] | None = None
+    """Stages, units or globs, comma-separated; by default stage3 and stage4 without the last unit."""
+    dropout_placement: Placement = "between_convs"
+    """Where: in the chosen units before the last convolution, at the end of the residual branch, after the addition, or
+    after every activation; or after the encoder's last activation; or on the skips."""
+    dropout_schedule: Schedule = "constant"
+    """How rates change: not at all; rise from 0; fall to 0; or are 0 at first."""
+    dropout_schedule_epochs: Count | None = None
+    """Epochs that the schedule's change takes, by default half of all."""
+    skips: Literal["clean", "dropped"] | None = None
+    """Whether the decoder receives a skip as it was before dropout (clean, unless the placement is skips)."""
+    bn_momentum: Momentum = 0.9
+    """Momentum of BatchNorm's moving statistics: 0.99, Keras's default, lags by more steps than a small set has."""
+    recalibrate_batchnorm: bool = False
+    """Re-estimate BatchNorm's statistics with dropout off after training; kept if validation Dice does not fall."""
+    freeze_epochs: Annotated[int, at_least(0)] = 0
+    """Epochs at the start in which the encoder is frozen, BatchNorm included."""
+    classes: Classes | None = None
+    """Number of classes counting the background, except 1: binary. By default from the data set."""
+    ignore_value: MaskValue | None = None
+    """Mask value of pixels that are neither trained on nor scored."""
+    intensity: Literal["dtype", "percentiles", "window"] = "dtype"
+    """What becomes 0..255: the range of the integer type, that between two percentiles of an image, or a window."""
+    intensity_percentiles: tuple[float, float] = (0.5, 99.5)
+    """The two percentiles of --intensity percentiles, of an image or a whole volume."""
+    intensity_window: tuple[float, float] | None = None
+    """Lowest and highest value of --intensity window, in the files' values; by default each file's own window."""
+    spacing: Millimetres | None = None
+    """Millimetres per pixel that all images are resampled to; by default they stay as they are."""
+    slice_axis: Axis = 2
+    """Axis (0, 1 or 2) along which NIfTI volumes are cut into slices."""
+    stratify: str | None = None
+    """Column of a CSV file of the data set to balance the split by."""
+    val_fraction: Third = 0.15
+    """Share of the images cut off for each split that the data set does not give."""
+    train_fraction: Fraction = 1.0
+    """Share of the training images that are used, whole groups of each stratum; smaller shares lie within larger."""
+    patience: Count = 15
+    """Stop after this many epochs without a better validation Dice."""
+    stop_after: Count | None = None
+    """Stop after this many epochs of the learning rate's course over all --epochs."""
+    from_sweep: str | None = None
+    """Folder of a finished sweep: train on the images of all its folds, without validation; the last epoch is kept."""
+    cache_mb: Annotated[int, at_least(0)] = 2048
+    """Memory for decoded images in MiB; what does not fit is read from disk."""
+    mixed_precision: Literal["off", "float16", "bfloat16", "auto"] = "auto"
+    """Compute dtype; auto: float16 on a GPU with tensor cores, bfloat16 on a CPU that computes in it, else off."""
+    gpus: Literal["one", "all"] = "one"
+    """Train on one GPU, or divide each batch among all there are."""
+    resume: bool = False
+    """Continue the run in --run-dir after its last finished epoch."""
+
+    def __post_init__(self):
+        for name in ("data", "run_dir", "augment", "encoder_weights", "from_sweep"):
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(f"`{name}` must be text, got {name}={getattr(self, name)!r}.")
+        check_fields(self)
+        self._check_intensity()
+        self._check_dropout()
+        if self.freeze_epochs > self.epochs:
+            raise InputError(f"`freeze_epochs` must be at most epochs={self.epochs}, got {self.freeze_epochs}.")
+        if self.resume and self.run_dir is None:
+            raise InputError("`resume` needs run_dir, the folder of the run to continue.")
+
+    @property
+    def kind(self) -> str:
+        """The kind of dropout, whichever of the two options says it."""
+        return resolve_kind(self.dropout_kind, self.spatial, "dropout_kind")
+
+    @property
+    def rates(self) -> list[float]:
+        """The rates that `encoder_dropout` names."""
+        rates = self.encoder_dropout
+        return list(rates.values() if isinstance(rates, dict) else rates if isinstance(rates, tuple) else [rates])
+
+    def _check_dropout(self) -> None:
+        if isinstance(self.dropout_blocks, (list, str)):  # as JSON and callers in a hurry write it
+            blocks = self.dropout_blocks.split(",") if isinstance(self.dropout_blocks, str) else self.dropout_blocks
+            object.__setattr__(self, "dropout_blocks", tuple(blocks))
+        if isinstance(self.encoder_dropout, list):  # as JSON writes it
+            object.__setattr__(self, "encoder_dropout", tuple(self.encoder_dropout))
+        if isinstance(self.encoder_dropout, tuple) and len(self.encoder_dropout) != 2:
+            raise InputError(
+                f"`encoder_dropout` as a ramp has two rates, got encoder_dropout={self.encoder_dropout!r}."
+            )
+        for rate in self.rates:
+            check_rate(rate, "encoder_dropout")
+        if self.dropout_schedule == "constant" and self.dropout_schedule_epochs is not None:
+            raise InputError("`dropout_schedule_epochs` needs a dropout_schedule other than constant.")
+        if self.dropout_schedule != "constant" and not any(self.rates):
+            raise InputError(f"`dropout_schedule` {self.dropout_schedule} needs an encoder_dropout above 0.")
+        if self.dropout_block_size is not None and self.dropout_kind != "block":
+            raise InputError(f"`dropout_block_size` needs dropout_kind='block', got {self.dropout_kind!r}.")
+        resolve_kind(self.dropout_kind, self.spatial, "dropout_kind")
+
+    def _check_intensity(self) -> None:
+        for name in ("intensity_percentiles", "intensity_window"):
+            pair = getattr(self, name)
+            if pair is None and name == "intensity_window":
+                continue
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(is_finite, pair)):
+                raise InputError(f"`{name}` must be two numbers, got {name}={pair!r}.")
+            if not pair[0] < pair[1]:
+                raise InputError(f"`{name}` must rise from low to high, got {name}={pair!r}.")
+            object.__setattr__(self, name, tuple(map(float, pair)))  # JSON writes lists
+        low, high = self.intensity_percentiles
+        if not 0 <= low < high <= 100:
+            raise InputError(f"`intensity_percentiles` must be in [0, 100], got {self.intensity_percentiles!r}.")
+        if self.intensity_window is not None and self.intensity != "window":
+            raise InputError(f"`intensity_window` needs intensity='window', got {self.intensity!r}.")
+
+    def to_json(self) -> dict:
+        """A JSON-ready dict that `TrainConfig(**d)` turns back into an equal configuration."""
+        return dataclasses.asdict(self)
+
+
+def default_run_dir(now) -> Path:
+    """A folder under runs/ named after the time, that does not exist yet."""
+    base = Path("runs", now.strftime("%Y%m%d-%H%M%S"))
+    candidates = (base.with_name(f"{base.name}-{n}" if n else base.name) for n in range(1000))
+    return next(path for path in candidates if not path.exists())

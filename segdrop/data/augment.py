@@ -1,0 +1,178 @@
+"""Augmentation: presets, a user's own Albumentations pipeline, and the random crop before either.
+
+The only module that imports Albumentations.
+"""
+
+import copy
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from ..conventions import IGNORED
+from ..errors import InputError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network at import
+
+
+_REFLECT = cv2.BORDER_REFLECT_101
+_SCALES = (
+    "The augmentation must keep the image's dtype and range, the network scales it itself; "
+    "take out Normalize, ToFloat and ToTensor."
+)
+# This share of the crops is placed around a foreground pixel, where an image has any: most random crops of a small
+# structure would be empty.
+FOREGROUND_CROPS = 0.5
+
+
+def _light() -> list:
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.RandomBrightnessContrast(0.2, 0.2, p=0.5),
+    ]
+
+
+def _medical() -> list:
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(scale=(0.85, 1.15), rotate=(-15, 15), translate_percent=(-0.05, 0.05), border_mode=_REFLECT, p=0.7),
+        A.RandomBrightnessContrast(0.2, 0.2, p=0.5),
+        A.RandomGamma((70, 140), p=0.3),
+        A.OneOf([A.GaussNoise(std_range=(0.01, 0.05)), A.GaussianBlur(sigma_limit=(0.3, 1.2), blur_limit=0)], p=0.2),
+    ]
+
+
+def _microscopy() -> list:
+    return [
+        A.D4(p=1),
+        A.ElasticTransform(alpha=40, sigma=8, approximate=True, border_mode=_REFLECT, p=0.2),
+        A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.05, 0.05), p=0.5),
+        *_medical()[1:],
+    ]
+
+
+PRESETS: dict[str, Callable[[], list]] = {
+    "none": list,
+    "light": _light,
+    "medical": _medical,
+    "microscopy": _microscopy,
+}
+
+
+def load_augmentation(name: str) -> A.Compose:
+    """The preset called `name`, or the pipeline in the Albumentations file (`A.save`; JSON or YAML) at `name`.
+
+    Raises:
+        InputError: neither a preset nor a readable Albumentations file.
+    """
+    if name in PRESETS:
+        return A.Compose(PRESETS[name]())
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"`augment` must be one of {', '.join(PRESETS)} or an Albumentations file, got {name!r}.")
+    try:
+        transform = A.load(path, data_format="json" if path.suffix.lower() == ".json" else "yaml")
+    except Exception as error:  # a parser's, a constructor's or a registry's, all with types of their own
+        raise InputError(f"{path} is not an Albumentations file: {str(error).splitlines()[0]}.") from error
+    return transform if isinstance(transform, A.Compose) else A.Compose([transform])
+
+
+def describe(augmentation: A.Compose) -> dict:
+    """The pipeline as a JSON-ready dict, for the record and for `restore`.
+
+    Raises:
+        InputError: a transform cannot be stored (an unnamed `A.Lambda`), so that the run could not be resumed.
+    """
+    try:
+        return A.to_dict(augmentation)
+    except Exception as error:
+        raise InputError(f"The augmentation cannot be stored with the run: {error}") from error
+
+
+def restore(description: dict) -> A.Compose:
+    """The pipeline that `describe` described."""
+    return A.from_dict(description)
+
+
+class Sampler:
+    """Random crop and augmentation of one pair; the result depends on the seeds given to it alone.
+
+    Each thread has its own copy of the transforms: one Compose shared by the workers of a parallel map mixes
+    their random states.
+    """
+
+    def __init__(self, augmentation: A.Compose, crop_size: int):
+        self._crop_size = crop_size
+        if any(isinstance(transform, (A.Normalize, A.ToFloat, A.FromFloat)) for transform in _leaves(augmentation)):
+            raise InputError(_SCALES)
+        # Masks are never interpolated, by a user's transforms neither.
+        self._template = A.Compose([augmentation], mask_interpolation=cv2.INTER_NEAREST)
+        self._local = threading.local()
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Crop and augment.
+
+        Args:
+            image: uint8 or float32 (H, W, 3), 0..255.
+            mask: uint8 (H, W).
+            seed: whole numbers; equal seeds give equal results.
+
+        Returns:
+            image: float32 (crop_size, crop_size, 3), 0..255; mask: uint8 (crop_size, crop_size).
+        """
+        if not hasattr(self._local, "transform"):
+            self._local.transform = copy.deepcopy(self._template)
+        transform = self._local.transform
+        rng = np.random.default_rng(seed)
+        image, mask = random_crop(image, mask, self._crop_size, rng)
+        transform.set_random_seed(int(rng.integers(2**32)))
+        if image.dtype != np.uint8:
+            image = image / np.float32(255)  # Albumentations takes floats in 0..1
+        try:
+            result = transform(image=image, mask=mask)
+        except Exception as error:  # a transform may raise anything
+            raise InputError(f"The augmentation failed: {type(error).__name__}: {error}") from error
+        dtype, (image, mask) = image.dtype, (result["image"], result["mask"])
+        if not isinstance(image, np.ndarray) or image.dtype != dtype:
+            raise InputError(_SCALES)
+        image = image.astype(np.float32) * (1 if dtype == np.uint8 else 255)
+        if image.shape != (self._crop_size, self._crop_size, 3) or mask.shape != image.shape[:2]:
+            raise InputError(
+                f"The augmentation must keep the crop's size {self._crop_size}x{self._crop_size}; "
+                f"it gave an image of shape {image.shape} and a mask of shape {mask.shape}."
+            )
+        return image, mask
+
+
+def _leaves(transform) -> list:
+    """The transforms of a pipeline, those inside OneOf and the like too."""
+    if isinstance(transform, A.BaseCompose):
+        return [leaf for member in transform.transforms for leaf in _leaves(member)]
+    return [transform]
+
+
+def random_crop(
+    image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a square out of a pair, reflect-padded first where it is smaller.
+
+    A share of `FOREGROUND_CROPS` is drawn uniformly among the crops that hold a random pixel of a random class of
+    those in the image; Albumentations' CropNonEmptyMaskIfExists clips its crops to the image and so takes half of
+    them from the edges where an image is twice as large as the crop.
+    """
+    bottom, right = (max(0, size - n) for n in mask.shape)
+    if bottom or right:
+        image, mask = (cv2.copyMakeBorder(a, 0, bottom, 0, right, cv2.BORDER_REFLECT_101) for a in (image, mask))
+    height, width = mask.shape
+    low, high = np.zeros(2, int), np.array([height - size, width - size])
+    if rng.random() < FOREGROUND_CROPS:
+        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:IGNORED]) + 1
+        if present.size:
+            pixel = np.array(divmod(int(rng.choice(np.flatnonzero(mask == rng.choice(present)))), width))
+            low, high = np.maximum(low, pixel - size + 1), np.minimum(high, pixel)
+    y, x = rng.integers(low, high, endpoint=True)
+    return image[y : y + size, x : x + size], mask[y : y + size, x : x + size]

@@ -1,0 +1,140 @@
+"""From a checked data set to batches: `tf.data` pipelines for training and for evaluation."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from ..conventions import IGNORED, MULTIPLE
+from .augment import Sampler
+from .dataset import Dataset
+from .tiles import padded
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches in one epoch: every image at least once."""
+    return -(-images // batch_size)
+
+
+def training_batches(
+    dataset: Dataset,
+    indices: Sequence[int],
+    sampler: Sampler,
+    *,
+    batch_size: int,
+    crop_size: int,
+    seed: int,
+    first_epoch: int,
+    epochs: int,
+    failures: list[Exception] | None = None,
+) -> tf.data.Dataset:
+    """Batches of epochs `first_epoch` to `epochs - 1`, one after the other.
+
+    Every epoch has `steps_per_epoch` full batches in an order of its own; the last is filled up with images of a
+    second shuffle. A sample depends on (seed, epoch, image) alone, so neither the number of workers nor the
+    epoch that a run is resumed at changes it.
+
+    Args:
+        failures: takes the exception of a sample that fails; what the pipeline raises is one of TensorFlow's.
+
+    Yields:
+        images: float32 (batch_size, crop_size, crop_size, 3), 0..255;
+        masks: uint8 (batch_size, crop_size, crop_size, 1), class index or IGNORED.
+    """
+    order = [
+        (epoch, index) for epoch in range(first_epoch, epochs) for index in _shuffle(indices, batch_size, seed, epoch)
+    ]
+
+    def load(jobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pairs = [sampler(*dataset.read(index), (seed, epoch, index)) for epoch, index in jobs.tolist()]
+        return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])[..., None]
+
+    def load_in_graph(jobs):
+        images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (tf.float32, tf.uint8))
+        shape = (batch_size, crop_size, crop_size)
+        return tf.ensure_shape(images, (*shape, 3)), tf.ensure_shape(masks, (*shape, 1))
+
+    return (
+        tf.data.Dataset.from_tensor_slices(np.array(order))
+        .batch(batch_size, drop_remainder=True)
+        # Whole batches to few workers: handing over single samples costs more, in waits for Python's lock, than
+        # augmenting them (measured: half the images per second).
+        .map(load_in_graph, num_parallel_calls=2, deterministic=True)
+        .prefetch(2)
+    )
+
+
+def evaluation_batches(dataset: Dataset, indices: Iterable[int], max_pixels: int) -> "EvaluationBatches":
+    """Whole images, reflect-padded to a multiple of 32, in batches of equal size.
+
+    Args:
+        max_pixels: a batch holds one image, or as many of equal padded size as have this many pixels together.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for index in indices:
+        height, width = (padded(int(n)) for n in dataset.sizes[index])
+        by_shape.setdefault((height, width), []).append(int(index))
+    batches = []
+    for (height, width), members in sorted(by_shape.items()):
+        size = max(1, max_pixels // (height * width))
+        batches += [members[i : i + size] for i in range(0, len(members), size)]
+    return EvaluationBatches(dataset, batches)
+
+
+class EvaluationBatches:
+    """The batches of an evaluation of images of `dataset`; `plan[i]` lists the images in batch number i."""
+
+    def __init__(self, dataset: Dataset, plan: list[list[int]]):
+        self.dataset, self.plan = dataset, plan
+
+    def read(self, batch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """images: float32 (B, H, W, 3), 0..255; masks: uint8 (B, H, W, 1), padding and ignored pixels IGNORED."""
+        pairs = [_pad(*self.dataset.read(int(index))) for index in batch]
+        return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
+
+    def as_tf_dataset(self, failures: list[Exception] | None = None) -> tf.data.Dataset:
+        """All batches, read ahead; for `model.fit(validation_data=...)`. `failures`: as in `training_batches`."""
+        images = tf.TensorSpec((None, None, None, 3), tf.float32)
+        masks = tf.TensorSpec((None, None, None, 1), tf.uint8)
+
+        def read_in_graph(number):
+            read = _keeping(failures, lambda n: self.read(self.plan[int(n)]))
+            pair = tf.numpy_function(read, [number], (tf.float32, tf.uint8))
+            return tf.ensure_shape(pair[0], images.shape), tf.ensure_shape(pair[1], masks.shape)
+
+        return (
+            tf.data.Dataset.range(len(self.plan))
+            .map(read_in_graph, num_parallel_calls=2, deterministic=True)
+            .prefetch(1)
+        )
+
+
+def _keeping(failures: list[Exception] | None, function: Callable) -> Callable:
+    """`function`, with what it raises put into `failures` on the way."""
+
+    def call(argument):
+        try:
+            return function(argument)
+        except Exception as error:
+            if failures is not None:
+                failures.append(error)
+            raise
+
+    return call
+
+
+def _shuffle(indices: Sequence[int], batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng((seed, epoch))
+    wanted = steps_per_epoch(len(indices), batch_size) * batch_size
+    rounds = -(-wanted // len(indices))
+    return np.concatenate([rng.permutation(np.asarray(indices)) for _ in range(rounds)])[:wanted]
+
+
+def _pad(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pad at the bottom and right to a multiple of 32; the image as float32."""
+    bottom, right = (-n % MULTIPLE for n in mask.shape)
+    return (
+        cv2.copyMakeBorder(image.astype(np.float32), 0, bottom, 0, right, cv2.BORDER_REFLECT_101),
+        cv2.copyMakeBorder(mask, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORED)[..., None],
+    )

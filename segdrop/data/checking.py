@@ -1,0 +1,129 @@
+"""What is wrong with a data set: each check yields its problems, which are told together."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..conventions import IGNORED
+from .listing import Listing
+from .problems import told
+from .scanning import UNBOUNDED, UNREADABLE, Entry, Scan
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def check_ids(listing: Listing, scans: Sequence[Scan], entries: Sequence[Entry]) -> Iterator[str]:
+    """Ids that two images have, and ids in a table that no image has."""
+    times = Counter(entry.id for entry in entries)
+    repeated = [name for name, count in times.items() if count > 1]
+    yield from told(repeated, "{n} id(s) of a slice and of a file are the same")
+    unread = {name for name, scan in zip(sorted(listing.pairs), scans, strict=True) if scan.problem}
+    for source, names in listing.elsewhere.items():
+        unknown = [i for i in names if i not in times and i.rpartition("#")[0] not in unread]
+        yield from told(unknown, f"{{n}} id(s) in {source} have no image")
+
+
+def check_files(files: Sequence[tuple[Path, Path]], scans: Sequence[Scan]) -> Iterator[str]:
+    """Files that cannot be read, and masks that do not fit their image."""
+    for kind in (UNREADABLE, UNBOUNDED):
+        faults = [scan.problem for scan in scans if scan.problem and scan.problem[0] == kind]
+        yield from told([f"{file}: {reason}" for _, file, reason in faults], kind)
+    pairs = [(image.name, scan) for (image, _), scan in zip(files, scans, strict=True) if not scan.problem]
+    sizes = [
+        f"{name} is {scan.size[1]}x{scan.size[0]}, its mask {scan.mask_size[1]}x{scan.mask_size[0]}"
+        for name, scan in pairs
+        if scan.size != scan.mask_size
+    ]
+    yield from told(sizes, "{n} pair(s) differ in size")
+    slices = [
+        f"{name} has {scan.slices or 1}, its mask {scan.mask_slices or 1}"
+        for name, scan in pairs
+        if (scan.slices or 1) != (scan.mask_slices or 1)
+    ]
+    yield from told(slices, "{n} pair(s) differ in the number of slices")
+
+
+def read_mask_values(
+    files: Sequence[tuple[Path, Path]], scans: Sequence[Scan], classes: int, ignore_value: int | None
+) -> tuple[int, np.ndarray, list[str]]:
+    """What the masks' values mean.
+
+    Args:
+        classes: how many there are; 0 where the masks tell.
+
+    Returns:
+        The number of classes, the class index or IGNORED of each value, uint8 (256,), and the problems.
+    """
+    masks = [(mask.name, scan) for (_, mask), scan in zip(files, scans, strict=True) if not scan.problem]
+    observed = set().union(*(scan.values for _, scan in masks)) - {ignore_value}
+    binary = 255 in observed and observed <= {0, 255}
+    if not classes and not binary and observed | {0} != set(range(max(observed, default=0) + 1)):
+        listed = ", ".join(map(str, sorted(observed)[:6])) + (", ..." if len(observed) > 6 else "")
+        problem = (
+            f"the masks hold the values {listed}, not 0, 1, 2, ...; say how many classes there are (--classes or "
+            "classes.json) and what to ignore (--ignore-value), or save the masks as class indices"
+        )
+        return 2, np.zeros(256, np.uint8), [problem]
+    count = max(2, classes or (2 if binary else max(observed, default=1) + 1))
+    classes_of = {0: 0, 255: 1} if binary and ignore_value != 255 else {i: i for i in range(count)}
+    table = np.full(256, IGNORED, np.uint8)
+    for value, index in classes_of.items():
+        table[value] = index
+    allowed = set(classes_of)
+    if ignore_value is not None:
+        table[ignore_value] = IGNORED
+        allowed.add(ignore_value)
+    outside = [f"{name} has {sorted(scan.values - allowed)[:5]}" for name, scan in masks if scan.values - allowed]
+    return count, table, told(outside, f"{{n}} mask(s) with values outside the {count} classes 0..{count - 1}")
+
+
+def column_of(entries: Sequence[Entry], column: str | None) -> tuple[str, ...] | None:
+    """The values of a column; None where no image has one."""
+    values = tuple(entry.row.get(column) or "" for entry in entries) if column else ()
+    return values if any(column in entry.row for entry in entries) else None
+
+
+def check_column(entries: Sequence[Entry], column: str) -> Iterator[str]:
+    """A column that some images have no value in."""
+    missing = [e.id for e, value in zip(entries, column_of(entries, column) or (), strict=False) if not value]
+    yield from told(missing, f"{{n}} image(s) without a {column}")
+
+
+def check_strata(entries: Sequence[Entry], column: str | None) -> Iterator[str]:
+    """A column to stratify by that is not there, or not whole."""
+    if column is None:
+        return
+    yield from check_column(entries, column)
+    if entries and column_of(entries, column) is None:
+        columns = sorted({name for entry in entries for name in entry.row} - {"id"})
+        yield f"`stratify` names no column: {column!r}; there are: {', '.join(columns) or 'none'}"
+
+
+def check_splits(splits, groups: Sequence[str], shared: Sequence[bool], given: bool) -> Iterator[str]:
+    """Unknown words in a given split, and groups on both of its sides.
+
+    Args:
+        splits: the given split of each image, in words that `SPLITS` translates; None where none is given.
+        groups, shared: of each image its group, and whether that must stay on one side.
+        given: whether the groups were given by the user.
+    """
+    if splits is None:
+        return
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        yield f"unknown split {unknown[0]!r}; use train, val or test"
+    bound = {group for group, is_shared in zip(groups, shared, strict=True) if is_shared}
+    crossing = [group for group in on_both_sides(groups, [SPLITS.get(s, s) for s in splits]) if group in bound]
+    kind = "group(s)" if given else "patient(s) or volume(s)"
+    advice = "" if given else " (groups.csv can say what belongs together instead)"
+    yield from told(crossing, f"{{n}} {kind} on both sides of the given split{advice}", show=False)
+
+
+def on_both_sides(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """The groups that are in more than one split."""
+    sides = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        sides[group].add(split)
+    return [group for group, found in sides.items() if len(found) > 1]

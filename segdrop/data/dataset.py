@@ -1,0 +1,75 @@
+"""A data set: images, masks, splits and groups, read one by one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..images.intensity import scale
+from ..images.resampling import resample
+from .store import Store
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A checked data set; `read(i)` gives image and mask number i. A slice of a volume is an image of its own.
+
+    Attributes:
+        path: the folder or CSV file it was opened from.
+        ids: one name per pair, sorted by file and slice; slice 12 of the volume a is "a#012".
+        class_names: names of class 0, 1, ...; at least two.
+        groups: what must stay together in a split: the given group; else the patient of a DICOM file; else the digest
+            of the image's file, so that its slices and its copies are never on both sides. May hold patients' names
+            and ids: never to be written or shown as it is.
+        grouped: whether groups were given, or there are patients or volumes.
+        splits: the given split ("train", "val", "test") of each pair, or None.
+        strata: the value of the column to stratify by of each pair, or None.
+        sizes: (N, 2) heights and widths in pixels, of what `read` gives.
+        digest: SHA-256 over classes, ids and file contents.
+    """
+
+    path: Path
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    groups: tuple[str, ...] = field(repr=False)
+    grouped: bool
+    splits: tuple[str, ...] | None
+    strata: tuple[str, ...] | None
+    sizes: np.ndarray
+    digest: str
+    _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
+    _bounds: tuple[tuple[float, float], ...] = field(repr=False)  # of each file
+    _spacings: tuple[tuple[float, float] | None, ...] = field(repr=False)
+    _exact: bool = field(repr=False)  # 8-bit images keep their type
+    _lut: np.ndarray = field(repr=False)
+    _store: "Store" = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and mask number `index`.
+
+        Returns:
+            image: (H, W, 3), RGB, 0..255 by the intensity rule; uint8 where 8-bit images are taken as they are (the
+                rule "dtype", not resampled), else float32. mask: uint8 (H, W), class index or IGNORED.
+        """
+        file, part = self._places[index]
+        image, mask = self._store.read(file, part)
+        size = tuple(self.sizes[index].tolist())
+        bounds = self._bounds[file]
+        if not self._exact or image.dtype != np.uint8 or bounds != (0, 255) or size != mask.shape:
+            image = resample(scale(image, *bounds), size)
+        elif image.ndim == 2:
+            image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        return image, resample(cv2.LUT(mask, self._lut), size, nearest=True)
+
+    def spacing_of(self, index: int) -> tuple[float, float] | None:
+        """(row, column) distance in mm of the pixels that `read(index)` gives; None where it is not known."""
+        return self._spacings[index]
+
+    @property
+    def cached(self) -> int:
+        """How many decoded pairs are held in memory."""
+        return len(self._store.slices)

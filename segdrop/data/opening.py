@@ -1,0 +1,199 @@
+"""Opening a data set: its files listed, decoded, checked and put together."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..config.train import TrainConfig
+from ..errors import InputError
+from ..images.intensity import Intensity, rule_of
+from ..images.resampling import resampled_size
+from .checking import (
+    SPLITS,
+    check_column,
+    check_files,
+    check_ids,
+    check_splits,
+    check_strata,
+    column_of,
+    on_both_sides,
+    read_mask_values,
+)
+from .dataset import Dataset
+from .listing import list_csv, list_folder, read_classes
+from .problems import told
+from .scanning import Entry, Scan, entries_of, scan_files
+from .store import Store
+
+
+def open_dataset(
+    path: str | os.PathLike,
+    *,
+    classes: int | None = None,
+    ignore_value: int | None = None,
+    stratify: str | None = None,
+    cache_mb: int = 2048,
+    intensity: Intensity = Intensity(),  # noqa: B008 (frozen)
+    spacing: float | None = None,
+    slice_axis: int = 2,
+) -> Dataset:
+    """Find, decode and check every pair of a data set; report everything that is wrong with it at once.
+
+    Args:
+        path: a folder with `images/` and `masks/` (same stem; optionally `splits.csv`, `groups.csv`,
+            `meta.csv`, each with a column `id`, and `classes.json`); or a CSV file with the columns image, mask
+            and optionally split, group and spacing, paths relative to it. A row of a volume holds for all its slices
+            unless they have rows of their own ("a#012").
+        classes: number of classes counting the background, except 1, which is binary. Default: what
+            `classes.json` says, else what the masks hold.
+        ignore_value: mask value of pixels that are never scored.
+        stratify: a column of one of the CSV files, kept for the split.
+        cache_mb: memory for decoded pairs, in MiB; what does not fit is read from disk each time.
+        intensity: how the images' values become 0..255, found once for each file.
+        spacing: mm per pixel that images and masks are resampled to; None: as they are.
+        slice_axis: the axis of NIfTI volumes that is cut into slices.
+
+    Raises:
+        FileNotFoundError: `path` or a part of it does not exist.
+        InputError: the data set cannot be used as it is; the message lists every kind of problem.
+    """
+    path = Path(path)
+    if not path.exists():
+        hint = "; `python -m segdrop.cells data/cells` makes the sample set" if path == Path("data/cells") else ""
+        raise FileNotFoundError(f"`data` does not exist: {path}{hint}.")
+    listing = list_folder(path) if path.is_dir() else list_csv(path)
+    if not listing.pairs:
+        raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
+    names, colours = read_classes(path if path.is_dir() else path.parent)
+
+    files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
+    store = Store(files, colours, slice_axis, cache_mb * 2**20)
+    scans = scan_files(store, intensity)
+    entries = entries_of(listing, scans)
+
+    count, table, bad_values = read_mask_values(files, scans, classes or len(names), ignore_value)
+    given_groups, splits = column_of(entries, "group"), column_of(entries, "split")
+    groups = given_groups or tuple(entry.scan.patient or entry.scan.image_digest for entry in entries)
+    # A file that is one image of no known patient belongs to nobody: its copies are remarked, not refused.
+    shared = [bool(given_groups or entry.scan.patient or entry.scan.slices) for entry in entries]
+    sizes, spacings, bad_spacings = _grid(entries, spacing)
+    problems = [
+        *listing.problems,
+        *check_ids(listing, scans, entries),
+        *check_files(files, scans),
+        *bad_values,
+        *check_column(entries, "split"),
+        *check_column(entries, "group"),
+        *check_strata(entries, stratify),
+        *check_splits(splits, groups, shared, bool(given_groups)),
+        *bad_spacings,
+    ]
+    if problems:
+        raise InputError(f"{path}: " + "; ".join(problems) + ".")
+    splits = splits and tuple(SPLITS[split] for split in splits)
+    _remark(path, sorted(listing.pairs), scans, entries, splits)
+    default_names = {0: "background"} | ({1: "foreground"} if count == 2 else {})
+    return Dataset(
+        path=path,
+        ids=tuple(entry.id for entry in entries),
+        class_names=tuple(names.get(i, default_names.get(i, f"class {i}")) for i in range(count)),
+        groups=groups,
+        grouped=any(shared),
+        splits=splits,
+        strata=column_of(entries, stratify),
+        sizes=np.array(sizes),
+        digest=_digest((count, names, colours), entries),
+        _places=tuple((entry.file, entry.part) for entry in entries),
+        _bounds=tuple(scan.bounds for scan in scans),
+        _spacings=tuple(spacings),
+        _exact=intensity.rule == "dtype",
+        _lut=table,
+        _store=store,
+    )
+
+
+def _grid(entries: Sequence[Entry], target: float | None) -> tuple[list, list, list[str]]:
+    """Sizes in pixels and spacings in mm that the images are read at, resampled to `target` mm, and the problems."""
+    sizes = [entry.scan.size for entry in entries]
+    spacings, problems = [], []
+    for entry in entries:
+        spacings.append(entry.scan.spacing or _spacing_in(entry.row))
+        if spacings[-1] is None and entry.row.get("spacing"):
+            problems.append(f"a spacing is no positive number of mm: {entry.row['spacing']!r}")
+    problems = list(dict.fromkeys(problems))
+    if target is None:
+        return sizes, spacings, problems
+    unknown = [entry.id for entry, known in zip(entries, spacings, strict=True) if known is None]
+    if unknown:
+        advice = "{n} image(s) without a spacing, which a column spacing (mm per pixel) can give"
+        return sizes, spacings, problems + told(unknown, advice)
+    resampled, exact, faults = [], [], []
+    for entry, (height, width), (row, column) in zip(entries, sizes, spacings, strict=True):
+        try:
+            rows, columns = resampled_size(height, width, (row, column), target)
+        except InputError as error:
+            faults.append(f"{entry.id}: {str(error).removesuffix('.')}")
+            continue
+        resampled.append((rows, columns))
+        exact.append((row * height / rows, column * width / columns))
+    return resampled, exact, problems + told(faults, "{n} image(s) cannot be resampled")
+
+
+def _spacing_in(row: dict[str, str]) -> tuple[float, float] | None:
+    """The spacing that a row of a table gives; None where it gives none that can be used."""
+    try:
+        value = float(row.get("spacing") or 0)
+    except ValueError:
+        return None
+    return (value, value) if 0 < value < float("inf") else None
+
+
+def _remark(path: Path, stems: Sequence[str], scans: Sequence[Scan], entries: Sequence[Entry], splits) -> None:
+    """Warn of what may be meant so."""
+    moved = [stem for stem, scan in zip(stems, scans, strict=True) if scan.moved]
+    if moved:
+        warnings.warn(
+            f"{path}: {len(moved)} mask(s) lie elsewhere in space than their image, by their headers; they are taken "
+            f"voxel by voxel; first: {moved[0]}.",
+            stacklevel=3,
+        )
+    if splits:
+        copies = on_both_sides([f"{entry.scan.image_digest} {entry.part}" for entry in entries], splits)
+        if copies:
+            warnings.warn(f"{path}: {len(copies)} image(s) stand on both sides of the given split.", stacklevel=3)
+
+
+def _digest(classes: tuple, entries: Sequence[Entry]) -> str:
+    """SHA-256 over classes, ids and file contents."""
+    digest = hashlib.sha256(repr(classes).encode())
+    for entry in entries:
+        digest.update(f"{entry.id}\0{entry.scan.image_digest}\0{entry.scan.mask_digest}\n".encode())
+    return digest.hexdigest()
+
+
+def open_configured(
+    config: TrainConfig,
+    data: str | os.PathLike | None = None,
+    *,
+    classes: int | None = None,
+    cache_mb: int | None = None,
+) -> Dataset:
+    """The configuration's data set, or another, `data`, opened as the configuration says.
+
+    Args:
+        classes, cache_mb: the configuration's unless given.
+    """
+    return open_dataset(
+        config.data if data is None else data,
+        classes=classes or config.classes,
+        ignore_value=config.ignore_value,
+        stratify=config.stratify if data is None else None,  # another data set need not have the column
+        cache_mb=config.cache_mb if cache_mb is None else cache_mb,
+        intensity=rule_of(config),
+        spacing=config.spacing,
+        slice_axis=config.slice_axis,
+    )

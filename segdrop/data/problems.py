@@ -1,0 +1,15 @@
+"""How what is wrong with a data set is said."""
+
+from collections.abc import Sequence
+
+
+def told(cases: Sequence[str], template: str, show: bool = True) -> list[str]:
+    """One problem that there are `cases` of, the first named if `show`; none where there are none.
+
+    Example:
+        >>> told(["a.png", "b.png"], "{n} image(s) have no mask")
+        ['2 image(s) have no mask; first: a.png']
+    """
+    if not cases:
+        return []
+    return [template.format(n=len(cases)) + (f"; first: {cases[0]}" if show else "")]

@@ -1,0 +1,120 @@
+"""Every file of a data set decoded once: what the checks and the training have to know of it."""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..files import file_digest
+from ..images.intensity import Intensity
+from ..images.opening import open_image, same_place
+from .listing import Listing
+from .store import Store, read_mask
+
+UNREADABLE, UNBOUNDED = "{n} unreadable file(s)", "{n} image(s) that the intensity rule cannot map"
+
+
+@dataclass
+class Scan:
+    """What an image file and its mask hold.
+
+    Attributes:
+        problem: its kind, the file and what is wrong with it; None where both could be read. The rest is unset else.
+        size, mask_size: (height, width) in pixels.
+        slices, mask_slices: None for one 2-D image.
+        values: of the mask.
+        bounds: the values that become 0 and 255.
+        spacing: (row, column) in mm.
+        patient: never to be written or shown.
+        moved: whether the mask lies elsewhere in space, by the headers.
+        image_digest, mask_digest: SHA-256 of the files.
+    """
+
+    problem: tuple[str, str, str] | None = None
+    size: tuple[int, int] = (0, 0)
+    mask_size: tuple[int, int] = (0, 0)
+    slices: int | None = None
+    mask_slices: int | None = None
+    values: frozenset[int] = frozenset()
+    bounds: tuple[float, float] = (0.0, 0.0)
+    spacing: tuple[float, float] | None = None
+    patient: str | None = field(default=None, repr=False)
+    moved: bool = False
+    image_digest: str = ""
+    mask_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image of a data set: a file, or a slice of one.
+
+    Attributes:
+        id: its name; slice 12 of the volume a is "a#012".
+        file, part: number of its file, and of its slice.
+        scan: of the file.
+        row: what the tables say of it, by column.
+    """
+
+    id: str
+    file: int
+    part: int
+    scan: Scan
+    row: dict[str, str]
+
+
+def scan_files(store: Store, intensity: Intensity) -> list[Scan]:
+    """Decode all pairs, several at once, and keep those there is room for."""
+    # The filters belong to the whole process: set here, once, and not by the workers.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.filterwarnings("ignore", module="PIL|pydicom|nibabel")
+        return list(pool.map(lambda file: _scan_pair(file, store, intensity), range(len(store.files))))
+
+
+def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
+    """Decode one file and its mask, keep the slices there is room for, and note what the checks need."""
+    path, kind = store.files[file][0], UNREADABLE
+    try:
+        image = open_image(path, slice_axis=store.slice_axis)
+        image_digest = file_digest(path)
+        kind = UNBOUNDED
+        bounds = intensity.bounds(image)
+        path, kind = store.files[file][1], UNREADABLE
+        mask = open_image(path, slice_axis=store.slice_axis)
+        mask_digest = file_digest(path)
+        counts = np.zeros(256, np.int64)
+        for part in range(mask.slices or 1):
+            path = store.files[file][1]
+            labels = read_mask(mask, part, store.colours)
+            counts += np.bincount(labels.ravel(), minlength=256)
+            if part < (image.slices or 1):
+                path = store.files[file][0]
+                store.offer(file, part, image.read(part), labels, image.slices is not None)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason.removeprefix(f"{path}: ").removesuffix(".")
+        return Scan(problem=(kind, f"{path.parent.name}/{path.name}", reason))
+    return Scan(
+        size=(image.height, image.width),
+        mask_size=(mask.height, mask.width),
+        slices=image.slices,
+        mask_slices=mask.slices,
+        values=frozenset(np.flatnonzero(counts).tolist()),
+        bounds=bounds,
+        spacing=image.spacing,
+        patient=image.patient,
+        moved=not same_place(image, mask),
+        image_digest=image_digest,
+        mask_digest=mask_digest,
+    )
+
+
+def entries_of(listing: Listing, scans: list[Scan]) -> list[Entry]:
+    """The images of all files that could be read, by id; a slice's row is filled in by its file's."""
+    entries = []
+    for file, (stem, scan) in enumerate(zip(sorted(listing.pairs), scans, strict=True)):
+        for part in [] if scan.problem else range(scan.slices or 1):
+            name = stem if scan.slices is None else f"{stem}#{part:0{max(3, len(str(scan.slices - 1)))}d}"
+            own = {column: value for column, value in listing.table.get(name, {}).items() if value}
+            entries.append(Entry(name, file, part, scan, {**listing.table.get(stem, {}), **own}))
+    return entries

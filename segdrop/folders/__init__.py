@@ -1,0 +1,1 @@
+"""What is kept on disk: the folder of a run and of a sweep."""

@@ -1,0 +1,191 @@
+"""A run's folder: what is in it, under which name."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..config.train import TrainConfig
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..files import read_csv, write_csv, write_json
+
+CONFIG, MODEL, HISTORY, METRICS, SPLIT = "config.json", "model.keras", "history.csv", "metrics.json", "split.csv"
+PER_IMAGE = "per_image.csv"
+SWEEP = "sweep.json"  # of a sweep's folder, whose trainings are runs
+STATE = "state.npz"  # everything that a resumed run needs; removed when the run is finished
+PACKAGES = ("segdrop", "tensorflow", "keras", "segmentation-models", "albumentations", "opencv-python-headless")
+
+
+def create_run(path: Path, needed_bytes: int) -> None:
+    """Make the folder of a new run.
+
+    Raises:
+        FileExistsError: it exists.
+        InputError: the disk has less than `needed_bytes` free.
+        PermissionError: the place is not writable.
+    """
+    if path.exists():
+        raise FileExistsError(f"`run_dir` exists: {path}; choose another name, or continue that run with --resume.")
+    home = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(home, os.W_OK):
+        raise PermissionError(f"`run_dir` cannot be made: no permission to write in {home}; choose another place.")
+    free = shutil.disk_usage(home).free
+    if free < needed_bytes:
+        raise InputError(
+            f"`run_dir` {path} needs about {needed_bytes / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; "
+            "free some or choose another place."
+        )
+    path.mkdir(parents=True)
+
+
+def start_run(
+    path: Path, record: "RunRecord", dataset: Dataset, split: Mapping[str, np.ndarray], needed_bytes: int
+) -> None:
+    """Make the folder of a new run, with what it is and which images it has; see `create_run`."""
+    create_run(path, needed_bytes)
+    write_json(path / CONFIG, record.to_json())
+    write_split(path / SPLIT, dataset, split)
+
+
+def is_sweep(folder: str | os.PathLike) -> bool:
+    return (Path(folder) / SWEEP).is_file()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run's config.json says: what was asked for, and what the training found and used.
+
+    Attributes:
+        config: the configuration.
+        classes: output channels of the network; 1 for a binary one.
+        class_names: names of class 0, 1, ...
+        images: number of images of each split.
+        data_sha256: the data set's digest.
+        encoder_weights: name or path of the weights that the encoder began with.
+        warnings: what the user has to know of the training, one sentence each.
+        mixed_precision: off, float16 or bfloat16.
+        device: in words.
+        augmentation: as `augment.restore` takes it.
+        versions: of the packages that took part.
+    """
+
+    config: TrainConfig
+    classes: int
+    class_names: tuple[str, ...] = ()
+    images: Mapping[str, int] = field(default_factory=dict)
+    data_sha256: str | None = None
+    encoder_weights: str = "unknown"
+    warnings: tuple[str, ...] = ()
+    mixed_precision: str = "unknown"
+    device: str = "unknown"
+    augmentation: dict | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict:
+        """A JSON-ready dict, from which `open_run` makes an equal record."""
+        return dataclasses.asdict(self)
+
+
+def open_run(path: str | os.PathLike) -> RunRecord:
+    """What a run's config.json says.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        InputError: the folder is not a run of segdrop, or one of a version that has other options.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"The run does not exist: {path}.")
+    if is_sweep(path):
+        raise InputError(
+            f"{path} is the folder of a sweep; name one of its trainings (chosen.json tells the best arm's), or a run "
+            "that `segdrop train --from-sweep` has made of it."
+        )
+    try:
+        stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config, classes = stored["config"], stored["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a run of segdrop: it has no readable {CONFIG}.") from error
+    try:
+        config = TrainConfig(**config)
+    except TypeError as error:  # a field that this version does not have
+        raise InputError(f"{path} was made by another version of segdrop: {error}.") from error
+    names = [part.name for part in dataclasses.fields(RunRecord)]
+    told = {name: stored[name] for name in names if name in stored} | {"config": config, "classes": classes}
+    for name in ("class_names", "warnings"):
+        told[name] = tuple(told.get(name, ()))
+    return RunRecord(**told)
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # tensorflow-cpu, a vendor's build, a source checkout
+            versions[package] = "not installed under this name"
+    return versions
+
+
+OWN_SPLITS = ("train", "val", "test", "all")
+
+
+def store_scores(run: Path, key: str, result: Mapping, rows: Sequence[Mapping] = ()) -> None:
+    """Put a result into the run's metrics.json, and its images' rows into per_image.csv, beside the other splits'."""
+    if rows:
+        _store_rows(run, key, rows)
+    write_json(run / METRICS, {**stored_scores(run), key: result})
+
+
+def recorded_split(run: Path, dataset: Dataset, split: str) -> np.ndarray:
+    """Indices of the images that the run's split.csv has in `split` ("all": in any)."""
+    rows = read_csv(run / SPLIT)
+    wanted = [row["id"] for row in rows if split in (row["split"], "all")]
+    position = {name: i for i, name in enumerate(dataset.ids)}
+    missing = [name for name in wanted if name not in position]
+    if missing:
+        raise InputError(f"{dataset.path} lacks {len(missing)} image(s) of the run's split; first: {missing[0]}.")
+    return np.array([position[name] for name in wanted], int)
+
+
+def _store_rows(run: Path, key: str, rows: Sequence[Mapping]) -> None:
+    """Replace the rows of a split in per_image.csv; those of an own split get the group of the run's split.csv."""
+    path = run / PER_IMAGE
+    recorded = read_csv(run / SPLIT) if key in OWN_SPLITS and (run / SPLIT).is_file() else []
+    groups = {row["id"]: row["group"] for row in recorded if "group" in row}
+    fresh = [
+        {"split": key, "id": row["id"], **({"group": groups.get(row["id"])} if groups else {}), **row} for row in rows
+    ]
+    kept = [row for row in (read_csv(path) if path.is_file() else []) if row["split"] != key]
+    columns = list(dict.fromkeys(itertools.chain.from_iterable([*fresh, *kept])))
+    write_csv(path, [*kept, *fresh], columns)
+
+
+def stored_scores(run: Path) -> dict:
+    path = run / METRICS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_split(path: Path, dataset: Dataset, split: Mapping[str, np.ndarray]) -> None:
+    """Which image is in which split; groups as hashes salted anew, so that no name or id can be recovered."""
+    salt = os.urandom(16)
+    home = {int(index): name for name, indices in split.items() for index in indices}
+    rows = []
+    for index, name in enumerate(dataset.ids):
+        if index not in home:  # a part of the training images that is not used
+            continue
+        row = {"id": name, "split": home[index]}
+        if dataset.grouped:
+            row["group"] = hashlib.blake2b(dataset.groups[index].encode(), key=salt, digest_size=8).hexdigest()
+        rows.append(row)
+    write_csv(path, rows)

@@ -1,0 +1,1 @@
+"""Image files as they are: one reader per format."""

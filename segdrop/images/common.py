@@ -1,0 +1,57 @@
+"""PNG, JPEG and BMP."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .faults import UNDECODABLE, Fault, no_warnings
+from .picture import Picture, as_plain, channels_of, check_size, type_range
+
+
+def open_common(path: Path, advice: str) -> Picture:
+    with path.open("rb") as file, no_warnings():
+        try:
+            picture = Image.open(file)
+            if picture.format not in ("PNG", "JPEG", "MPO", "BMP"):
+                raise Fault(f"is a {picture.format} file; save it as PNG or TIFF")
+            check_size(picture.height, picture.width, advice=advice)
+            picture.load()  # unlike OpenCV, Pillow refuses a truncated file and prints nothing
+        except Fault:
+            raise
+        except Exception as error:  # the decoders have types of their own
+            raise Fault(UNDECODABLE) from error
+        deep = picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16)
+    array = from_opencv(path.read_bytes()) if deep else from_pillow(picture)  # Pillow would cut colours to 8 bits
+    return from_array(path, array, type_range(array.dtype))
+
+
+def from_array(path: Path, array: np.ndarray, value_range: tuple[float, float] | None) -> Picture:
+    """A picture of values at hand, (H, W) or (H, W, 3)."""
+    height, width = array.shape[:2]
+    channels, read = channels_of(array), lambda index: array
+    return Picture(path, height, width, None, channels, array.dtype, value_range=value_range, _slice=read)
+
+
+def _png_depth(file) -> int:
+    file.seek(24)  # the bit depth in the file's first chunk, which Pillow's mode does not tell for colour
+    return file.read(1)[0]
+
+
+def from_pillow(picture: Image.Image) -> np.ndarray:
+    mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+    return np.array(picture if picture.mode == mode else picture.convert(mode))
+
+
+def from_opencv(content: bytes) -> np.ndarray:
+    """The values of an encoded image of 8 or 16 bits, (H, W) or (H, W, 3) in RGB."""
+    try:
+        array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        array = None
+    if array is None:
+        raise Fault(UNDECODABLE)
+    if array.ndim == 3 and array.shape[2] not in (3, 4):
+        raise Fault(f"has {array.shape[2]} bands; save it as grey, RGB or RGBA")
+    return as_plain(array if array.ndim == 2 else array[..., [2, 1, 0]])

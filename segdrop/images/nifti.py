@@ -1,0 +1,89 @@
+"""NIfTI, read and written."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .faults import Fault, no_warnings, shielded, without_log
+from .picture import Picture, as_plain, check_size, millimetres, type_range
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+
+
+def write_volume_mask(picture: Picture, masks: np.ndarray, path: str | os.PathLike) -> None:
+    """Write the mask of a NIfTI image as NIfTI with the same affine, shape, axis order and voxel size.
+
+    No free text of the source's header is copied.
+
+    Args:
+        picture: the image, opened with the `slice_axis` that the masks follow.
+        masks: uint8 (slices, H, W), one for each slice.
+        path: the file to write, ending in .nii or .nii.gz.
+    """
+    if picture._nifti is None:
+        raise InputError(f"{picture.path} is not a NIfTI file; its mask cannot be written as one.")
+    wanted = (picture.slices or 1, picture.height, picture.width)
+    if masks.shape != wanted:
+        raise InputError(f"`masks` must have the shape {wanted} of {picture.path}, got {masks.shape}.")
+    form, header, axis = picture._nifti
+    volume = masks[0] if picture.slices is None else np.moveaxis(masks, 0, axis)
+    form(volume.reshape(header.get_data_shape()).astype(np.uint8), None, header).to_filename(path)
+
+
+def open_nifti(path: Path, slice_axis: int) -> Picture:
+    with shielded("NIfTI"):
+        import nibabel
+
+        with without_log("nibabel.global"), no_warnings():
+            image = nibabel.load(path, mmap=False)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise Fault("is not a NIfTI file")
+        shape = image.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) not in (2, 3):
+            raise Fault(f"has {len(shape)} dimensions {shape}; save one volume as a file of its own")
+        axes = [axis for axis in range(len(shape)) if len(shape) == 2 or axis != slice_axis]
+        height, width = (int(shape[axis]) for axis in axes)
+        slices = int(shape[slice_axis]) if len(shape) == 3 else None
+        if not height * width * (1 if slices is None else slices):
+            raise Fault("has no pixels")
+        check_size(height, width, slices or 1)
+        stored = image.get_data_dtype()
+        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+        array = np.asarray(image.dataobj) if scaled else image.dataobj.get_unscaled()
+        array = array.reshape(shape)
+        volume = as_plain(array if slices is None else np.moveaxis(array, slice_axis, 0))
+        unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
+        spacing = millimetres([image.header.get_zooms()[axis] for axis in axes], unit)
+        header = _blank(image.header)
+        form = nibabel.Nifti2Image if isinstance(image, nibabel.Nifti2Image) else nibabel.Nifti1Image
+    exact = not scaled and stored.kind in "iu" and stored.itemsize <= 2
+    return Picture(
+        path,
+        height,
+        width,
+        slices,
+        1,
+        volume.dtype,
+        spacing=spacing,
+        value_range=type_range(stored) if exact else None,
+        _slice=(lambda index: volume) if slices is None else (lambda index: volume[index]),
+        _nifti=(form, header, slice_axis),
+    )
+
+
+def _blank(header):
+    """A copy of a NIfTI header for a mask: geometry alone, no text."""
+    header = header.copy()
+    header.extensions.clear()
+    for name in ("descrip", "aux_file", "db_name", "intent_name", "data_type"):
+        if name in header:
+            header[name] = b""
+    for name in ("cal_min", "cal_max", "intent_code"):
+        header[name] = 0
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    return header

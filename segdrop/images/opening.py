@@ -1,0 +1,79 @@
+"""Opening an image of any format."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .common import open_common
+from .dicom import DICOM_SUFFIXES, open_dicom
+from .faults import Fault, naming_file
+from .nifti import NIFTI_SUFFIXES, open_nifti
+from .picture import Picture
+from .tiff import TIFF_SUFFIXES, open_tiff
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
+
+
+def stem(path: str | os.PathLike) -> str:
+    """The file's name without its suffix; "a.nii.gz" gives "a", and "1.2.840", which ends in none of them, itself."""
+    name = Path(path).name
+    suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    return name[: len(name) - len(suffix)]
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file's name has one of `SUFFIXES`."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = False) -> Picture:
+    """Open an image file; an ordinary image is decoded here, frames, pages and huge images when they are read.
+
+    Rows and columns are those stored: an orientation that a header asks for (EXIF, TIFF) is ignored in all formats, so
+    that masks lie on their images whichever program wrote them.
+
+    - PNG, JPEG, BMP, TIFF: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) and palette; TIFF also with a sign, of 32
+      or 64 bits, and of one floating point channel. TIFFs where white is the lowest value are turned about the middle
+      of the value range, so that larger is brighter. A TIFF of several pages is a volume; of a huge pyramid the first,
+      full-sized page is the image.
+    - DICOM: the modality's rescaling is applied, integers stay integers where it is whole. MONOCHROME1 is turned
+      about the middle of the value range (x becomes low + high - x), so that larger is brighter. Palettes and YBR
+      become RGB. Several frames are a volume.
+    - NIfTI: slices along `slice_axis` of the stored array, rows and columns in the order of the two other axes; the
+      header's scaling is applied.
+
+    Args:
+        slice_axis: 0, 1 or 2, of NIfTI volumes.
+        huge: also open TIFFs of more than `MAX_PIXELS` pixels, for `Picture.rows`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be read as an image; one sentence.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no image file {path}.")
+    if slice_axis not in (0, 1, 2):
+        raise InputError(f"`slice_axis` must be 0, 1 or 2, got slice_axis={slice_axis!r}.")
+    name = path.name.lower()
+    with naming_file(path):
+        if not path.stat().st_size:
+            raise Fault("the file is empty")
+        with path.open("rb") as file:
+            beginning = file.read(132)
+        if name.endswith(DICOM_SUFFIXES) or beginning.endswith(b"DICM"):  # they often have no suffix
+            return open_dicom(path)
+        if name.endswith(NIFTI_SUFFIXES):
+            return open_nifti(path, slice_axis)
+        if beginning[:2] in (b"II", b"MM"):
+            return open_tiff(path, huge)
+        return open_common(path, "save it as a tiled TIFF" if huge else "cut it into tiles")
+
+
+def same_place(one: Picture, other: Picture) -> bool:
+    """Whether two NIfTI files lie on the same grid in space; True for all other formats, which do not tell."""
+    if one._nifti is None or other._nifti is None:
+        return True
+    return np.allclose(one._nifti[1].get_best_affine(), other._nifti[1].get_best_affine(), atol=1e-2)

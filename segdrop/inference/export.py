@@ -1,0 +1,207 @@
+"""A run's network as a file that runs without Keras: ONNX, or a TensorFlow SavedModel."""
+
+import dataclasses
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import keras
+import numpy as np
+
+from ..cells import draw_cells
+from ..conventions import MULTIPLE, TILE
+from ..data.batches import evaluation_batches
+from ..data.opening import open_configured
+from ..errors import InputError, VerificationError
+from ..files import write_json
+from ..folders.run import RunRecord, open_run, recorded_split
+from ..images.intensity import scale
+from ..surgery.dropout import remove_dropout
+from ..surgery.rebuild import in_float32
+from ..version import __version__
+from .network import Network, load
+from .onnx import (
+    METADATA,
+    VERSION,
+    check_opset,
+    onnx_feeds,
+    onnx_function,
+    onnx_session,
+    require_package,
+    write_onnx,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """What an export leaves.
+
+    Attributes:
+        path: the file, or the folder of a SavedModel.
+        difference: the largest one of a probability to the run's own network in float32.
+        images: what the difference was measured on, in words.
+    """
+
+    path: Path
+    difference: float
+    images: str
+
+
+def export(
+    run: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    format: Literal["onnx", "saved_model"] = "onnx",
+    opset: int | None = None,
+    tolerance: float = 1e-4,
+) -> ExportResult:
+    """Write a run's best network, without its dropout and in float32, to a file that needs neither Keras nor segdrop.
+
+    The network in the file takes `image`, float32 (N, H, W, 3), RGB in the image's own values, H and W multiples of
+    32 (pad by reflection), and `low` and `high`, float32 (N, 1): the values of each image that become 0 and 255 (0 and
+    255 for 8 bits, 0 and 65535 for 16, a CT's window); values outside are clipped, and an image whose `high` is not
+    above its `low` is taken as 0 everywhere. It gives `probabilities`, float32 (N, H, W, C), C = 1 for a binary one.
+    Number and size of the images are free. With the file go, as JSON, the names of the classes and how the run's images
+    were prepared: in the ONNX metadata under `segdrop`, and in `assets.extra/segdrop.json` of a SavedModel.
+
+    What was written is run beside the run's network before it gets its name, in two batches of different sizes, on up
+    to four images of the run's validation split, or on drawn cells where the data set cannot be opened any more.
+
+    Args:
+        run: the run's folder.
+        out: the file, or for a SavedModel the folder, to make.
+        format: `"onnx"` or `"saved_model"`.
+        opset: version of the ONNX operators, 15 to 18; by default tf2onnx's.
+        tolerance: the largest difference of a probability that is accepted.
+
+    Raises:
+        VerificationError: the exported network gives something else; nothing is left at `out`.
+        FileExistsError: `out` exists.
+        FileNotFoundError: there is no such run, or no folder to put `out` into.
+        InputError: the run cannot be used, an argument is wrong, or a package for ONNX is missing.
+    """
+    if format not in ("onnx", "saved_model"):
+        raise InputError(f"`format` must be onnx or saved_model, got format={format!r}.")
+    if opset is not None:
+        check_opset(opset, format)
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(f"Exporting needs Keras's TensorFlow backend, not {keras.backend.backend()}.")
+    out = Path(out)
+    record = open_run(run)
+    if out.exists():
+        raise FileExistsError(f"`out` exists: {out}; choose another name or delete it.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"`out` lies in a folder that does not exist: {out.absolute().parent}; make it first.")
+    if format == "onnx":
+        for package in ("onnx", "onnxruntime", "tf2onnx"):
+            require_package(package)
+    # A GPU would compute convolutions in TF32, and the two would differ by its rounding.
+    with keras.device("cpu:0"):
+        trained = load(run)
+        network, metadata = in_float32(remove_dropout(trained.model, all=True)), _metadata(trained)
+        images, source = _real_images(run, record)
+        # A folder of its own, so that nothing half-written is ever called `out`.
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
+            written = Path(folder, out.name)
+            model, signature = _with_bounds(network)
+            if format == "onnx":
+                write_onnx(model, signature, written, metadata, opset)
+                exported = onnx_function(onnx_session(written, ["CPUExecutionProvider"]))
+            else:
+                _write_saved_model(model, signature, written, metadata)
+                exported = _saved_model_function(written)
+            difference = _largest_difference(network, exported, images)
+            if not difference <= tolerance:  # NaN is not
+                raise VerificationError(
+                    f"The exported network differs from the run's by {difference:.3g} on {source}, more than "
+                    f"{tolerance:g}; {out} was not written."
+                )
+            os.replace(written, out)
+    return ExportResult(out, difference, source)
+
+
+def _metadata(network: Network) -> dict:
+    return {
+        "format": VERSION,
+        "segdrop": __version__,
+        "class_names": list(network.class_names),
+        "intensity": dataclasses.asdict(network.intensity),
+        "spacing": network.spacing,
+        "slice_axis": network.slice_axis,
+        "tile": TILE,
+        "multiple": MULTIPLE,
+        "threshold": network.threshold,
+    }
+
+
+def _with_bounds(network: keras.Model) -> tuple[keras.Model, list]:
+    """The network behind the mapping of `low`..`high` to 0..255, and the signature of its inputs."""
+    shapes = {"image": (None, None, 3), "low": (1,), "high": (1,)}
+    inputs = [keras.Input(shape, name=name, dtype="float32") for name, shape in shapes.items()]
+    image = inputs[0]
+    low, high = (keras.ops.reshape(bound, (-1, 1, 1, 1)) for bound in inputs[1:])
+    # Clipped first: an empty range then gives 0 times something finite.
+    above = keras.ops.maximum(keras.ops.minimum(image, high), low) - low
+    outputs = network(above * (255 / keras.ops.maximum(high - low, 1e-30)))
+    signature = [keras.InputSpec(shape=i.shape, dtype="float32", name=i.name) for i in inputs]
+    return keras.Model(inputs, {"probabilities": outputs}), [signature]
+
+
+def _write_saved_model(model: keras.Model, signature: list, path: Path, metadata: dict) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.export(path, format="tf_saved_model", verbose=False, input_signature=signature)
+    (path / METADATA).parent.mkdir()
+    write_json(path / METADATA, metadata)
+
+
+def _saved_model_function(path: Path) -> Callable[..., np.ndarray]:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+
+    def probabilities(images, low=0.0, high=255.0):
+        feeds = {name: tf.constant(value) for name, value in onnx_feeds(images, low, high).items()}
+        return loaded.signatures["serving_default"](**feeds)["probabilities"].numpy()
+
+    return probabilities
+
+
+def _real_images(run, record: RunRecord, count: int = 4) -> tuple[list[np.ndarray], str]:
+    """Up to `count` images, float32 (H, W, 3), 0..255, of the run's validation split, and what they are in words."""
+    try:
+        config = record.config
+        dataset = open_configured(config, config.data, classes=record.classes, cache_mb=0)
+        batches = evaluation_batches(dataset, recorded_split(Path(run), dataset, "val")[:count], 1)
+        images = [batches.read(batch)[0][0] for batch in batches.plan]
+    except (InputError, OSError):  # an export needs the network alone
+        images = []
+    if images:
+        return images, f"{len(images)} image(s) of the run's validation split"
+    drawn = [draw_cells(np.random.default_rng(seed))[0] for seed in range(count)]
+    return [
+        scale(image, 0, 255) for image in drawn
+    ], f"{count} drawn images, because the run's data set could not be read"
+
+
+def _largest_difference(network: keras.Model, exported: Callable[..., np.ndarray], images: list[np.ndarray]) -> float:
+    one = _fitted(images[0], 256, 192)[None]
+    four = np.stack([_fitted(images[i % len(images)], 96, 128) for i in range(4)])
+    differences = []
+    # The second batch is in values such as a CT's, some of them outside the bounds.
+    for batch, low, high in ((one, 0, 255), (four * np.float32(8) - 1024, -900, 900)):
+        prepared = np.stack([scale(image, low, high) for image in batch])
+        expected = keras.ops.convert_to_numpy(network(prepared, training=False))
+        differences.append(np.abs(expected - exported(batch, low, high)).max())
+    return float(np.max(differences))
+
+
+def _fitted(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of an image, continued by reflection where it is too small."""
+    top, left = (max(0, (have - want) // 2) for have, want in zip(image.shape, (height, width), strict=False))
+    middle = image[top : top + height, left : left + width]
+    missing = [(0, want - have) for want, have in zip((height, width), middle.shape, strict=False)]
+    return np.pad(middle, (*missing, (0, 0)), mode="reflect")

@@ -1,0 +1,125 @@
+"""Which files to predict, and what is there already."""
+
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config.predict import PredictOptions
+from ..errors import InputError
+from ..files import file_digest, read_csv, write_json
+from ..folders.run import MODEL
+from ..images.opening import is_image, stem
+from ..version import __version__
+from .canvas import file_version
+from .network import Network
+
+SETTINGS, PREDICTIONS, LOG = "predict.json", "predictions.csv", ".predictions.partial.jsonl"
+ENDINGS = ("_overlay", "_uncertainty", "_probabilities")  # of the names of further results
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    file: Path
+    name: str  # of the results, relative to the folder of the output, without suffix
+
+
+def find_inputs(inputs, out: Path) -> list[Job]:
+    """The files to predict, each with the name of its results."""
+    jobs: dict[str, Job] = {}
+    for given in [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs:
+        for home, path in _matches(given, out):
+            inside = path.parent.relative_to(home) if path.parent.is_relative_to(home) else Path()
+            # A name that is no text (of another encoding) could not be written into the table.
+            name = (inside / stem(path)).as_posix().encode("utf-8", "backslashreplace").decode()
+            if not stem(path):
+                raise InputError(f"`inputs` {path} has no name before its suffix; rename it.")
+            other = jobs.setdefault(name, Job(path, name)).file
+            if other.resolve() != path.resolve():
+                raise InputError(f"`inputs` {other} and {path} would both be written as {name}; predict them apart.")
+    if not jobs:
+        raise InputError("`inputs` is empty; give files, folders or globs.")
+    for job in jobs.values():
+        taken = [f"{job.name}{ending}" for ending in ENDINGS if f"{job.name}{ending}" in jobs]
+        if taken:
+            raise InputError(f"`inputs` {job.file}: its results could replace those of {taken[0]}; predict them apart.")
+        if job.file.resolve().parent == (out / job.name).resolve().parent:
+            raise InputError(f"`out` is the folder of {job.file}, whose results could replace it; choose another.")
+    return list(jobs.values())
+
+
+def _matches(given, out: Path) -> list[tuple[Path, Path]]:
+    """The image files that one of the inputs names, each after the folder that its place is told from."""
+    if not str(given):
+        raise InputError("`inputs` has an empty name; give files, folders or globs.")
+    matches = [given] if Path(given).exists() else sorted(glob.glob(str(given), recursive=True))
+    if not matches:
+        raise FileNotFoundError(f"`inputs` names no file: {given}.")
+    found = []
+    for match in map(Path, matches):
+        if not match.is_dir():
+            found.append((match.parent, match))
+            continue
+        inside = [p for p in sorted(match.rglob("*")) if p.is_file() and is_image(p) and not p.name.startswith(".")]
+        if not inside:
+            raise InputError(f"`inputs` folder holds no image: {match}.")
+        if any(_is_within(path, out) for path in inside) and not (out / SETTINGS).is_file():
+            raise InputError(f"`out` is the folder of the images, or holds it: {out}; choose another.")
+        found += [(match, path) for path in inside if not _is_within(path, out)]
+    return found
+
+
+def is_current(row: dict, job: Job, out: Path) -> bool:
+    """Whether a finished file's mask is there and is that of the file as it is now."""
+    return (out / row["mask"]).is_file() and job.file.exists() and row.get("version") == file_version(job.file)
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def describe_source(networks: Sequence[Network], options: PredictOptions) -> dict:
+    """What the results depend on: an interrupted call is continued with the same only."""
+    runs = []
+    for network in networks:
+        file = network.path / MODEL if network.path.is_dir() else network.path
+        runs.append({"path": str(network.path), "sha256": file_digest(file)})
+    chosen = {key: value for key, value in dataclasses.asdict(options).items() if key != "ensemble"}
+    chosen["threshold"] = options.threshold or networks[0].threshold
+    return {"segdrop": __version__, "runs": runs, "class_names": list(networks[0].class_names), **chosen}
+
+
+def prepare_jobs(out: Path, settings: dict, resume: bool) -> dict[str, dict]:
+    """Make the folder, or check the one that is there; the rows of the files that are finished, by name."""
+    if not (out / SETTINGS).is_file():
+        if resume and out.exists():
+            raise InputError(f"`out` holds no prediction to resume: {out} has no {SETTINGS}.")
+        if out.is_dir() and any(out.iterdir()):
+            raise FileExistsError(f"`out` is not empty: {out}; choose a new folder.")
+        if out.exists() and not out.is_dir():
+            raise FileExistsError(f"`out` is a file: {out}; choose a new folder.")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / SETTINGS, settings)
+        except PermissionError as error:
+            raise PermissionError(f"`out` cannot be written: no permission in {out}; choose another place.") from error
+        return {}
+    if not resume:
+        raise FileExistsError(f"`out` holds predictions: {out}; continue them with --resume or choose a new folder.")
+    try:
+        stored = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"`out` cannot be resumed: {out / SETTINGS} is damaged; choose a new folder.") from error
+    for key, value in json.loads(json.dumps(settings)).items():
+        if key != "segdrop" and stored.get(key) != value:
+            raise InputError(f"`{key}` is {value!r}, but {out} was started with {stored.get(key)!r}; resume with that.")
+    rows = {row["file"]: row for row in read_csv(out / PREDICTIONS)} if (out / PREDICTIONS).is_file() else {}
+    if (out / LOG).is_file():
+        for line in (out / LOG).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the last one may have been cut off
+                row = json.loads(line)
+                rows[row["file"]] = row
+    return rows

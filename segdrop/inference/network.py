@@ -1,0 +1,193 @@
+"""Trained networks, ready for use: from a run's folder or an exported ONNX file."""
+
+import dataclasses
+import os
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from ..conventions import MULTIPLE, OVERLAP, TILE
+from ..data.tiles import in_tiles
+from ..errors import InputError
+from ..folders.run import MODEL, open_run
+from ..images.common import from_array
+from ..images.intensity import Intensity, rule_of, scale
+from ..images.picture import Picture, narrow_range
+from ..images.resampling import resample, resampled_size
+from ..scoring.counts import to_labels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A trained network with what its images must go through before it.
+
+    Attributes:
+        path: the run's folder, or the file.
+        class_names: names of class 0, 1, ...; two for a network with one output channel.
+        channels: number C of its output channels: 1, or one for each class.
+        intensity: the rule that maps an image's values to 0..255.
+        spacing: mm per pixel that its images have, or None.
+        slice_axis: axis of a NIfTI volume that its slices were cut along.
+        threshold: probability from which a pixel is foreground, for networks with one output channel.
+        model: the Keras model, dropout and all; None for an ONNX file.
+        probabilities: maps float32 (N, H, W, 3), 0..255, sides multiples of 32, to float32 (N, H, W, C), 0..1.
+    """
+
+    path: Path
+    class_names: tuple[str, ...]
+    channels: int
+    intensity: Intensity
+    spacing: float | None
+    slice_axis: int
+    threshold: float
+    model: keras.Model | None
+    probabilities: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
+
+    def preprocess(
+        self,
+        image: np.ndarray,
+        *,
+        bounds: tuple[float, float] | None = None,
+        spacing: tuple[float, float] | None = None,
+    ) -> np.ndarray:
+        """What the network takes, float32 (H, W, 3), 0..255, of an image's own values, (H, W) or (H, W, 3) in RGB.
+
+        Args:
+            bounds: values that become 0 and 255; by default what `intensity` says of this image alone. Of a slice give
+                those of the whole volume (`intensity.bounds(segdrop.images.open_image(path))`).
+            spacing: (row, column) mm per pixel; needed where the network has a `spacing`, to which it is resampled.
+
+        Raises:
+            InputError: the rule or the spacing needs what the image does not have.
+        """
+        picture = _as_picture(np.asarray(image))
+        return self.resample(scale(picture.read(), *(bounds or self.intensity.bounds(picture))), spacing)
+
+    def resample(self, image: np.ndarray, spacing: tuple[float, float] | None) -> np.ndarray:
+        """The image at the network's `spacing`; as it is where that is None."""
+        if self.spacing is None:
+            return image
+        if spacing is None:
+            raise InputError(f"{self.path} was trained at {self.spacing:g} mm per pixel; the image's own is unknown.")
+        return resample(image, resampled_size(*image.shape[:2], spacing, self.spacing))
+
+    def predict(
+        self,
+        image: np.ndarray,
+        *,
+        bounds: tuple[float, float] | None = None,
+        spacing: tuple[float, float] | None = None,
+        tile: int = TILE,
+        overlap: int = OVERLAP,
+    ) -> np.ndarray:
+        """Probabilities, float32 (H, W, C), of an image of any size; arguments as in `preprocess` and `tile_rows`."""
+        prepared = self.preprocess(image, bounds=bounds, spacing=spacing)
+        return resize(in_tiles(self.probabilities, prepared, tile, overlap), np.shape(image)[:2])
+
+    def labels(self, probabilities: np.ndarray) -> np.ndarray:
+        """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C)."""
+        return to_labels(probabilities, self.threshold)
+
+
+def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
+    """Load a trained network: model, classes, threshold and pre-processing.
+
+    Args:
+        run: a run's folder, or an ONNX file that `segdrop export` wrote.
+        precision: "stored": compute as in training; "float32": compute exactly, slower on machines with bfloat16.
+
+    Raises:
+        FileNotFoundError, InputError: there is no run, it has no model yet, or the model is not one that can be loaded
+            safely.
+    """
+    path = Path(run)
+    if precision not in ("stored", "float32"):
+        raise InputError(f"`precision` must be stored or float32, got precision={precision!r}.")
+    if path.is_file():
+        return _load_onnx(path)
+    record = open_run(path)
+    if not (path / MODEL).is_file():
+        raise InputError(f"{path} has no {MODEL} yet: no epoch has ended.")
+    model = load_model(path / MODEL)
+    if precision == "float32":
+        from ..surgery.rebuild import in_float32
+
+        model = in_float32(model)
+    names = record.class_names
+    if tuple(model.input_shape) != (None, None, None, 3):
+        raise InputError(f"{path} has a network for {model.input_shape}, not for RGB images of any size.")
+    channels = model.output_shape[-1]
+    if len(names) != max(channels, 2):
+        raise InputError(f"{path} has a network with {channels} output channels and {len(names)} class names.")
+    return Network(
+        path=path,
+        class_names=names,
+        channels=channels,
+        intensity=rule_of(record.config),
+        spacing=record.config.spacing,
+        slice_axis=record.config.slice_axis,
+        threshold=0.5,
+        model=model,
+        probabilities=lambda images: np.asarray(model.predict_on_batch(images), np.float32),
+    )
+
+
+def _as_picture(image: np.ndarray) -> Picture:
+    if (image.ndim != 2 and image.shape[2:] != (3,)) or not image.size:
+        raise InputError(f"`image` must have the shape (H, W) or (H, W, 3), got {image.shape}.")
+    if image.dtype.kind not in "iuf":
+        raise InputError(f"`image` must hold whole or floating-point numbers, got {image.dtype}.")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise InputError("`image` holds values that are not finite; replace them.")
+    return from_array(Path("`image`"), image, narrow_range(image.dtype))
+
+
+def _load_onnx(path: Path) -> Network:
+    if path.suffix.lower() != ".onnx":
+        raise InputError(f"`run` must be a run's folder or an .onnx file, got {path}.")
+    from .onnx import open_onnx
+
+    metadata, probabilities = open_onnx(path)
+    try:
+        rule = metadata["intensity"]
+        return Network(
+            path=path,
+            class_names=tuple(metadata["class_names"]),
+            channels=probabilities(np.zeros((1, MULTIPLE, MULTIPLE, 3), np.float32)).shape[-1],
+            intensity=Intensity(rule["rule"], tuple(rule["percentiles"]), rule["window"] and tuple(rule["window"])),
+            spacing=metadata["spacing"],
+            slice_axis=metadata["slice_axis"],
+            threshold=metadata["threshold"],
+            model=None,
+            probabilities=probabilities,
+        )
+    except Exception as error:  # what is missing, or what onnxruntime says of a graph with other inputs
+        raise InputError(f"{path} is not a complete export of segdrop; export the run again.") from error
+
+
+def load_model(path: Path) -> keras.Model:
+    """The Keras model in a file; code in it is refused (Keras's safe mode).
+
+    Raises:
+        InputError: it is not a Keras model, or not one that can be loaded.
+    """
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not a Keras model that can be loaded: it is damaged, or another kind of file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say comes with the error
+            return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # whatever the parsers of its parts raise
+        if "safe_mode" in str(error):
+            raise InputError(f"{path} holds code (a Lambda layer), which is never run; use other layers.") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a Keras model that can be loaded: {reason}") from error
+
+
+def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resample (H, W, K) to `size`, (height, width), averaging where it becomes smaller."""
+    return resample(values, size).reshape(*size, -1)

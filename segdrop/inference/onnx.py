@@ -1,0 +1,102 @@
+"""ONNX files: written, opened, run."""
+
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from ..config.checks import check_whole
+from ..errors import InputError
+
+VERSION = 1  # of what the metadata hold
+KEY = "segdrop"  # of the ONNX file's metadata
+METADATA = Path("assets.extra", "segdrop.json")  # in a SavedModel's folder
+OPSETS = (15, 18)  # tf2onnx's default, and the last that it writes
+
+
+def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.ndarray]]:
+    """Open an ONNX file that `export` wrote.
+
+    Returns:
+        The metadata: `format` (1), `segdrop` (the version that wrote it), `class_names`, `intensity` (`rule`,
+        `percentiles`, `window`), `spacing` in mm per pixel or None, `slice_axis`, `tile` in pixels, `multiple` (what
+        sides must be multiples of), `threshold`; and the network as a function from images, float32 (N, H, W, 3),
+        0..255, to probabilities, float32 (N, H, W, C). It runs on a GPU where onnxruntime has one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no ONNX file of segdrop's, or onnxruntime is missing.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no ONNX file: {path}.")
+    runtime = require_package("onnxruntime")
+    known = runtime.get_available_providers()
+    session = onnx_session(path, [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in known])
+    try:
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
+        version = metadata["format"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} was not written by segdrop: it has no {KEY} metadata; see segdrop export.") from error
+    if version != VERSION:
+        raise InputError(f"{path} was written by segdrop {metadata.get('segdrop')}, which this version cannot read.")
+    return metadata, onnx_function(session)
+
+
+def check_opset(opset: int, format: str) -> None:
+    if format != "onnx":
+        raise InputError(f"`opset` belongs to format='onnx', got format={format!r}.")
+    first, last = OPSETS
+    if check_whole(opset, "opset", minimum=first) > last:
+        raise InputError(f"`opset` must be {first} to {last}, got opset={opset}.")
+
+
+def require_package(package: str):
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f'ONNX needs {package}: `pip install "segdrop[onnx]"`.') from error
+
+
+def write_onnx(model: keras.Model, signature: list, path: Path, metadata: dict, opset: int | None) -> None:
+    import onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras asks NumPy for names that it has no more
+        model.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=opset)
+    proto = onnx.load(path)
+    # tf2onnx numbers the free dimensions of each tensor anew.
+    for tensor in (*proto.graph.input, *proto.graph.output):
+        for axis, name in zip(tensor.type.tensor_type.shape.dim, ("N", "H", "W"), strict=False):
+            if not axis.HasField("dim_value"):
+                axis.dim_param = name
+    onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
+    onnx.save(proto, path)
+
+
+def onnx_session(path: Path, providers: list[str]):
+    runtime = require_package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # it would write to stderr what is raised here
+    try:
+        return runtime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # its exceptions have no class in common
+        raise InputError(f"{path} is not an ONNX file that can be read; export it again.") from error
+
+
+def onnx_function(session) -> Callable[..., np.ndarray]:
+    def probabilities(images, low=0.0, high=255.0):
+        return session.run(["probabilities"], onnx_feeds(images, low, high))[0]
+
+    return probabilities
+
+
+def onnx_feeds(images, low, high) -> dict[str, np.ndarray]:
+    bounds = {"low": low, "high": high}
+    columns = {name: np.full((len(images), 1), value, np.float32) for name, value in bounds.items()}
+    return {"image": np.asarray(images, np.float32), **columns}

@@ -1,0 +1,167 @@
+"""Masks, probabilities and uncertainty of whole image files, written to a folder."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..config.predict import PredictOptions
+from ..conventions import OVERLAP, TILE
+from ..data.tiles import tile_rows
+from ..errors import InputError
+from ..files import write_csv
+from ..images.opening import open_image
+from ..scoring.uncertainty import Uncertainty, from_moments
+from ..show.tables import Table
+from .ensemble import Function, combine, load_alike
+from .inputs import LOG, PREDICTIONS, describe_source, find_inputs, is_current, prepare_jobs
+from .network import Network, resize
+from .progress import progress_bar
+from .writer import Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a prediction leaves.
+
+    Attributes:
+        out: the folder.
+        files: a row per input file, as in its predictions.csv: file, status ("ok", or what is wrong), version (of the
+            file: size and time), mask, height, width, slices, the share of each class's pixels, and where samples were
+            drawn the mean predictive entropy, expected entropy and mutual information over its pixels in nats.
+        failed: number of files that could not be read.
+        images_per_second, tiles_per_second: of the files of this call; slices count as images.
+    """
+
+    out: Path
+    files: Table
+    failed: int
+    images_per_second: float
+    tiles_per_second: float
+
+
+def predict(
+    run: str | os.PathLike | Network,
+    inputs: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    resume: bool = False,
+    **options,
+) -> Predictions:
+    """Predict image files of any size and write the results to a folder.
+
+    For `NAME.png`, `.jpg`, `.tif` ... and single DICOM frames the mask is `NAME.png`, class indices in 8 bits; for
+    images of more than 67 million pixels, and for several pages or frames, it is a tiled `NAME.tif`; for NIfTI
+    `NAME.nii.gz` with the image's affine and shape. Beside it, as asked for, `NAME_probabilities.tif` or `.npz`
+    (float16, classes first), `NAME_uncertainty.tif` (float16 maps, named in its description: predictive_entropy,
+    expected_entropy and mutual_information in nats, std of each class), `NAME_overlay.png` and `NAME_uncertainty.png`;
+    and one `predictions.csv`. No file is there in part. A file that cannot be read is reported in `files` and skipped.
+
+    Memory holds a row of tiles, not the image, for images above 67 million pixels. These are resumed at the row of
+    tiles where they were interrupted.
+
+    Args:
+        run: a run's folder, a finished sweep's (its folds' models), an exported ONNX file, or what `segdrop.load`
+            gave.
+        inputs: files, folders (searched with their subfolders) and globs.
+        out: the folder to write to, new unless `resume`.
+        resume: go on in `out` where an earlier call with the same options was interrupted.
+        options: the fields of `PredictOptions`: ensemble, tile, overlap, margin, tta, mc_samples, mc_rate, seed,
+            uncertainty, probabilities, overlay, threshold, precision.
+
+    Raises:
+        FileNotFoundError, FileExistsError, InputError: a run, the inputs, the folder or an option cannot be used.
+        OSError: a result cannot be written.
+    """
+    chosen = PredictOptions(**options)
+    out = Path(out)
+    jobs = find_inputs(inputs, out)
+    networks = load_alike([run, *chosen.ensemble], chosen.precision)
+    if chosen.threshold is not None and networks[0].channels > 1:
+        raise InputError(
+            f"`threshold` has no effect on {networks[0].path}, which takes the most probable of its classes."
+        )
+    function = _function(networks, chosen)
+    settings = describe_source(networks, chosen)
+    done = prepare_jobs(out, settings, resume)
+    writer = Writer(out, networks[0], function, chosen, settings)
+    started, rows = time.monotonic(), []
+    with progress_bar(len(jobs)) as bar:
+        for job in jobs:
+            row = done.get(job.name)
+            if row and row["status"] == "ok" and is_current(row, job, out):
+                bar.finish(0)
+            else:
+                row = writer.process(job, bar)
+                with (out / LOG).open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+                bar.finish(row.get("slices", 0))
+            rows.append(row)
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    rows = [{key: row.get(key, "") for key in columns} for row in rows]
+    write_csv(out / PREDICTIONS, rows, columns)
+    (out / LOG).unlink(missing_ok=True)
+    seconds = max(time.monotonic() - started, 1e-9)
+    failed = sum(row["status"] != "ok" for row in rows)
+    return Predictions(out, Table(rows, keys=columns), failed, bar.images / seconds, bar.tiles / seconds)
+
+
+def predict_uncertainty(
+    run: str | os.PathLike | Network | Sequence[str | os.PathLike | Network],
+    image: np.ndarray | str | os.PathLike,
+    *,
+    samples: int = 20,
+    seed: int = 0,
+    rate: float | None = None,
+    tta: str = "none",
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    spacing: tuple[float, float] | None = None,
+) -> Uncertainty:
+    """How sure a network, or an ensemble of several, is of an image.
+
+    Args:
+        run: a run's folder, a finished sweep's (its folds' models) or what `segdrop.load` gave, or several of them.
+        image: (H, W) or (H, W, 3) in RGB with its own values, or the file of a single image.
+        samples: Monte Carlo dropout samples of each network; 0: each predicts once, without dropout, so that what
+            differs is the networks (or the views of `tta`).
+        seed, rate: of the samples, see `segdrop.uncertainty.MonteCarlo`.
+        tta, tile, overlap: as in `predict`.
+        spacing: (row, column) mm per pixel of an array, where the network needs it.
+
+    Returns:
+        maps of the image's size; see `segdrop.uncertainty.Uncertainty`.
+    """
+    runs = list(run) if isinstance(run, (list, tuple)) else [run]
+    if not runs:
+        raise InputError("`run` is empty; give a run's folder, or several.")
+    chosen = PredictOptions(
+        tile=tile, overlap=overlap, tta=tta, mc_samples=samples, mc_rate=rate, seed=seed, uncertainty=True
+    )
+    networks = load_alike(runs)
+    bounds = None
+    if isinstance(image, (str, os.PathLike)):
+        picture = open_image(image, slice_axis=networks[0].slice_axis)
+        if picture.slices is not None:
+            raise InputError(f"`image` has {picture.slices} slices: {image}; give one of them as an array.")
+        bounds, spacing, image = networks[0].intensity.bounds(picture), spacing or picture.spacing, picture.read()
+    prepared = networks[0].preprocess(image, bounds=bounds, spacing=spacing)
+    function = _function(networks, chosen)
+    height, width = prepared.shape[:2]
+    rows = tile_rows(function, lambda a, b: prepared[a:b], height, width, tile, overlap)
+    return from_moments(resize(np.concatenate([merged for _, merged in rows]), np.shape(image)[:2]))
+
+
+def _function(networks: Sequence[Network], options: PredictOptions) -> Function:
+    return combine(
+        networks,
+        tta=options.tta,
+        moments_wanted=options.keeps_moments,
+        mc_samples=options.mc_samples,
+        mc_rate=options.mc_rate,
+        seed=options.seed,
+    )

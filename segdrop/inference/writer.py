@@ -1,0 +1,185 @@
+"""Predictions on their way into files."""
+
+import errno
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..config.predict import PredictOptions
+from ..data.tiles import tile_offsets, tile_rows
+from ..errors import InputError
+from ..files import write_atomically
+from ..images.intensity import scale
+from ..images.nifti import NIFTI_SUFFIXES, write_volume_mask
+from ..images.opening import open_image
+from ..images.picture import Picture
+from ..scoring.counts import to_labels
+from ..scoring.uncertainty import from_moments
+from ..show.plots import heat, overlay
+from .canvas import HUGE_PIXELS, Work, clear, file_version, write_png, write_tiff
+from .ensemble import Function
+from .inputs import Job
+from .network import Network, resize
+from .progress import Bar
+
+_LONGEST_PNG = 65_535  # pixels of a side; PNG allows more, its readers often do not
+_PREVIEW = 2048  # longest side of an overlay, in pixels
+
+
+class Writer:
+    """Predicts one file after the other and writes its results."""
+
+    def __init__(self, out: Path, network: Network, function: Function, options: PredictOptions, settings: dict):
+        self.out, self.network, self.function, self.options = out, network, function, options
+        self.threshold = settings["threshold"]
+        self.digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def process(self, job: Job, bar: "Bar") -> dict:
+        """Predict one file and write its results; the row of one that cannot be read says what is wrong with it."""
+        home = self.out / job.name
+        try:
+            picture = open_image(job.file, slice_axis=self.network.slice_axis, huge=True)
+            bounds = self.network.intensity.bounds(picture)
+            version = file_version(job.file)
+        except PermissionError as error:
+            return _failure(job, f"{job.file}: {error.strerror}.")
+        except (InputError, FileNotFoundError) as error:
+            clear(home)
+            return _failure(job, error)
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with Work(home, picture, f"{self.digest} {version}") as work:
+                self._predict(picture, bounds, work, bar)
+                return {"file": job.name, "status": "ok", "version": version, **self._write(job, picture, bounds, work)}
+        except InputError as error:
+            clear(home)
+            return _failure(job, error)
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                raise
+            return _failure(job, f"{job.file}: its results cannot be written as {home}: {error.strerror}; rename it.")
+
+    def _predict(self, picture: Picture, bounds, work: Work, bar: "Bar") -> None:
+        for index in range(work.slice, picture.slices or 1):
+            for following, top, means in self._rows(picture, index, bounds, work.row, bar):
+                self._keep(means, index, top, work)
+                work.finish_row(*following)
+
+    def _rows(self, picture: Picture, index: int, bounds, start: int, bar) -> Iterator[tuple]:
+        """What the network says of each row of tiles, after the row's top, after the slice and row that follow it."""
+        options, size = self.options, (picture.height, picture.width)
+        whole = None if picture.slices is None else picture.read(index)
+        read = picture.rows if whole is None else lambda top, bottom: whole[top:bottom]
+        if self.network.spacing is None:
+            prepared, inner = lambda top, bottom: scale(read(top, bottom), *bounds), size
+        else:
+            if picture.height * picture.width > HUGE_PIXELS:
+                raise InputError(f"{picture.path}: is too large to be resampled to the network's spacing.")
+            image = self.network.resample(scale(read(0, picture.height), *bounds), picture.spacing)
+            prepared, inner = lambda top, bottom: image[top:bottom], image.shape[:2]
+        count = len(tile_offsets(inner[0], options.tile, options.overlap))
+        bar.begin((count - start) * len(tile_offsets(inner[1], options.tile, options.overlap)))
+        rows = tile_rows(
+            self.function,
+            prepared,
+            *inner,
+            options.tile,
+            options.overlap,
+            margin=options.margin,
+            start=start,
+            on_tiles=bar.advance,
+        )
+        if inner == size:
+            for number, (top, means) in enumerate(rows, start + 1):
+                yield (index, number) if number < count else (index + 1, 0), top, means
+        else:
+            yield (index + 1, 0), 0, resize(np.concatenate([means for _, means in rows]), size)
+
+    def _keep(self, means: np.ndarray, index: int, top: int, work: Work) -> None:
+        """Turn what the network says of some rows into the results' values."""
+        classes = means.shape[-1] // 2 if self.options.keeps_moments else means.shape[-1]
+        mean = means[..., :classes]
+        labels = to_labels(mean, self.threshold)
+        work.canvas("mask", 1, np.uint8).write(index, top, labels[None])
+        counts = np.bincount(labels.ravel(), minlength=len(self.network.class_names))
+        work.add({f"pixels {name}": int(n) for name, n in zip(self.network.class_names, counts, strict=True)})
+        if self.options.probabilities != "none":
+            work.canvas("probabilities", classes, np.float16).write(index, top, np.moveaxis(mean, -1, 0))
+        if self.options.keeps_moments:
+            found = from_moments(means)
+            work.add({key: float(getattr(found, key).sum(dtype=np.float64)) for key in SCORES})
+            if self.options.uncertainty:
+                maps = [found.predictive_entropy, found.expected_entropy, found.mutual_information]
+                maps = np.stack([*maps, *np.moveaxis(found.std, -1, 0)])
+                work.canvas("uncertainty", len(maps), np.float16).write(index, top, maps)
+
+    def _write(self, job: Job, picture: Picture, bounds, work: Work) -> dict:
+        """Put the finished results into place, the mask last: where it is, the others are."""
+        names = self.network.class_names
+        if self.options.overlay:
+            self._write_pictures(job, picture, bounds, work)
+        if self.options.probabilities != "none":
+            canvas = work.canvases["probabilities"]
+            classes = list(names) if canvas.planes == len(names) else [names[-1]]
+            if self.options.probabilities == "tiff":
+                write_tiff(self._path(job, "_probabilities.tif"), canvas, classes)
+            else:
+                array = canvas.array().reshape(picture.slices or 1, canvas.planes, picture.height, picture.width)
+                array = array[0] if picture.slices is None else array
+                write_atomically(
+                    self._path(job, "_probabilities.npz"),
+                    lambda path: np.savez_compressed(path, probabilities=array, classes=np.array(classes)),
+                )
+        if self.options.uncertainty:
+            canvas = work.canvases["uncertainty"]
+            spreads = names if canvas.planes == 3 + len(names) else names[-1:]
+            write_tiff(self._path(job, "_uncertainty.tif"), canvas, [*SCORES, *(f"std {name}" for name in spreads)])
+        mask = work.canvases["mask"]
+        if job.file.name.lower().endswith(NIFTI_SUFFIXES):
+            path = self._path(job, ".nii.gz")
+            write_atomically(path, lambda p: write_volume_mask(picture, mask.array(), p))
+        elif mask.slices == 1 and picture.height * picture.width <= HUGE_PIXELS and max(mask.shape) <= _LONGEST_PNG:
+            path = self._path(job, ".png")
+            write_png(path, mask.array()[0])
+        else:
+            path = self._path(job, ".tif")
+            write_tiff(path, mask, [])
+        pixels = picture.height * picture.width * mask.slices
+        row = {"mask": path.relative_to(self.out).as_posix(), "height": picture.height, "width": picture.width}
+        row |= {"slices": mask.slices} | {f"share {n}": work.sums[f"pixels {n}"] / pixels for n in names}
+        return row | {key: work.sums[key] / pixels for key in SCORES if key in work.sums}
+
+    def _write_pictures(self, job: Job, picture: Picture, bounds, work: Work) -> None:
+        """The image under its mask, and its uncertainty; of a volume the slice with the largest foreground."""
+        mask, step = work.canvases["mask"], math.ceil(max(picture.height, picture.width) / _PREVIEW)
+        rows = range(0, picture.height, step)
+        labels = [np.stack([mask.read(i, y, y + 1)[0, ::step] for y in rows]) for i in range(mask.slices)]
+        index = int(np.argmax([np.count_nonzero(one) for one in labels]))
+        if picture.slices is None:
+            seen = np.concatenate([picture.rows(y, y + 1)[:, ::step] for y in rows])
+        else:
+            seen = picture.read(index)[::step, ::step]
+        write_png(self._path(job, "_overlay.png"), overlay(scale(seen, *bounds), labels[index]))
+        if self.options.uncertainty:
+            canvas = work.canvases["uncertainty"]
+            plane = index * canvas.planes  # of the predictive entropy
+            values = np.stack([canvas.read(plane, y, y + 1)[0, ::step] for y in rows])
+            write_png(
+                self._path(job, "_uncertainty.png"), heat(values, math.log(max(2, len(self.network.class_names))))
+            )
+
+    def _path(self, job: Job, ending: str) -> Path:
+        path = self.out / job.name
+        return path.with_name(path.name + ending)
+
+
+SCORES = ("predictive_entropy", "expected_entropy", "mutual_information")  # maps, and their means over an image
+
+
+def _failure(job: Job, reason) -> dict:
+    words = " ".join(str(reason).split()).encode("utf-8", "backslashreplace").decode()
+    return {"file": job.name, "status": words}

@@ -1,0 +1,109 @@
+"""An image-level output on a pretrained network: a classifier, or a second output beside a mask."""
+
+import numbers
+from collections.abc import Sequence
+
+import keras
+
+from ..anatomy import BOTTLENECK, FIRST_UPSAMPLING
+from ..config.checks import check_rate, check_whole
+from ..errors import InputError
+from ..surgery.graph import functional_view, parts
+from ..surgery.rebuild import rebuild
+from ..surgery.selection import nearest_names
+
+POOLINGS = {
+    "avg": (keras.layers.GlobalAveragePooling2D,),
+    "max": (keras.layers.GlobalMaxPooling2D,),
+    "avgmax": (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D),
+}
+
+
+def add_head(
+    model: keras.Model,
+    classes: int,
+    *,
+    at: str | None = None,
+    beside: bool = False,
+    pooling: str = "avg",
+    units: Sequence[int] = (),
+    dropout: float = 0.5,
+    activation: str | None = None,
+    freeze_base: bool = False,
+    name: str = "label",
+    seed: int | None = None,
+) -> keras.Model:
+    """Return a copy of `model` with an image-level output: pooling, dense layers with dropout, and a last dense layer.
+
+    `model` is left as it is; its weights, layer names and `trainable` flags are in the copy, which is not compiled.
+    The last layer computes in float32 under every precision policy.
+
+    Args:
+        model: a functional or Sequential Keras 3 model: a classifier's base (`include_top=False`), or a U-Net.
+        classes: number of classes; 1 is a yes-no label or a number.
+        at: layer whose output is the head's input, (N, H, W, C) or (N, C). By default the model's output, and with
+            `beside=True`, for a U-Net of segdrop, the end of its encoder.
+        beside: keep the model's outputs. The copy then returns a dict of its outputs and of the head's under `name`:
+            `{"sigmoid": mask, "label": label}` for a binary U-Net; loss and metrics are dicts with these keys.
+        pooling: `"avg"`, `"max"`, or `"avgmax"`, both beside each other; unused for (N, C).
+        units: widths of hidden dense layers with ReLU.
+        dropout: probability of dropping before each dense layer, in [0, 1).
+        activation: of the last layer; by default sigmoid for one class and softmax for more; `"linear"` for logits.
+        freeze_base: freeze all layers of `model`, BatchNorm included.
+        name: of the last layer; the others begin with it.
+        seed: seed of the dropout masks.
+
+    Raises:
+        InputError: an argument outside its range, no layer called `at`, an input that is neither 4-D nor 2-D, or that
+            is probabilities already.
+    """
+    check_whole(classes, "classes")
+    if pooling not in POOLINGS:
+        raise InputError(f"`pooling` must be one of {', '.join(POOLINGS)}, got pooling={pooling!r}.")
+    if isinstance(units, numbers.Number) or any(
+        isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1 for n in units
+    ):
+        raise InputError(f"`units` must be whole numbers of at least 1, got units={units!r}.")
+    check_rate(dropout, "dropout")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"`name` must be a text, got name={name!r}.")
+    view = functional_view(model)
+    layers = parts(view)
+    taken = [layer for layer in layers if layer == name or layer.startswith(f"{name}_")]
+    if taken:
+        raise InputError(f"`name` must be new to the model, which has {taken[0]!r}, got name={name!r}.")
+    if at is None and beside:
+        if BOTTLENECK not in layers or not any(name in layers for name in FIRST_UPSAMPLING):
+            raise InputError("`at` must name the layer to put the head on: this model is not a U-Net of segdrop.")
+        at = BOTTLENECK
+    if at is not None and at not in layers:
+        raise InputError(f"`at` names no layer of this model: {at!r}. Nearest: {nearest_names(at, layers)}.")
+    base = rebuild(view)
+    if freeze_base:
+        base.trainable = False  # the flags of its layers, which the returned model is made of
+    features = parts(base)[at].outputs[0][0] if at else base.output
+    if not hasattr(features, "shape") or len(features.shape) not in (2, 4):
+        raise InputError(f"The head needs one tensor (N, H, W, C) or (N, C); {at or 'the output'} gives another.")
+    last = features._keras_history.operation
+    activation_of_last = getattr(getattr(last, "activation", None), "__name__", type(last).__name__.lower())
+    if activation_of_last in ("softmax", "sigmoid"):
+        raise InputError(f"The output of {last.name!r} is probabilities; name the layer with the features by `at`.")
+
+    x = features
+    if len(x.shape) == 4:
+        pools = [pool(name=f"{name}_{pool.__name__}") for pool in POOLINGS[pooling]]
+        pooled = [pool(x) for pool in pools]
+        x = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate(name=f"{name}_pooled")(pooled)
+    for i, width in enumerate([*units, classes]):
+        if dropout > 0:
+            x = keras.layers.Dropout(dropout, seed=None if seed is None else seed + i, name=f"{name}_dropout{i}")(x)
+        if i < len(units):
+            x = keras.layers.Dense(width, activation="relu", name=f"{name}_dense{i}")(x)
+    last_activation = activation or ("sigmoid" if classes == 1 else "softmax")
+    output = keras.layers.Dense(classes, activation=last_activation, dtype="float32", name=name)(x)
+    if not beside:
+        return keras.Model(base.input, output, name=model.name)
+    outputs = base.output
+    if not isinstance(outputs, dict):
+        outputs = dict(zip(base.output_names, keras.tree.flatten(outputs), strict=True))
+    return keras.Model(base.input, {**outputs, name: output}, name=model.name)

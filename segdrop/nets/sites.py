@@ -1,0 +1,132 @@
+"""Where in a U-Net dropout goes: placements, units, rates."""
+
+import fnmatch
+from collections import Counter
+from collections.abc import Mapping
+
+import keras
+
+from ..anatomy import BOTTLENECK, DEEP, units_in
+from ..config.checks import check_rate
+from ..errors import InputError
+from ..surgery.dropout import linear_ramp, ramp_rates
+from ..surgery.selection import nearest_names
+
+
+def encoder_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a U-Net's encoder, inserted dropout included, in the model's order."""
+    return keras.Model(model.input, model.get_layer(BOTTLENECK).output).layers
+
+
+def set_encoder_trainable(model: keras.Model, trainable: bool) -> None:
+    """Freeze or unfreeze the whole encoder; frozen BatchNorm keeps its moving statistics. Compile afterwards."""
+    for layer in encoder_layers(model):
+        layer.trainable = trainable
+
+
+def _units(model) -> list[str]:
+    """The residual units of the encoder in the order of depth: stage1_unit1, ..."""
+    return list(units_in(layer.name for layer in model.layers))
+
+
+def _match_units(units: list[str], pattern: str, argument: str) -> list[str]:
+    matched = [
+        unit for unit in units if fnmatch.fnmatchcase(unit, pattern) or fnmatch.fnmatchcase(unit.split("_")[0], pattern)
+    ]
+    if not matched:
+        counts = Counter(unit.split("_")[0] for unit in units)
+        sizes = ", ".join(f"{stage} ({count} units)" if count > 1 else stage for stage, count in counts.items())
+        raise InputError(
+            f"`{argument}` names no unit of this encoder: {pattern!r}. It has {sizes}; "
+            f"nearest: {nearest_names(pattern, [*counts, *units])}."
+        )
+    return matched
+
+
+def unit_rates(units, encoder_dropout, blocks, placement) -> dict[str, float]:
+    """Map each unit that gets dropout to its rate."""
+    by_block = isinstance(encoder_dropout, Mapping)
+    if placement == "bottleneck" and (by_block or blocks is not None):
+        raise InputError("placement='bottleneck' is one place: leave `blocks` out and give one rate.")
+    if by_block:
+        if blocks is not None:
+            raise InputError("`blocks` must be left out when `encoder_dropout` maps blocks to rates.")
+        by_pattern = {pattern: check_rate(rate, "encoder_dropout") for pattern, rate in encoder_dropout.items()}
+    else:
+        if blocks is None and placement not in ("bottleneck", "skips"):
+            blocks = [unit for unit in units[:-1] if unit.startswith(DEEP)]
+        elif blocks is None:
+            blocks = units
+        ramp = ramp_rates(encoder_dropout, "encoder_dropout")
+        patterns = [blocks] if isinstance(blocks, str) else list(blocks)
+        if ramp:
+            matched = {unit for pattern in patterns for unit in _match_units(units, pattern, "blocks")}
+            patterns = [unit for unit in units if unit in matched]
+            by_pattern = dict(zip(patterns, linear_ramp(*ramp, len(patterns)), strict=True))
+        else:
+            by_pattern = dict.fromkeys(patterns, check_rate(encoder_dropout, "encoder_dropout"))
+    if not by_pattern:
+        raise InputError("`blocks` is empty: name a stage or unit, or give encoder_dropout=0.")
+    rates: dict[str, float] = {}
+    for pattern, rate in by_pattern.items():
+        for unit in _match_units(units, pattern, "blocks"):
+            if rates.get(unit, rate) != rate:
+                raise InputError(f"`encoder_dropout` gives {unit!r} two rates: {rates[unit]} and {rate}.")
+            rates[unit] = rate
+    return {unit: rate for unit, rate in rates.items() if rate > 0}
+
+
+def placement_sites(model, placement: str) -> dict[str, list[str]]:
+    """For each unit, or each place of its own, the layers that dropout follows; in the order of depth."""
+    if placement == "bottleneck":
+        return {BOTTLENECK: [BOTTLENECK]}
+    if placement == "skips":
+        skips = sorted(name for name, _ in _skips(model))
+        return {name.removesuffix("_relu1"): [name] for name in skips}
+    return {unit: _unit_sites(model, unit, placement) for unit in _units(model)}
+
+
+def _unit_sites(model, unit: str, placement: str) -> list[str]:
+    last = units_in(layer.name for layer in model.layers)[unit]
+    if placement == "between_convs":
+        return [f"{unit}_relu{last}"]
+    if placement == "branch_end":
+        return [f"{unit}_conv{last}"]
+    if placement == "activations":
+        return [f"{unit}_relu{n}" for n in range(1, last + 1)]
+    # The names of the additions come from a process-global counter: find this one by what it adds.
+    branch = model.get_layer(f"{unit}_conv{last}").output
+    return [layer.name for layer in _consumers(model, branch)]
+
+
+def _consumers(model, tensor) -> list:
+    return [
+        layer
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.InputLayer) and any(t is tensor for t in keras.tree.flatten(layer.input))
+    ]
+
+
+def _skips(model) -> list[tuple[str, str]]:
+    """For each skip the encoder's layer that it leaves and the decoder's that receives it."""
+    encoder = {id(layer.output): layer.name for layer in encoder_layers(model)}
+    return [
+        (encoder[id(tensor)], layer.name)
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Concatenate)
+        for tensor in layer.input
+        if id(tensor) in encoder
+    ]
+
+
+def bypass(model, sites, placement: str, skips: str | None) -> list[str]:
+    """The layers that receive a site's output undropped."""
+    receivers = [(name, receiver) for name, receiver in _skips(model) if name in sites]
+    if placement != "skips":
+        return [receiver for _, receiver in receivers] if skips != "dropped" else []
+    return [
+        layer.name
+        for name, receiver in receivers
+        for layer in _consumers(model, model.get_layer(name).output)
+        if layer.name != receiver
+    ]

@@ -1,0 +1,96 @@
+"""Pretrained weights: found, read, and fitted to other input channels."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+from classification_models.weights import WEIGHTS_COLLECTION
+
+from ..anatomy import INPUT_NORM, STEM
+from ..errors import InputError
+from .sites import encoder_layers
+
+
+def imagenet_file(encoder: str) -> Path:
+    """Path of the encoder's ImageNet weight file, downloaded into Keras's cache when it is not there.
+
+    Raises:
+        InputError: it is not cached and cannot be downloaded; the message names file, folder and alternative.
+    """
+    entry = next(
+        e for e in WEIGHTS_COLLECTION if e["model"] == encoder and e["dataset"] == "imagenet" and not e["include_top"]
+    )
+    try:
+        # Progress goes to stdout, which belongs to the caller.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return Path(
+                keras.utils.get_file(entry["name"], entry["url"], cache_subdir="models", file_hash=entry["md5"])
+            )
+    except Exception as error:  # get_file raises bare Exception when a download fails
+        folder = Path(os.environ.get("KERAS_HOME", "~/.keras"), "models")
+        raise InputError(
+            f"The ImageNet weights of {encoder} are not cached and could not be downloaded "
+            f"({str(error).splitlines()[0]}); put {entry['url']} into {folder}, or use encoder_weights=None "
+            "(--encoder-weights none) for random initialisation."
+        ) from error
+
+
+def load_encoder(model, path: Path) -> None:
+    """Copy the weights of `path` into the encoder's layers by name, fitted to the model's input channels."""
+    if not path.is_file():
+        raise FileNotFoundError(f"`encoder_weights` names no file: {path}.")
+    stored = _read_weights(path)
+    pending = []
+    for layer in encoder_layers(model):
+        if not layer.weights:
+            continue
+        if layer.name not in stored:
+            raise InputError(f"{path} has no weights for layer {layer.name!r}; it is not a file of this encoder.")
+        values = _fit_channels(layer, stored[layer.name])
+        if [v.shape for v in values] != [tuple(w.shape) for w in layer.weights]:
+            raise InputError(
+                f"{path}: layer {layer.name!r} has weights of shape {[v.shape for v in values]}, "
+                f"the encoder needs {[tuple(w.shape) for w in layer.weights]}."
+            )
+        pending.append((layer, values))
+    for layer, values in pending:
+        layer.set_weights(values)
+
+
+def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
+    try:
+        if path.suffix == ".keras":
+            return {layer.name: layer.get_weights() for layer in keras.saving.load_model(path, compile=False).layers}
+        with h5py.File(path) as file:
+            group = file.get("model_weights", file)
+            return {
+                name: [np.asarray(group[name][weight]) for weight in group[name].attrs["weight_names"]]
+                for name in (_text(n) for n in group.attrs["layer_names"])
+            }
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is neither a Keras 2 HDF5 weight file nor a .keras model: {str(error).splitlines()[0]}."
+        ) from error
+
+
+def _text(name) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _fit_channels(layer, values: list[np.ndarray]) -> list[np.ndarray]:
+    """Spread the weights of the two layers that see three input channels over the channels there are."""
+    channels = layer.input.shape[-1]
+    if layer.name == INPUT_NORM and values[0].shape[0] == 3 != channels:
+        if channels == 1:
+            return [value.mean(keepdims=True) for value in values]
+        return [value[np.arange(channels) % 3] for value in values]
+    if layer.name == STEM and values[0].shape[2] == 3 != channels:
+        kernel, *rest = values
+        if channels == 1:
+            return [kernel.sum(axis=2, keepdims=True), *rest]
+        return [kernel[:, :, np.arange(channels) % 3] * (3 / channels), *rest]
+    return values

@@ -1,0 +1,76 @@
+"""The charts of a report."""
+
+import base64
+import io
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ..files import read_csv
+from ..folders.run import HISTORY
+from ..folders.state import best_epoch
+from ..nets.drawing import draw_network
+from ..show import plots
+from .scores import UNCERTAINTIES, calibrations, detections
+
+
+def history_of(run: Path) -> list[dict[str, float]]:
+    path = run / HISTORY
+    rows = read_csv(path) if path.is_file() else []
+    return [{key: float(value) for key, value in row.items() if value} | {"epoch": int(row["epoch"])} for row in rows]
+
+
+def best_row(history: list[dict]) -> int | None:
+    """The best epoch, counted from 0; None where there was no validation to tell it."""
+    return best_epoch(history) if history and "val_dice" in history[0] else None
+
+
+def curves_chart(history: list[dict]) -> dict[str, str]:
+    shown = [name for name in ("loss", "dice", "learning_rate", "dropout_rate") if history and name in history[0]]
+    return {name: _chart(plots.curve(history, name, best_row(history))) for name in shown}
+
+
+def network_drawing(model, side: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.svg")
+        draw_network(model, path, (side, side))
+        return data_uri("image/svg+xml", path.read_bytes())
+
+
+def reliability_chart(result: Mapping) -> dict[str, str]:
+    """A diagram of each region that has pixels."""
+    titles = {"all": "All pixels", "foreground": "Foreground and its neighbourhood"}
+    charts = {}
+    for region, title in titles.items():
+        bins = {name: (one.get("reliability") or {}).get(region) or [] for name, one in calibrations(result).items()}
+        if any(one["count"] for rows in bins.values() for one in rows):
+            charts[title] = _chart(plots.reliability_diagram(bins))
+    return charts
+
+
+def risk_coverage_chart(result: Mapping) -> str | None:
+    curves = {
+        UNCERTAINTIES.get(name, name): scores["risk_coverage"]
+        for name, scores in detections(result).items()
+        if scores.get("risk_coverage")
+    }
+    return _chart(plots.risk_coverage(curves)) if curves else None
+
+
+def _chart(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "segdrop"}):  # the same figure, the same bytes
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return data_uri("image/svg+xml", buffer.getvalue())
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def hex_colour(colour: np.ndarray) -> str:
+    return "#" + "".join(f"{round(value):02x}" for value in colour)

@@ -1,0 +1,228 @@
+"""A run on one page: what was trained, on what, how well it does, where it fails, and how sure it is of it."""
+
+import dataclasses
+import importlib.resources
+import math
+import os
+import shlex
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+
+from ..config.checks import check_whole
+from ..config.train import TrainConfig
+from ..data.dataset import Dataset
+from ..data.opening import open_configured
+from ..errors import InputError
+from ..files import read_csv, write_atomically
+from ..folders.run import PER_IMAGE, SPLIT, STATE, RunRecord, open_run, recorded_split, stored_scores
+from ..inference.evaluate import evaluate
+from ..inference.network import load
+from ..nets.inspection import dropout_table
+from ..show import plots
+from ..show.scores import sampled_in_words
+from ..version import __version__
+from .charts import (
+    best_row,
+    curves_chart,
+    hex_colour,
+    history_of,
+    network_drawing,
+    reliability_chart,
+    risk_coverage_chart,
+)
+from .pictures import choose_pictures
+from .scores import (
+    UNCERTAINTIES,
+    calibrations,
+    columns_of,
+    detections,
+    field_in_words,
+    image_table,
+    number_in_words,
+    undefined,
+)
+
+SPLITS = {"train": "training", "val": "validation", "test": "test", "all": "whole data set"}
+
+
+def report(
+    run: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    *,
+    split: str = "test",
+    mc_samples: int = 20,
+    images: int = 3,
+    seed: int = 0,
+) -> Path:
+    """Write a run's report: one HTML file without any reference to another file or the network.
+
+    What it shows is read from the run's folder. Scores of the split that are missing, or lack the uncertainty, are
+    first computed and stored by `segdrop.evaluate`. Without the data set the page has no pictures and says so.
+
+    Args:
+        run: the run's folder.
+        out: the file to write, replaced where it exists; by default report.html in the run's folder.
+        split: whose scores and images are shown: "train", "val", "test", or "all".
+        mc_samples: Monte Carlo samples for the uncertainty of a network with dropout; 0 shows the entropy of its
+            single prediction instead, as for a network without.
+        images: how many of the best, of the middle and of the worst images by Dice are shown.
+        seed: of the Monte Carlo samples.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        FileNotFoundError: the run or the folder of `out` does not exist.
+        InputError: the run cannot be used, or the split is unknown or empty.
+    """
+    run = Path(run)
+    for name, value in (("mc_samples", mc_samples), ("images", images), ("seed", seed)):
+        check_whole(value, name, minimum=0)
+    if split not in SPLITS:
+        raise InputError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
+    record = open_run(run)
+    config = record.config
+    out = run / "report.html" if out is None else Path(out)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"`out` has no folder: {out.parent}; make it first.")
+
+    network = load(run)
+    dropout = dropout_table(network.model, (config.crop_size, config.crop_size))
+    samples = mc_samples if any(row["rate"] for row in dropout) else 0
+    dataset, problem = _open_data(run, record, split)
+    result, rows = _scores(run, split, samples, seed, evaluates=dataset is not None)
+    background, *foreground = network.class_names
+    history = history_of(run)
+    page = {
+        "name": run.resolve().name,
+        "made": f"segdrop {__version__}, {datetime.now():%Y-%m-%d %H:%M}",
+        "record": record,
+        "config": config,
+        "split": split,
+        "split_name": SPLITS[split],
+        "result": result,
+        "warnings": _warnings(run, record, result, dataset),
+        "changed": _options(config, changed=True),
+        "unchanged": _options(config, changed=False),
+        "members": _members(run),
+        "sizes": None if dataset is None else _sizes(dataset),
+        "dropout": dropout,
+        "network": network_drawing(network.model, config.crop_size),
+        "curves": curves_chart(history),
+        "best": best_row(history),
+        "epochs": len(history),
+        "score_columns": columns_of(result),
+        "undefined": undefined(result, foreground),
+        "others": {k: v for k, v in stored_scores(run).items() if k != split and isinstance(v, dict) and "images" in v},
+        "recalibration": stored_scores(run).get("batchnorm_recalibration"),
+        "calibrations": calibrations(result),
+        "detections": {UNCERTAINTIES.get(key, key): scores for key, scores in detections(result).items()},
+        "reliability": reliability_chart(result),
+        "risk_coverage": risk_coverage_chart(result),
+        "problem": problem,
+        "pictures": None if dataset is None else choose_pictures(network, dataset, rows, images, samples, seed),
+        "colours": {name: hex_colour(plots.PALETTE[i % len(plots.PALETTE)]) for i, name in enumerate(foreground)},
+        "table": image_table(rows, background, foreground, result.get("distance_unit", "px")),
+        "commands": _commands(run, config, split, samples, mc_samples, images, seed),
+    }
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number_in_words, "shown": field_in_words, "sampled": sampled_in_words}
+    template = importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    html = environment.from_string(template).render(page)
+    write_atomically(out, lambda path: path.write_text(html, encoding="utf-8"))
+    return out
+
+
+def _open_data(run: Path, record: RunRecord, split: str) -> tuple[Dataset | None, str | None]:
+    """The run's data set, or None and why it cannot be used."""
+    try:
+        dataset = open_configured(record.config, record.config.data, classes=record.classes)
+        recorded_split(run, dataset, split)
+    except (InputError, OSError) as error:
+        return None, str(error)
+    return dataset, None
+
+
+def _scores(run: Path, split: str, samples: int, seed: int, evaluates: bool) -> tuple[dict, list[dict[str, str]]]:
+    """The split's result in metrics.json and rows of per_image.csv, computed where something is missing."""
+
+    def rows() -> list[dict[str, str]]:
+        path = run / PER_IMAGE
+        return [row for row in read_csv(path) if row["split"] == split] if path.is_file() else []
+
+    result = stored_scores(run).get(split, {})
+    if evaluates and (not result or not rows() or (samples and "uncertainty" not in result)):
+        result = evaluate(run, split=split, mc_samples=samples, seed=seed)
+    return result, rows()
+
+
+def _warnings(run: Path, record: RunRecord, result: Mapping, dataset: Dataset | None) -> list[str]:
+    warnings = list(record.warnings)
+    if (run / STATE).is_file():
+        warnings.append("The training is not finished; this is its best model so far.")
+    if "warning" in result or (dataset is not None and dataset.digest != record.data_sha256):
+        warnings.append("The data set has changed since the training: these are not the images that the run saw.")
+    return warnings
+
+
+def _options(config: TrainConfig, changed: bool) -> dict[str, str]:
+    """The options that differ from their defaults, or those that do not, as the command line writes them."""
+    return {
+        field.name: _words(field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if (getattr(config, field.name) != field.default) == changed and field.name not in ("run_dir", "resume")
+    }
+
+
+def _words(name: str, value) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={one}" for key, one in value.items())
+    if isinstance(value, (tuple, list)):
+        between = {"encoder_dropout": "..", "dropout_blocks": ","}.get(name, " ")
+        return between.join(map(str, value))
+    return str(value)
+
+
+def _commands(run, config, split, samples, mc_samples, images, seed) -> list[str]:
+    """The command lines that train such a run, score it, and write its report."""
+    train = ["segdrop", "train"]
+    for name, words in _options(config, changed=True).items():
+        flag = name.replace("_", "-")
+        if isinstance(getattr(config, name), bool):
+            train.append(f"--{flag}" if getattr(config, name) else f"--no-{flag}")
+        else:
+            many = isinstance(getattr(config, name), (tuple, list)) and " " in words
+            train += [f"--{flag}", *(words.split(" ") if many else [words])]
+    scored = ["--split", split, "--mc-samples", str(samples), "--seed", str(seed)]
+    shown = ["--split", split, "--mc-samples", str(mc_samples), "--images", str(images), "--seed", str(seed)]
+    return [
+        shlex.join(train),
+        shlex.join(["segdrop", "evaluate", str(run), *scored]),
+        shlex.join(["segdrop", "report", str(run), *shown]),
+    ]
+
+
+def _members(run: Path) -> list[dict]:
+    """Images and groups of each split."""
+    members: dict[str, list[dict[str, str]]] = {}
+    for row in read_csv(run / SPLIT):
+        members.setdefault(row["split"], []).append(row)
+    return [
+        {
+            "split": SPLITS.get(name, name),
+            "images": len(members[name]),
+            "groups": len({row["group"] for row in members[name]}) if "group" in members[name][0] else None,
+        }
+        for name in sorted(members, key=list(SPLITS).index)
+    ]
+
+
+def _sizes(dataset: Dataset) -> str:
+    sizes = sorted({(int(height), int(width)) for height, width in dataset.sizes}, key=math.prod)
+    first, last = (f"{height} x {width}" for height, width in (sizes[0], sizes[-1]))
+    return f"all {first}" if len(sizes) == 1 else f"{len(sizes)} sizes, {first} to {last}"

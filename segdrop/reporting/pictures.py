@@ -1,0 +1,96 @@
+"""The images of a report."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from ..conventions import OVERLAP, TILE
+from ..data.batches import evaluation_batches
+from ..data.dataset import Dataset
+from ..scoring.counts import to_labels
+from ..scoring.score import predictions
+from ..scoring.uncertainty import entropy, from_moments
+from ..show import plots
+from ..surgery.sampling import MonteCarlo
+from .charts import data_uri
+
+LONGEST_SIDE = 512  # of a picture in the page, in pixels
+
+
+def choose_pictures(
+    network, dataset: Dataset, rows: Sequence[Mapping], count: int, samples: int, seed: int
+) -> dict | None:
+    """The best, middle and worst images by Dice with truth, prediction and uncertainty; None where there are none."""
+    scored = sorted((row for row in rows if row.get("dice")), key=lambda row: float(row["dice"]), reverse=True)
+    chosen = {title: [scored[i] for i in ranks] for title, ranks in _ranks(len(scored), count).items() if ranks}
+    if not chosen:
+        return None
+    position = {name: i for i, name in enumerate(dataset.ids)}
+    indices = [position[row["id"]] for members in chosen.values() for row in members]
+    views = dict(_views(network, dataset, indices, samples, seed))
+    groups = {}
+    for title, members in chosen.items():
+        groups[title] = []
+        for row in members:
+            pictures, uncertainty = views[row["id"]]
+            highest = float(uncertainty.max())
+            pictures["uncertainty"] = plots.heat(uncertainty, highest or 1)
+            uris = {name: _jpeg(picture) for name, picture in pictures.items()}
+            groups[title].append({"id": row["id"], "dice": float(row["dice"]), "highest": highest, "pictures": uris})
+    return {
+        "groups": groups,
+        "kind": f"mutual information of {samples} Monte Carlo samples"
+        if samples
+        else "entropy of the single prediction",
+        "most": math.log(len(dataset.class_names)),
+        "bar": _jpeg(plots.heat(np.tile(np.linspace(0, 1, 256), (12, 1)), 1)),
+        "unranked": len(rows) - len(scored),
+    }
+
+
+def _ranks(total: int, count: int) -> dict[str, list[int]]:
+    """Which places in the order from best to worst to show: the first, the middle and the last, none of them twice."""
+    count = min(count, max(1, total // 3))
+    best, worst = range(count), range(max(count, total - count), total)
+    middle = (total - count) // 2
+    median = [i for i in range(middle, middle + count) if i not in best and i not in worst]
+    return {"Best": list(best), "Median": median, "Worst": list(worst)}
+
+
+def _views(network, dataset: Dataset, indices: Sequence[int], samples: int, seed: int) -> Iterator[tuple[str, tuple]]:
+    """Of each image its id, pictures of image, truth and prediction, and the map of its uncertainty in nats."""
+    monte_carlo = MonteCarlo(network.model, samples, seed) if samples else None
+
+    def forward(images: np.ndarray) -> np.ndarray:
+        probabilities = network.probabilities(images)
+        if monte_carlo is None:
+            return probabilities
+        return np.concatenate([probabilities, monte_carlo.moments(images)], axis=-1)
+
+    for (index,), (truth,), (maps,) in predictions(forward, evaluation_batches(dataset, indices, 0), TILE, OVERLAP):
+        if monte_carlo is None:
+            probabilities, uncertainty = maps, entropy(maps)
+        else:
+            channels = maps.shape[-1] // 3
+            probabilities, uncertainty = maps[..., :channels], from_moments(maps[..., channels:]).mutual_information
+        image = _small(dataset.read(index)[0])
+        labels = {"image": np.zeros_like(truth), "truth": truth, "prediction": to_labels(probabilities)}
+        pictures = {name: plots.overlay(image, _small(classes, cv2.INTER_NEAREST)) for name, classes in labels.items()}
+        yield dataset.ids[index], (pictures, _small(uncertainty))
+
+
+def _small(array: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
+    """An image or map of at most `LONGEST_SIDE` pixels a side."""
+    factor = LONGEST_SIDE / max(array.shape[:2])
+    if factor >= 1:
+        return array
+    height, width = (max(1, round(side * factor)) for side in array.shape[:2])
+    return cv2.resize(array, (width, height), interpolation=interpolation)
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    flags = [cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), flags)
+    return data_uri("image/jpeg", data.tobytes())

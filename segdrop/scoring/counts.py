@@ -1,0 +1,95 @@
+"""Overlap of two label maps from counts: Dice, IoU, precision, recall."""
+
+import numpy as np
+
+from ..conventions import IGNORED
+
+
+def to_labels(probabilities, threshold: float = 0.5) -> np.ndarray:
+    """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C): at the threshold for C = 1, else argmax."""
+    probabilities = np.asarray(probabilities)
+    if probabilities.shape[-1] == 1:
+        return (probabilities[..., 0] >= threshold).astype(np.uint8)
+    return probabilities.argmax(axis=-1).astype(np.uint8)
+
+
+def confusion_counts(truth, pred, classes: int = 2) -> np.ndarray:
+    """True positives, false positives and false negatives of each class.
+
+    Args:
+        truth: class indices of any shape, IGNORED (255) where not scored.
+        pred: class indices of the same shape.
+        classes: number of classes counting the background, at least 2.
+
+    Returns:
+        int64 (classes, 3); counts of several images may be added before a score is taken.
+
+    Raises:
+        ValueError: the shapes differ, or a class index lies outside 0..classes - 1.
+    """
+    truth, pred = np.asarray(truth), np.asarray(pred)
+    if truth.shape != pred.shape:
+        raise ValueError(f"`truth` and `pred` must have one shape, got {truth.shape} and {pred.shape}.")
+    valid = truth != IGNORED
+    truth, pred = truth[valid], pred[valid]
+    for name, array in (("truth", truth), ("pred", pred)):
+        if array.size and not 0 <= array.min() <= array.max() < classes:
+            raise ValueError(f"`{name}` must hold classes 0..{classes - 1}, got {array.min()}..{array.max()}.")
+    # uint16 holds every pair of classes and is counted several times as fast as int64.
+    pair = truth.astype(np.uint16) * np.uint16(classes) + pred.astype(np.uint16)
+    matrix = np.bincount(pair, minlength=classes**2).reshape(classes, classes)
+    hits = matrix.diagonal()
+    return np.stack([hits, matrix.sum(axis=0) - hits, matrix.sum(axis=1) - hits], axis=1)
+
+
+def dice_from_counts(counts) -> np.ndarray:
+    """Dice 2TP / (2TP + FP + FN), float64 (...), of counts (..., 3); NaN where there is nothing to count."""
+    tp, fp, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    return _divide(2 * tp, 2 * tp + fp + fn)
+
+
+def iou_from_counts(counts) -> np.ndarray:
+    """IoU TP / (TP + FP + FN), float64 (...), of counts (..., 3); NaN where there is nothing to count."""
+    tp, fp, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    return _divide(tp, tp + fp + fn)
+
+
+def precision_from_counts(counts) -> np.ndarray:
+    """Precision TP / (TP + FP), float64 (...), of counts (..., 3); NaN where nothing was predicted."""
+    tp, fp, _ = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    return _divide(tp, tp + fp)
+
+
+def recall_from_counts(counts) -> np.ndarray:
+    """Recall TP / (TP + FN), float64 (...), of counts (..., 3); NaN where the truth has nothing."""
+    tp, _, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    return _divide(tp, tp + fn)
+
+
+def dice(truth, pred, classes: int = 2) -> np.ndarray:
+    """Dice of each class over all pixels given (micro), float64 (classes,); arguments as in `confusion_counts`."""
+    return dice_from_counts(confusion_counts(truth, pred, classes))
+
+
+def iou(truth, pred, classes: int = 2) -> np.ndarray:
+    """IoU of each class over all pixels given (micro), float64 (classes,); arguments as in `confusion_counts`."""
+    return iou_from_counts(confusion_counts(truth, pred, classes))
+
+
+def foreground_mean(scores) -> float:
+    """Mean over the classes but the background (index 0) that are defined; NaN where none is."""
+    scores = np.asarray(scores)[1:]
+    defined = scores[~np.isnan(scores)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(b.shape, np.nan), where=b > 0)
+
+
+COUNTED = {
+    "dice": dice_from_counts,
+    "iou": iou_from_counts,
+    "precision": precision_from_counts,
+    "recall": recall_from_counts,
+}

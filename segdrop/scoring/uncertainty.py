@@ -1,0 +1,60 @@
+"""How sure a mean of several predictions is: entropy, mutual information, variance."""
+
+import dataclasses
+
+import numpy as np
+
+SMALLEST = float(np.finfo(np.float32).tiny)  # a probability whose logarithm is taken instead of that of 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncertainty:
+    """What samples of a prediction say, for each pixel; C is 1 for binary networks, whose entropies are Bernoulli's.
+
+    Attributes:
+        mean: float32 (..., C), 0..1, mean probability.
+        predictive_entropy: float32 (...), nats, 0..ln(max(C, 2)): entropy of the mean; total uncertainty.
+        expected_entropy: float32 (...), nats: mean entropy of the samples; what they agree to be unsure of.
+        mutual_information: float32 (...), nats: the difference of the two; how much the samples disagree.
+        std: float32 (..., C): standard deviation of the probability over the samples.
+    """
+
+    mean: np.ndarray
+    predictive_entropy: np.ndarray
+    expected_entropy: np.ndarray
+    mutual_information: np.ndarray
+    std: np.ndarray
+
+    @property
+    def score(self) -> float:
+        """Of the whole image: the mean predictive entropy over its pixels, in nats."""
+        return float(self.predictive_entropy.mean())
+
+
+def entropy(probabilities) -> np.ndarray:
+    """Entropy in nats, float32 (...), of probabilities (..., C); for C = 1 that of p and 1 - p."""
+    p = np.asarray(probabilities, np.float32)
+    # Channel by channel: a sum over a short last axis takes NumPy several times as long.
+    channels = [p[..., 0], 1 - p[..., 0]] if p.shape[-1] == 1 else [p[..., i] for i in range(p.shape[-1])]
+    return -sum(one * np.log(np.maximum(one, SMALLEST)) for one in channels)
+
+
+def moments(probabilities) -> np.ndarray:
+    """What one sample gives to the means: p, p squared and the entropy, float32 (..., 2C + 1), of p, (..., C)."""
+    p = np.asarray(probabilities, np.float32)
+    return np.concatenate([p, p * p, entropy(p)[..., None]], axis=-1)
+
+
+def from_moments(means: np.ndarray) -> Uncertainty:
+    """The scores that follow from the means of `moments` over samples, (..., 2C + 1)."""
+    classes = means.shape[-1] // 2
+    mean, square, expected = means[..., :classes], means[..., classes:-1], means[..., -1]
+    total = entropy(mean)
+    return Uncertainty(
+        mean=mean,
+        predictive_entropy=total,
+        expected_entropy=expected,
+        # Both are rounded, so that their differences may fall below what they can mathematically be.
+        mutual_information=np.maximum(total - expected, 0),
+        std=np.sqrt(np.maximum(square - mean * mean, 0)),
+    )

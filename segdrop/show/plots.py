@@ -1,0 +1,193 @@
+"""Pictures of images with their masks, of a training's history, and of what a network's certainty is worth."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..conventions import IGNORED
+
+# Of the foreground classes, in turn: first those that stand out from greys and from stained and living tissue.
+PALETTE = np.array([colormaps["tab10"].colors[i] for i in (9, 1, 8, 2, 0, 3, 6, 4, 5, 7)]) * 255
+STYLES = ("-", "--", "-.", ":")  # so that lines that coincide are all seen
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.ndarray:
+    """Colour the foreground classes of `labels`, uint8 (H, W), over `image`, (H, W, 3), 0..255; uint8 (H, W, 3)."""
+    foreground = (labels > 0) & (labels != IGNORED)
+    picture = np.asarray(image, np.float32).copy()
+    colours = PALETTE[(labels[foreground].astype(int) - 1) % len(PALETTE)]
+    picture[foreground] = (1 - opacity) * picture[foreground] + opacity * colours
+    return picture.round().clip(0, 255).astype(np.uint8)
+
+
+def heat(values: np.ndarray, highest: float) -> np.ndarray:
+    """Colour a map, (H, W), from black at 0 to pale yellow at `highest`; uint8 (H, W, 3)."""
+    return (colormaps["magma"](np.asarray(values, np.float32) / highest)[..., :3] * 255).round().astype(np.uint8)
+
+
+def panel(image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """Image, truth and prediction side by side, without the ignored rows and columns at the end; uint8 (H, 3W, 3)."""
+    inside = truth != IGNORED
+    if inside.any():
+        height, width = (int(np.flatnonzero(inside.any(axis=axis))[-1]) + 1 for axis in (1, 0))
+    else:
+        height, width = truth.shape
+    image, truth, pred = image[:height, :width], truth[:height, :width], pred[:height, :width]
+    return np.concatenate([overlay(image, np.zeros_like(truth)), overlay(image, truth), overlay(image, pred)], axis=1)
+
+
+def save_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Plot loss and Dice of training and, where there is one, validation against the epoch."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "dice"), strict=True):
+        for column, label in ((name, "training"), (f"val_{name}", "validation")):
+            if column in history[0]:
+                axes.plot(epochs, [row[column] for row in history], label=label)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def save_examples(path: Path, panels: Sequence[np.ndarray], titles: Sequence[str]) -> None:
+    """Plot panels (`panel`) under each other."""
+    heights = [3 * p.shape[0] / p.shape[1] for p in panels]
+    figure = Figure(figsize=(9, 3 * sum(heights) + 0.4 * len(panels)), layout="constrained")
+    for axes, picture, title in zip(
+        figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels, titles, strict=True
+    ):
+        axes.imshow(picture)
+        axes.set_title(f"{title}: image, truth, prediction", fontsize=9)
+        axes.axis("off")
+    figure.savefig(path, dpi=110)
+
+
+def curve(history: Sequence[Mapping[str, float]], name: str, best: int | None = None) -> Figure:
+    """Draw a column of the history, with its `val_` twin where there is one, over the epochs counted from 1.
+
+    Args:
+        history: rows with `epoch`, counted from 0, and `name`.
+        name: the column.
+        best: the epoch, counted from 0, to mark as the best.
+    """
+    figure, axes = _small_figure()
+    epochs = [row["epoch"] + 1 for row in history]
+    twin = f"val_{name}" in history[0]
+    axes.plot(epochs, [row[name] for row in history], label="training", marker="." if len(epochs) == 1 else None)
+    if twin:
+        axes.plot(
+            epochs, [row[f"val_{name}"] for row in history], label="validation", marker=axes.lines[0].get_marker()
+        )
+    if best is not None:
+        axes.axvline(best + 1, color="0.5", linestyle=":", label="best epoch")
+    axes.set(xlabel="epoch", ylabel="Dice" if name == "dice" else name.replace("_", " "))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if twin:
+        axes.legend(frameon=False)
+    return figure
+
+
+def reliability_diagram(bins: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Draw the accuracy of the predicted labels over their confidence, and how many pixels have it.
+
+    Args:
+        bins: for each label of the legend its bins: low, high, count, confidence and accuracy; empty bins are left
+            out. The bars are the shares of pixels of the first.
+    """
+    figure, axes = _small_figure()
+    filled = {label: [one for one in rows if one["count"]] for label, rows in bins.items()}
+    first = next(iter(filled.values()))
+    total = sum(one["count"] for one in first) or 1
+    axes.bar(
+        [one["low"] for one in first],
+        [one["count"] / total for one in first],
+        [one["high"] - one["low"] for one in first],
+        align="edge",
+        color="0.88",
+        label="share of pixels",
+    )
+    lowest = min((one["low"] for rows in filled.values() for one in rows), default=0)
+    axes.plot([lowest, 1], [lowest, 1], color="0.5", linestyle=":", label="calibrated")
+    for (label, rows), style in zip(filled.items(), itertools.cycle(STYLES), strict=False):
+        confidence, accuracy = ([one[key] for one in rows] for key in ("confidence", "accuracy"))
+        axes.plot(confidence, accuracy, style, marker=".", label=label)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(lowest, 1), ylim=(0, 1.02))
+    axes.legend(frameon=False)
+    return figure
+
+
+def risk_coverage(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Draw the error rate of the most certain pixels over their share; `curves`: label to [coverage, risk] pairs."""
+    figure, axes = _small_figure()
+    for (label, points), style in zip(curves.items(), itertools.cycle(STYLES), strict=False):
+        axes.plot([coverage for coverage, _ in points], [risk for _, risk in points], style, label=label)
+    axes.set(xlabel="coverage: share of pixels kept", ylabel="risk: their error rate", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _small_figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.2, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def dice_by_rate(arms: Sequence[Mapping]) -> Figure:
+    """Draw the difference of Dice from rate 0 over the dropout rate, and beside it Dice itself.
+
+    The intervals are those of the paired differences, in which what the folds differ in by themselves has gone. The
+    second panel, where it has not, shows means, and single folds as faint dots. Curves are a little apart so that
+    their intervals are all seen.
+
+    Args:
+        arms: name, rate (None, where it is not one number: drawn at the right, by its name), curve (whose arms are
+            joined by a line), dice (a value for each fold), and difference, low and high, NaN for rate 0 and where
+            undefined.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    rates = sorted({0.0, *(arm["rate"] for arm in arms if arm["rate"] is not None)})
+    highest = rates[-1] or 0.1
+    width = highest / 5
+    named = [arm["name"] for arm in arms if arm["rate"] is None]
+    places = {name: highest + width * (i + 1) for i, name in enumerate(named)}
+    curves = list(dict.fromkeys(arm["curve"] for arm in arms if arm["rate"] != 0))
+    nearest = min((high - low for low, high in itertools.pairwise(rates)), default=width)
+    apart = min(width / 8, nearest / (len(curves) + 1))
+    differences, scores = panels = figure.subplots(1, 2)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xticks(
+            [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, highest) if 0 <= tick < highest * 1.01]
+        )
+        axes.set_xticks(list(places.values()), named, minor=True, rotation=20, ha="right", rotation_mode="anchor")
+        axes.set(xlabel="dropout rate", xlim=(-width / 2, max([highest, *places.values()]) + width / 2))
+    differences.axhline(0, color="0.3", linewidth=1)
+    differences.set_ylabel("difference of Dice from rate 0, 95% interval")
+    scores.set_ylabel("Dice: means, and single folds as dots")
+    for arm, style in zip((arm for arm in arms if arm["rate"] == 0), itertools.cycle(STYLES), strict=False):
+        scores.axhline(np.mean(arm["dice"]), color="0.3", linewidth=1, linestyle=style, label=arm["name"])
+        scores.plot([0] * len(arm["dice"]), arm["dice"], ".", color="0.3", alpha=0.35)
+    for i, (curve, marker) in enumerate(zip(curves, itertools.cycle("os^Dv<>"), strict=False)):
+        shift = (i - (len(curves) - 1) / 2) * apart
+        style = {"color": f"C{i % 10}", "marker": marker, "markersize": 5, "linewidth": 1}
+        members = [arm for arm in arms if arm["curve"] == curve and arm["rate"] != 0]
+        rated = sorted((arm for arm in members if arm["rate"] is not None), key=lambda arm: arm["rate"])
+        label = curve
+        for joined in filter(None, [rated, *([arm] for arm in members if arm["rate"] is None)]):
+            x = np.array([places.get(arm["name"], arm["rate"]) for arm in joined], float) + shift
+            middle, low, high = (np.array([arm[key] for arm in joined], float) for key in ("difference", "low", "high"))
+            differences.errorbar(x, middle, np.array([middle - low, high - middle]), **style, capsize=2, label=label)
+            scores.plot(x, [np.mean(arm["dice"]) for arm in joined], **style, label=label)
+            for place, arm in zip(x, joined, strict=True):
+                scores.plot([place] * len(arm["dice"]), arm["dice"], ".", color=style["color"], alpha=0.35)
+            label = None
+    scores.legend(frameon=False, fontsize="small")
+    return figure

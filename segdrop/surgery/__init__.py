@@ -1,0 +1,1 @@
+"""Layers put into any functional Keras model, taken out, sampled and proved."""

@@ -1,0 +1,305 @@
+"""Dropout layers put into a functional Keras model, taken out of it, and left on for Monte Carlo sampling."""
+
+import numbers
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+
+import keras
+
+from ..config.checks import check_rate
+from ..config.train import DROPOUT_KINDS
+from ..errors import InputError
+from ..layers import AdjustableDropout, DropBlock2D, FixedMode
+from .graph import Call, Part, consumers, downstream, functional_view, maker, parts, trace, upstream
+from .rebuild import insert_after, rebuild
+from .selection import Selector, as_selectors, select, select_sites
+
+SUFFIX = "_dropout"  # of the layer that is inserted after one
+SPATIAL = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
+
+
+def insert_dropout(
+    model: keras.Model,
+    sites: Selector | Iterable[Selector] | Mapping[Selector, float],
+    rate: float | tuple[float, float] | None = None,
+    *,
+    kind: str = "element",
+    block_size: int | None = None,
+    shared_across_batch: bool = False,
+    adjustable: bool = False,
+    bypass: Selector | Iterable[Selector] = (),
+    nested: bool = False,
+    seed: int | None = None,
+) -> keras.Model:
+    """Return a copy of `model` with a dropout layer after each of the layers in `sites`.
+
+    The copy has its own variables holding the same values; `model` is left as it is. Dropout acts in
+    training mode only, so inference gives exactly what `model` gives. Weight paths, layer names and `trainable`
+    flags are those of `model`, and weight files load both ways, unless a warning says otherwise (networks with
+    parallel branches, see `insert_layers`). The copy is not compiled.
+
+    Args:
+        model: a functional or Sequential Keras 3 model, built.
+        sites: layer names or globs (`"stage3_*_relu2"`), layer classes, predicates of a layer
+            (`segdrop.activations` is one), several of them, or a mapping from them to a rate each. The new layer
+            after layer `L` is called `L_dropout`. A layer that is called several times gets one dropout layer,
+            which draws anew in each call.
+        rate: probability of dropping, in [0, 1); or (first, last), a linear ramp over the sites in the model's
+            order. Left out when `sites` is a mapping.
+        kind: what is dropped together. `"element"`: single values (`keras.layers.Dropout`). `"spatial"`: whole
+            feature maps (`SpatialDropout1D` to `3D`, by rank). `"block"`: squares of a map (`DropBlock2D`).
+            `"path"`: all of a sample, which needs the end of a residual branch (stochastic depth).
+        block_size: side of the squares of `kind="block"`, in pixels of the feature map; 3 by default.
+        shared_across_batch: drop the same in all samples of a batch.
+        adjustable: make layers whose rate can change in training (`segdrop.DropoutSchedule`); they are segdrop's
+            own and load after `import segdrop.layers`. So does `kind="block"`; all other layers are Keras's.
+        bypass: selectors of layers that go on receiving a site's output as it was *before* dropout.
+        nested: enter models within the model; their layers are called by path, `"backbone/conv1"`.
+        seed: makes the masks reproducible; each site draws from a stream of its own, which depends on
+            `seed` and the site's place in the order of `sites`.
+
+    Raises:
+        InputError: a selector that matches no layer, a site named twice or already followed by dropout, a
+            rate outside [0, 1), a site whose output does not suit `kind`.
+        TypeError: `model` is not a functional or Sequential Keras 3 model.
+
+    References:
+        Tompson et al. 2015 (spatial); Ghiasi et al. 2018 (block); Huang et al. 2016 (path, linear ramp).
+    """
+    view = functional_view(model)
+    known = parts(view, nested)
+    check_kind(kind, block_size)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
+        raise InputError(f"`seed` must be a whole number or None, got seed={seed!r}.")
+    rates = _site_rates(known, view, sites, rate)
+    calls = trace(view) if kind == "path" else []
+    outputs = {id(tensor) for tensor in view.outputs}
+    for path in rates:
+        _check_kind_fits(known[path], path, kind, calls, outputs)
+        if f"{path}{SUFFIX}" in known:
+            raise InputError(f"Site {path!r} is already followed by dropout; insert into the plain model.")
+
+    def layer_for(order: int, path: str):
+        layer = known[path].layer
+
+        def make(output):
+            return _dropout_layer(
+                kind,
+                rates[path],
+                len(output.shape),
+                data_format=getattr(layer, "data_format", None) or keras.config.image_data_format(),
+                block_size=block_size,
+                shared=shared_across_batch,
+                adjustable=adjustable,
+                # Seeds follow the order of the sites, not their names, some of which come from a global counter.
+                seed=None if seed is None else stream_name(seed, order),
+                name=f"{layer.name}{SUFFIX}",
+                # The compute dtype, not the policy: SpatialDropout2D stores only a dtype in its config, so a
+                # mixed policy would come back from disk as float32. The layer has no weights to keep in float32.
+                dtype=output.dtype,
+            )
+
+        return make
+
+    makers = {path: layer_for(order, path) for order, path in enumerate(rates)}
+    return insert_after(view, known, makers, bypass)
+
+
+def remove_dropout(model: keras.Model, *, all: bool = False) -> keras.Model:
+    """Return a copy of `model` without the dropout that segdrop inserted, or without any.
+
+    Inference output, weights and their paths are those of `model`, which is left as it is.
+
+    Args:
+        all: take out every dropout layer, not only those called `L_dropout` behind a layer `L`.
+    """
+
+    def call(path, layer, args, kwargs):
+        if is_dropout(layer):
+            received = keras.tree.flatten((args, kwargs))[0]
+            producer = received._keras_history.operation
+            # What was inserted behind inserted dropout has the suffix twice, and its producer is out already.
+            if all or re.fullmatch(re.escape(producer.name) + f"({SUFFIX})+", layer.name):
+                return received
+        return layer(*args, **kwargs)
+
+    return rebuild(model, call)
+
+
+def unwrapped(layer):
+    return layer.layer if isinstance(layer, FixedMode) else layer
+
+
+def is_dropout(layer) -> bool:
+    """Whether a layer is a dropout layer: Keras's, segdrop's, or one that is always on."""
+    layer = unwrapped(layer)
+    # keras.applications has a StochasticDepth layer of its own (ConvNeXt).
+    return isinstance(layer, _CLASSES) or type(layer).__name__ == "StochasticDepth"
+
+
+_CLASSES = (
+    keras.layers.Dropout,
+    *SPATIAL.values(),
+    keras.layers.GaussianDropout,
+    keras.layers.AlphaDropout,
+    AdjustableDropout,
+    DropBlock2D,
+)
+
+
+def rate_of(layer) -> float:
+    """The rate of a dropout layer at this moment."""
+    layer = unwrapped(layer)
+    return float(layer.drop_path_rate if type(layer).__name__ == "StochasticDepth" else layer.rate)
+
+
+def kind_of(layer) -> tuple[str, bool]:
+    """Kind of a dropout layer, and whether the batch shares its mask; "other" for a mask of no named kind."""
+    layer = unwrapped(layer)
+    if isinstance(layer, DropBlock2D):
+        return "block", layer.shared_across_batch
+    if isinstance(layer, tuple(SPATIAL.values())):
+        return "spatial", False
+    if isinstance(layer, (keras.layers.GaussianDropout, keras.layers.AlphaDropout)):
+        return type(layer).__name__.removesuffix("Dropout").lower(), False
+    if not isinstance(layer, (keras.layers.Dropout, AdjustableDropout)):
+        return "path", False
+    noise_shape = layer.noise_shape
+    if noise_shape is None:
+        return "element", False
+    shared, kind = noise_shape[0] == 1, tuple(noise_shape[1:])
+    for name in ("element", "path", "spatial"):
+        for data_format in ("channels_last", "channels_first"):
+            if kind == _noise_shape(name, len(noise_shape), False, data_format)[1:]:
+                return name, shared
+    return "other", shared
+
+
+def channel_axis(layer) -> int:
+    """The axis of the channels for a spatial or block dropout layer."""
+    layer = unwrapped(layer)
+    noise_shape = getattr(layer, "noise_shape", None)
+    if noise_shape is not None:
+        return next(axis for axis in range(len(noise_shape) - 1, 0, -1) if noise_shape[axis] is None)
+    return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
+
+
+def check_kind(kind: str, block_size: int | None = None) -> None:
+    """Raise InputError unless `kind` is known and goes with `block_size`."""
+    if kind not in DROPOUT_KINDS:
+        raise InputError(f"`kind` must be one of {', '.join(DROPOUT_KINDS)}, got kind={kind!r}.")
+    if block_size is not None and kind != "block":
+        raise InputError(f"`block_size` belongs to kind='block', got kind={kind!r}.")
+
+
+def stream_name(seed: int, order: int) -> int:
+    return zlib.crc32(f"{seed}/{order}".encode())
+
+
+def _noise_shape(kind: str, rank: int, shared: bool, data_format: str) -> tuple:
+    batch = 1 if shared else None
+    if kind == "element":
+        return (batch, *[None] * (rank - 1))
+    if kind == "path":
+        return (batch, *[1] * (rank - 1))
+    if data_format == "channels_first":
+        return (batch, None, *[1] * (rank - 2))
+    return (batch, *[1] * (rank - 2), None)
+
+
+def _dropout_layer(kind, rate, rank, *, data_format, block_size, shared, adjustable, **options) -> keras.layers.Layer:
+    """Keras's own layer where it has one for this kind."""
+    if kind == "block":
+        return DropBlock2D(rate, 3 if block_size is None else block_size, shared, data_format, **options)
+    noise_shape = None if kind == "element" and not shared else _noise_shape(kind, rank, shared, data_format)
+    if adjustable:
+        return AdjustableDropout(rate, noise_shape, **options)
+    # SpatialDropout does not store its data format.
+    if kind == "spatial" and not shared and data_format == keras.config.image_data_format():
+        return SPATIAL[rank](rate, **options)
+    return keras.layers.Dropout(rate, noise_shape, **options)
+
+
+def _site_rates(known, view, sites, rate) -> dict[str, float]:
+    """Map the path of every matched layer to its rate."""
+    if isinstance(sites, Mapping):
+        if rate is not None:
+            raise InputError(f"`rate` must be left out when `sites` maps names to rates, got rate={rate!r}.")
+        by_selector = {selector: check_rate(value) for selector, value in sites.items()}
+        paths = select_sites(known, list(by_selector), view)
+        values = [value for one, value in by_selector.items() for _ in select(known, one, view, "sites")]
+        return dict(zip(paths, values, strict=True))
+    ramp = ramp_rates(rate)
+    one_rate = None if ramp else check_rate(rate)
+    paths = select_sites(known, as_selectors(sites, "sites"), view)
+    if one_rate is not None:
+        return dict.fromkeys(paths, one_rate)
+    by_depth = [path for path in known if path in paths]
+    values = dict(zip(by_depth, linear_ramp(*ramp, len(by_depth)), strict=True))
+    return {path: values[path] for path in paths}
+
+
+def ramp_rates(rate, name: str = "rate") -> tuple[float, float] | None:
+    """The two ends of a ramp, or None where `rate` is no pair."""
+    if not isinstance(rate, (tuple, list)):
+        return None
+    if len(rate) != 2:
+        raise InputError(f"`{name}` must be one number or two, the first and the last of a ramp, got {name}={rate!r}.")
+    return check_rate(rate[0], name), check_rate(rate[1], name)
+
+
+def linear_ramp(first: float, last: float, count: int) -> list[float]:
+    """`count` rates from `first` to `last`; a single one is `last`."""
+    if count == 1:
+        return [last]
+    return [round(first + (last - first) * i / (count - 1), 6) for i in range(count)]
+
+
+def _check_kind_fits(part: Part, path: str, kind: str, calls: list[Call], outputs: set[int]) -> None:
+    shapes = [tuple(tensor.shape) for tensors in part.outputs for tensor in tensors]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise InputError(f"Site {path!r} is called on tensors of different ranks, {shapes}; choose other layers.")
+    shape = shapes[0]
+    if kind == "block" and len(shape) != 4:
+        raise InputError(f"kind='block' needs 4-D outputs (N, H, W, C); site {path!r} gives {shape}.")
+    if kind == "spatial" and len(shape) not in SPATIAL:
+        raise InputError(f"kind='spatial' needs 4-D outputs (N, H, W, C), or 3-D or 5-D; site {path!r} gives {shape}.")
+    if kind != "path":
+        return
+    own = [call for call in calls if call.path == path]
+    is_output = any(id(tensor) in outputs for tensors in part.outputs for tensor in tensors)
+    if is_output or not own or not all(_ends_branch(call, calls) for call in own):
+        raise InputError(
+            f"kind='path' needs the end of a residual branch; the output of site {path!r} is not only added to its "
+            "own input or a projection of it."
+        )
+
+
+def _ends_branch(call: Call, calls: list[Call]) -> bool:
+    """Whether a call's output goes into additions alone, where the other summand is a shortcut past the call."""
+    receivers = consumers(calls, call)
+    return bool(receivers) and all(
+        type(receiver.layer).__name__ in _SUMS
+        and any(_is_shortcut(tensor, call, calls) for tensor in set(receiver.inputs) - set(call.outputs))
+        for receiver in receivers
+    )
+
+
+# The layer, the operation `a + b`, and InceptionResNetV2's scaled addition.
+_SUMS = ("Add", "CustomScaleLayer")
+
+
+def _is_shortcut(tensor: int, call: Call, calls: list[Call]) -> bool:
+    """Whether the tensor is what the branch of `call` starts from, or a projection of it shorter than the branch."""
+    branch = upstream(calls, call.outputs)
+    before = {needed for one in branch for needed in one.inputs}
+    length = 0
+    while tensor not in before:
+        made_by = maker(calls, tensor)
+        if made_by is None or len(made_by.inputs) != 1:
+            return False
+        length += bool(getattr(made_by.layer, "weights", ()))
+        (tensor,) = made_by.inputs
+    after = {id(one) for one in downstream(calls, [tensor])}
+    return length < sum(id(one) in after and bool(getattr(one.layer, "weights", ())) for one in branch) or length == 0

@@ -1,0 +1,114 @@
+"""The answer of a sweep: what is known of each arm, and how it compares with its reference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..scoring.statistics import Needed, PairedTest
+from .results import Arm, Failure, Results
+
+LEVEL = 0.05  # of the adjusted p value
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """An arm beside its reference.
+
+    Attributes:
+        difference: of the mean Dice, positive where the arm is better.
+        test: `statistics.corrected_paired_test` of the differences of the folds; NaN where there is but one fold.
+        adjusted_p: its p value, adjusted by Holm's procedure for all comparisons of the sweep and for its pruned arms.
+        images: the mean difference of the images and its 95% interval over groups of images, for the networks as they
+            were trained.
+        verdict: "helps" or "hurts" where `adjusted_p` is below 0.05, else "cannot be told".
+        needed: what would make this test and all that are not yet significant and have smaller p values significant.
+    """
+
+    difference: float
+    test: PairedTest
+    adjusted_p: float
+    images: tuple[float, float, float]
+    verdict: str
+    needed: Needed
+
+
+@dataclass(frozen=True, eq=False)
+class ArmAnswer:
+    """What is known of an arm.
+
+    Attributes:
+        arm: its description.
+        state: "complete" if all its trainings are finished, else "failed" (one at least ended with an error),
+            "incomplete" or "pruned".
+        trained, failed, expected: the number of finished trainings, of those that ended with an error, and of all.
+        reason: of its first failure; "" if it has none.
+        dice, iou: float64 (repeats, folds), means over the seeds; NaN where not all seeds are finished.
+        means: of a complete arm the means over all trainings of "dice", "iou", "gap" (Dice on training images less that
+            on validation images), "ece", "ece_foreground", "brier", "best_epoch" (counted from 0), "epochs" and
+            "seconds"; empty for others.
+        comparison: None for an arm of rate 0, and unless it and its reference are complete and all their Dice defined.
+    """
+
+    arm: Arm
+    state: str
+    trained: int
+    failed: int
+    expected: int
+    reason: str
+    dice: np.ndarray
+    iou: np.ndarray
+    means: Mapping[str, float]
+    comparison: Comparison | None
+
+    @property
+    def progress(self) -> str:
+        """The state as it is told, with the number of trainings that are there of an arm that is not complete."""
+        if self.state in ("complete", "pruned"):
+            return {"complete": "complete", "pruned": "dropped after a fold"}[self.state]
+        return f"{self.trained} of {self.expected} trained" + (f", {self.failed} failed" if self.failed else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The answer of a sweep, made by `comparing.answer`.
+
+    Attributes:
+        results: what it was made from.
+        arms: in the order of the sweep.
+        chosen: index of the complete arm with the highest mean Dice (of equal ones that with the lower rate, then the
+            first); None if there is none.
+        failures: those of trainings that have not succeeded since.
+        independent: the number of groups of validation images, or of images where there are no groups.
+        fold_std, seed_std: standard deviation of Dice over the folds of an arm (seeds averaged) and over the seeds of a
+            fold, pooled over the complete arms; NaN where there are fewer than two.
+        headline: the answer in one sentence.
+        about_the_sweep: what there is to say of the sweep beside the headline, a sentence each.
+        about_the_arms: a sentence or more for each comparison.
+    """
+
+    results: Results
+    arms: Sequence[ArmAnswer]
+    chosen: int | None
+    failures: Sequence[Failure]
+    independent: int
+    fold_std: float
+    seed_std: float
+    headline: str = ""
+    about_the_sweep: Sequence[str] = ()
+    about_the_arms: Sequence[str] = ()
+
+    @property
+    def trained(self) -> int:
+        """The number of finished trainings."""
+        return sum(one.trained for one in self.arms)
+
+    @property
+    def expected(self) -> int:
+        """The number of all trainings; of pruned arms those that have ended."""
+        return sum(one.expected for one in self.arms)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What there is to say beside the headline."""
+        return [*self.about_the_sweep, *self.about_the_arms]

@@ -1,0 +1,108 @@
+"""The results of a sweep, read from its trials and its folder."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+
+from optuna.trial import TrialState
+
+from ..config.arms import DROPOUT_FIELDS, changes_of, curve_of, key_of, name_of, reference_of
+from ..config.train import TrainConfig
+from ..files import read_csv
+from ..folders.run import PER_IMAGE
+from ..folders.sweep import FOLDS, TEST, training_dir
+from .outcome import arms_in, leading, rate_in, scored_by_training, training_in
+from .results import STORED, Arm, Failure, Results, Training
+from .state import State
+from .trials import first_trainings, is_pruned, is_settled
+
+
+def results(state: State) -> Results:
+    """All that is finished, for `comparing.answer`."""
+    trials = state.trials.all()
+    arms = arms_in(state, trials)
+    keys = [key_of(arm) for arm in arms]
+    pruned = {trial.user_attrs["arm"] for trial in first_trainings(trials) if is_pruned(trial)}
+    scored = scored_by_training(trials)
+    failed = {
+        training_in(trial): trial.user_attrs.get("failure") or trial.user_attrs["error"]
+        for trial in trials
+        if trial.state == TrialState.FAIL and is_settled(trial, trials)
+    }
+    rows = read_csv(state.folder / FOLDS)
+    path, config = state.folder / TEST, state.config
+    test, (leader, _) = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None, leading(state, trials)
+    shares: dict[str, list[float]] = {}
+    for (arm, *_), trial in scored.items():
+        scores = trial.user_attrs["scores"]
+        shares.setdefault(arm, []).append(scores["val_images"] / scores["train_images"])
+    share = {arm: statistics.fmean(values) for arm, values in shares.items()}
+    whole = [share[key] for arm, key in zip(arms, keys, strict=True) if key in share and not arm.get("train_fraction")]
+    return Results(
+        title=state.folder.absolute().name,
+        facts=_facts(state, [trial.user_attrs["scores"]["device"] for trial in scored.values()]),
+        arms=[
+            Arm(
+                name=name_of(arm),
+                rate=rate_in(arm),
+                curve=curve_of(arm),
+                reference=keys.index(key_of(reference_of(arm))),
+                changes=arm,
+                pruned=key in pruned,
+                test_share=share.get(key) if "train_fraction" in arm else None,
+            )
+            for arm, key in zip(arms, keys, strict=True)
+        ],
+        folds=config.folds,
+        repeats=config.repeats,
+        seeds=config.seeds,
+        test_share=statistics.fmean(whole) if whole else 1 / (config.folds - 1),
+        trainings=[
+            Training(
+                arm=keys.index(arm),
+                repeat=repeat,
+                fold=fold,
+                seed=seed,
+                seconds=trial.user_attrs["seconds"],
+                images=_per_image(state, trial.number),
+                **{name: _number(trial.user_attrs["scores"][name]) for name in STORED},
+            )
+            for (arm, repeat, fold, seed), trial in scored.items()
+        ],
+        failures=[Failure(keys.index(arm), *place, reason) for (arm, *place), reason in failed.items() if arm in keys],
+        groups={row["id"]: row["group"] for row in rows} if "group" in rows[0] else None,
+        test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
+    )
+
+
+def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
+    config, record, train = state.config, state.record, state.config.train
+    seeds = ", ".join(map(str, config.seeds))
+    groups = "" if record["groups"] is None else f" of {record['groups']} groups"
+    weights = "random" if record["random_weights"] else train.encoder_weights
+    told = ("data", "epochs", "crop_size", "batch_size", "encoder", "encoder_weights", "mixed_precision", "cache_mb")
+    others = {k: v for k, v in changes_of(train, TrainConfig()).items() if k not in (*told, *DROPOUT_FIELDS)}
+    return {
+        "data": train.data,
+        "images in the folds": f"{record['images']}{groups}",
+        "classes": ", ".join(record["class_names"]),
+        "cross-validation": f"{config.folds} folds, {config.repeats} repeat(s), seeds {seeds}",
+        "training": f"{train.epochs} epochs at most, crops of {train.crop_size} in batches of {train.batch_size}",
+        "encoder": f"{train.encoder}, weights: {'none (random)' if weights == 'none' else weights}",
+        **({"other options": ", ".join(f"{name}={value}" for name, value in others.items())} if others else {}),
+        "precision": record["mixed_precision"],
+        "device": "; ".join(sorted(set(devices))) or "nothing trained yet",
+        "segdrop": record["segdrop"],
+    }
+
+
+def _per_image(state: State, number: int) -> dict[str, float]:
+    path = training_dir(state.folder, number) / PER_IMAGE
+    if not path.is_file():
+        return {}
+    return {row["id"]: float(row["dice"] or "nan") for row in read_csv(path)}
+
+
+def _number(value) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,268 @@
+"""An open sweep: started with everything checked, or joined if nothing differs."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import optuna
+
+from ..config.arms import arm_config, arms_of, config_of, parts
+from ..config.sweep import SweepConfig
+from ..config.train import TrainConfig
+from ..data.dataset import Dataset
+from ..data.splits import cross_validation, split_dataset
+from ..errors import InputError
+from ..files import write_json
+from ..folders.run import SWEEP, is_sweep
+from ..folders.sweep import CHOSEN, FOLDS, open_sweep, read_folds, write_folds
+from ..version import __version__
+from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, shown
+from .trials import Trials, distributions
+
+_FILE = "a file in the sweep's folder"
+
+
+@dataclasses.dataclass
+class State:
+    """An open sweep.
+
+    Attributes:
+        folder: its folder.
+        record: the contents of sweep.json.
+        trials: its trainings.
+        storage: address of the database, None for the file in the folder.
+    """
+
+    folder: Path
+    record: dict
+    trials: Trials
+    storage: str | None
+
+    @property
+    def config(self) -> SweepConfig:
+        """What is compared, with the data's place on this machine."""
+        return self.trials.config
+
+    def precision_of(self, train: TrainConfig) -> str:
+        """All machines compute alike: as the one that started the sweep, unless the arm says how."""
+        return self.record["mixed_precision"] if train.mixed_precision == "auto" else train.mixed_precision
+
+    def arm_config(self, changes: Mapping) -> TrainConfig:
+        return config_of(self.config.train, changes)
+
+    def change_training(self, **fields) -> None:
+        """Set what may differ between machines: where the data lie, and the memory for them."""
+        train = dataclasses.replace(self.config.train, **fields)
+        self.trials.config = dataclasses.replace(self.config, train=train)
+
+
+def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None, **heartbeat: int) -> State:
+    """Open the folder's sweep if it is the configuration's, or start it; all its trainings are enqueued then."""
+    if not is_sweep(folder):
+        if config is None:
+            raise InputError(f"{folder} is not the folder of a sweep, and no configuration is given to start one.")
+        _start(folder, config, storage)
+    elif config is not None:
+        _grow(folder, config, _check_same(folder, config))
+    state = open_state(folder, storage, **heartbeat)
+    if config is not None:
+        state.change_training(data=config.train.data, cache_mb=config.train.cache_mb)
+    return state
+
+
+def open_state(folder: Path, storage: str | None, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> State:
+    """Open the sweep of a folder."""
+    record = open_sweep(folder)
+    if (storage is None) != (record["storage"] == _FILE):
+        where = "without `storage`" if storage else f"with `storage` {record['storage']}"
+        raise InputError(f"{folder} was started {where}; give the same.")
+    config = SweepConfig.from_json(record["config"])
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    database = open_storage(storage or file_url(folder), heartbeat, grace)
+    try:
+        study = optuna.load_study(study_name=record["study"], storage=database)
+    except KeyError:
+        raise InputError(
+            f"{record['storage']} does not know the sweep of {folder} ({record['study']}); give the storage that it "
+            "was started with, or start anew in another folder."
+        ) from None
+    return State(folder, record, Trials(study, config), storage)
+
+
+def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
+    """Check everything, make the folder and the study, and enqueue every training that is planned."""
+    from ..training.building import find_weights
+
+    # What a start that was interrupted leaves is nothing of anybody's.
+    if folder.exists() and any(not path.name.startswith((".", DATABASE)) for path in folder.iterdir()):
+        raise FileExistsError(f"`folder` exists and is not a sweep's: {folder}; choose another.")
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told in the answer
+    if storage is not None:
+        open_storage(storage).engine.dispose()  # one that is unreachable is found before the data are read
+    _, dataset, folds, precision = check(config)
+    train = config.train
+    record = {
+        "segdrop": __version__,
+        "config": config.to_json(),
+        "study": f"{folder.absolute().name}-{os.urandom(4).hex()}",
+        "storage": _FILE if storage is None else shown(storage),
+        **_identity(dataset),
+        "images": sum(len(part) for part in folds[0]),
+        "groups": len({dataset.groups[i] for part in folds[0] for i in part}) if dataset.grouped else None,
+        "class_names": list(dataset.class_names),
+        "mixed_precision": precision,
+        "random_weights": train.encoder_weights == "auto" and find_weights(train) == "random",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    database = open_storage(storage or file_url(folder))
+    try:
+        study = optuna.create_study(study_name=record["study"], storage=database, direction="maximize")
+        trials = Trials(study, config)
+        trials.enqueue(trials.missing([]))
+        if _place(record, folder):
+            write_folds(folder, dataset, folds)
+        else:
+            optuna.delete_study(study_name=record["study"], storage=database)
+            _grow(folder, config, _check_same(folder, config))
+    finally:
+        database.engine.dispose()
+
+
+def _place(record: dict, folder: Path) -> bool:
+    """Write sweep.json, once its study is there; False where another machine that started at once was quicker."""
+    temporary = folder / f".{record['study']}.json"
+    write_json(temporary, record)
+    try:
+        os.link(temporary, folder / SWEEP)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if (folder / SWEEP).exists():
+            return False
+        os.replace(temporary, folder / SWEEP)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def check(config: SweepConfig) -> tuple[list[dict], Dataset, list[list[np.ndarray]], str]:
+    """Find everything that is wrong before the first training; the arms, the data, the folds and the precision.
+
+    Raises:
+        FileNotFoundError, InputError: the data or the configuration cannot be used.
+    """
+    from ..data.opening import open_configured
+    from ..training.device import choose_device
+
+    arms = arms_of(config)
+    _check_search(config)
+    dataset = open_configured(config.train)
+    folds = _divide(dataset, config)
+    _, precision = choose_device(config.train.mixed_precision)
+    _check_arms([config_of(config.train, arm) for arm in arms], dataset)
+    return arms, dataset, folds, precision
+
+
+def _divide(dataset: Dataset, config: SweepConfig) -> list[list[np.ndarray]]:
+    """For each repeat the validation images of each fold."""
+    train = config.train
+    inside = np.arange(len(dataset))
+    if config.hold_out:
+        inside = np.setdiff1d(inside, split_dataset(dataset, train.seed, train.val_fraction)["test"])
+    return [
+        cross_validation(dataset, inside, config.folds, (train.seed, repeat) if repeat else train.seed)
+        for repeat in range(config.repeats)
+    ]
+
+
+def _identity(dataset: Dataset) -> dict:
+    """What must be the same for a sweep to go on: the files' contents, and what is grouped and split how."""
+    grouping = repr((dataset.groups, dataset.splits, dataset.strata)).encode()
+    return {"data_sha256": dataset.digest, "grouping_sha256": hashlib.sha256(grouping).hexdigest()}
+
+
+def _check_search(config: SweepConfig) -> None:
+    """Find what is wrong with a search's space before its first training."""
+    if not config.search:
+        return
+    spaces = parts(config.grid)
+    if len(spaces) != 1:
+        raise InputError("`search` needs one mapping of fields to values or ranges as `grid`.")
+    distributions(spaces[0])
+    for name, values in spaces[0].items():
+        for value in [values["low"], values["high"]] if isinstance(values, Mapping) else values:
+            # Alone a value may lack what it goes with; that it is impossible as such is told by its own name.
+            try:
+                arm_config(config.train, {name: value})
+            except InputError as error:
+                if str(error).split("): ", 1)[-1].startswith(f"`{name}` must"):
+                    raise
+
+
+def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
+    """Augment an image with each pipeline and build a network of each structure, so that a file that is missing, an
+    unknown block and the like are found before the first training."""
+    from ..data.augment import Sampler, load_augmentation
+    from ..training.building import build_model, find_weights
+
+    for augment, size in {(config.augment, config.crop_size) for config in configs}:
+        Sampler(load_augmentation(augment), size)(*dataset.read(0), (0,))
+    built = set()
+    for config in configs:
+        rates = config.encoder_dropout
+        structure = dataclasses.replace(
+            config, encoder_dropout=rates if isinstance(rates, dict) else float(np.max(rates) > 0) / 2, lr=1.0
+        )
+        if repr(structure) not in built:
+            built.add(repr(structure))
+            weights = None if config.encoder_weights in ("auto", "none") else find_weights(config)
+            build_model(config, dataset.class_names, weights, "off")
+
+
+def _check_same(folder: Path, config: SweepConfig) -> Dataset:
+    """Raise InputError, naming the difference, unless the sweep of `folder` is that of `config`; its data."""
+    from ..data.opening import open_configured
+
+    record = open_sweep(folder)
+    stored, given = record["config"], json.loads(json.dumps(config.to_json()))
+    differences = {
+        name: (given["train"][name], stored["train"].get(name))
+        for name in given["train"]
+        if given["train"][name] != stored["train"].get(name) and name not in ("data", "cache_mb")
+    } | {
+        name: (given[name], stored.get(name))
+        for name in given
+        if given[name] != stored.get(name) and name not in ("train", "repeats", "seeds")
+    }
+    if given["repeats"] < stored["repeats"]:
+        differences["repeats"] = given["repeats"], stored["repeats"]
+    if given["seeds"][: len(stored["seeds"])] != stored["seeds"]:
+        differences["seeds"] = given["seeds"], stored["seeds"]
+    for name, (ours, theirs) in differences.items():
+        raise InputError(f"`{name}` is {ours!r}, but {folder} was started with {theirs!r}; choose another folder.")
+    dataset = open_configured(config.train)
+    identity = _identity(dataset)
+    for key, what in (("data_sha256", "other images or masks"), ("grouping_sha256", "other groups, splits or strata")):
+        if identity[key] != record[key]:
+            raise InputError(
+                f"{config.train.data} has {what} than {folder} was started with ({record['images']} images in its "
+                "folds); choose another folder."
+            )
+    return dataset
+
+
+def _grow(folder: Path, config: SweepConfig, dataset: Dataset) -> None:
+    """Take over more repeats and seeds than the folder has, and write the folds where its start was cut off before."""
+    record = open_sweep(folder)
+    stored = record["config"]
+    if not (folder / FOLDS).is_file():
+        write_folds(folder, dataset, _divide(dataset, SweepConfig.from_json(stored)))
+    if config.repeats > stored["repeats"] or len(config.seeds) > len(stored["seeds"]):
+        folds, _, _ = read_folds(folder, dataset)  # what is trained already keeps its folds, whatever divided them
+        write_folds(folder, dataset, folds + _divide(dataset, config)[len(folds) :])
+        write_json(folder / SWEEP, {**record, "config": {**stored, "repeats": config.repeats, "seeds": config.seeds}})
+        (folder / CHOSEN).unlink(missing_ok=True)

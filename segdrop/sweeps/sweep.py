@@ -1,0 +1,162 @@
+"""Sweeps: does dropout help on these data? Start or join one, report it, and tell its price in advance."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..config.arms import DROPOUT_FIELDS, config_of, key_of, name_of, parts, reference_of
+from ..config.sweep import SweepConfig
+from ..errors import InputError
+from ..files import write_json
+from ..folders.sweep import TEST, check_data, fold_runs, read_chosen, read_folds
+from .answer_files import write_answer
+from .answers import Answer
+from .collecting import results
+from .comparing import answer
+from .outcome import choose, remove_models
+from .state import State, check, open_or_start, open_state
+
+
+def sweep(
+    folder: str | os.PathLike,
+    config: SweepConfig | None = None,
+    *,
+    storage: str | None = None,
+    workers: int | None = None,
+) -> Answer:
+    """Train every arm on every fold, or go on with it, and answer whether dropout helps on these data.
+
+    The same call on another machine, with the same shared `folder` and a `storage` that both reach, takes part in the
+    same sweep; so does it after an interruption. It returns when no training is left to do and none runs elsewhere.
+
+    Args:
+        folder: the sweep's folder: answer.md, folds.csv, and the trainings' folders.
+        config: what is compared; by default what the folder was started with. A folder goes on with more repeats or
+            seeds, and with nothing else that differs.
+        storage: address of a database (postgresql://user@host/database); by default a file in the folder, which
+            serves the workers of one machine.
+        workers: processes on this machine; by default one for each GPU, else one. They share the cores.
+
+    Returns:
+        the answer; also written to answer.md, answer.csv and dice.png in the folder.
+
+    Raises:
+        FileNotFoundError, FileExistsError, InputError: the data, the configuration, the storage or the folder cannot be
+            used, or the folder belongs to a sweep of other data or another configuration, which the message names.
+    """
+    from .workers import Worker, count_workers, run_workers
+
+    workers = count_workers(workers)
+    state = open_or_start(Path(folder), config, storage)
+    if workers == 1:
+        Worker(state).work()
+    else:
+        run_workers(state, workers)
+    return _conclude(state)
+
+
+def sweep_report(
+    folder: str | os.PathLike, *, storage: str | None = None, test: bool = False, data: str | None = None
+) -> Answer:
+    """The answer of a sweep from the trainings that are finished by now; written to its folder anew.
+
+    Args:
+        folder: the sweep's folder.
+        storage: the database's address, where the sweep has one.
+        test: score the chosen arm on the sweep's test images: the mean of its folds' models. This is done once, for a
+            finished sweep; later reports show the stored scores.
+        data: for `test`, the data set where it lies elsewhere than when the sweep was started.
+
+    Raises:
+        FileNotFoundError, InputError: there is no such sweep, or `test` is asked of one that is not finished.
+    """
+    state = open_state(Path(folder), storage)
+    if data is not None:
+        state.change_training(data=data)
+    if test:
+        _score_test(state)
+    return _conclude(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """What a sweep would take.
+
+    Attributes:
+        arms: their names; of a search the ones that are known.
+        trainings: their number; of a search at most.
+        seconds: of all one after the other on this machine; patience may end trainings earlier.
+    """
+
+    arms: tuple[str, ...]
+    trainings: int
+    seconds: float
+
+
+def estimate(config: SweepConfig) -> Price:
+    """Tell what a sweep would take, from a few timed steps; checks all that `sweep` checks and writes nothing.
+
+    Raises:
+        FileNotFoundError, InputError: as `sweep`.
+    """
+    from ..training.folds import time_training
+
+    arms, dataset, folds, precision = check(config)
+    held_out = folds[0][0]
+    split = {"train": np.concatenate(folds[0][1:]), "val": held_out, "test": np.empty(0, int)}
+    each = config.folds * config.repeats * len(config.seeds)
+    seconds: dict[tuple, float] = {}
+    total = 0.0
+    for arm in arms:
+        train = config_of(config.train, arm)
+        # What dropout costs a step is not worth a measurement of its own.
+        effort = key_of(reference_of(arm))
+        if effort not in seconds:
+            seconds[effort] = time_training(train, dataset, split, precision)
+        total += each * seconds[effort]
+    # A proposal that varies more than dropout has a reference of its own, unless another has the same.
+    pairs = any(name not in DROPOUT_FIELDS for part in parts(config.grid) for name in part)
+    proposed = config.search * (2 if pairs else 1)
+    total += proposed * each * seconds[key_of({})]
+    return Price(tuple(map(name_of, arms)), (len(arms) + proposed) * each, total)
+
+
+def _conclude(state: State) -> Answer:
+    if choose(state):
+        remove_models(state)
+    found = answer(results(state))
+    write_answer(state.folder, found)
+    return found
+
+
+def _score_test(state: State) -> None:
+    """Score the mean of the chosen arm's fold models on the test images, once."""
+    from ..data.batches import evaluation_batches
+    from ..data.opening import open_configured
+    from ..inference.ensemble import combine, load_alike
+    from ..scoring.score import score_images
+
+    path = state.folder / TEST
+    if not choose(state):
+        raise InputError(f"`test` is for the arm that a finished sweep has chosen; {state.folder} is not finished.")
+    chosen = read_chosen(state.folder)
+    if path.is_file():
+        scored = json.loads(path.read_text(encoding="utf-8"))["arm"]
+        if scored != chosen["arm"]:
+            raise InputError(
+                f"`test` was asked when {scored!r} was the chosen arm of {state.folder}, by now it is "
+                f"{chosen['arm']!r}; test images are scored once."
+            )
+        return
+    runs, train = fold_runs(state.folder), state.arm_config(chosen["changes"])
+    dataset = open_configured(train)
+    check_data(state.record, dataset, state.folder)
+    _, members, _ = read_folds(state.folder, dataset)
+    if not len(members):
+        raise InputError(f"{state.folder} has no test images: all are in its folds.")
+    batches = evaluation_batches(dataset, members, train.batch_size * train.crop_size**2)
+    scores, _ = score_images(combine(load_alike(runs)), batches, dataset.class_names)
+    write_json(path, {"what": "the test images", "arm": chosen["arm"], "runs": [str(run) for run in runs], **scores})

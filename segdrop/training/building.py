@@ -1,0 +1,77 @@
+"""The network that a configuration describes, and the record of what was built."""
+
+import dataclasses
+from pathlib import Path
+
+import keras
+
+from ..config.train import TrainConfig
+from ..data.augment import describe
+from ..errors import InputError
+from ..folders.run import RunRecord, package_versions
+from ..nets.unet import build_unet
+from ..nets.weights import imagenet_file
+from .device import precision_policy
+from .samples import Samples
+
+RANDOM_WEIGHTS = (
+    "The encoder starts from RANDOM weights: no ImageNet weights are cached and none could be downloaded. "
+    "Expect worse results than with them, on small data sets much worse."
+)
+
+
+def find_weights(config: TrainConfig) -> str:
+    """Path of the encoder's weight file, or "random"."""
+    if config.encoder_weights == "none":
+        return "random"
+    if config.encoder_weights not in ("auto", "imagenet"):
+        return config.encoder_weights
+    try:
+        return str(imagenet_file(config.encoder))
+    except InputError:
+        if config.encoder_weights == "imagenet":
+            raise
+        return "random"
+
+
+def build_model(config: TrainConfig, class_names, weights: str | None, precision: str) -> keras.Model:
+    keras.utils.set_random_seed(config.seed)
+    with precision_policy(precision):
+        model = build_unet(
+            config.encoder,
+            classes=1 if len(class_names) == 2 and config.classes != 2 else len(class_names),
+            encoder_weights=weights,
+            encoder_dropout=config.encoder_dropout,
+            kind=config.kind,
+            placement=config.dropout_placement,
+            blocks=config.dropout_blocks,
+            skips=config.skips,
+            block_size=config.dropout_block_size,
+            shared_across_batch=config.dropout_shared,
+            adjustable=config.dropout_schedule != "constant",
+            seed=config.seed,
+        )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = config.bn_momentum
+    return model
+
+
+def record_of(
+    samples: Samples, model: keras.Model, run_dir: Path, *, device: str, precision: str, weights: str
+) -> RunRecord:
+    """What a new run's config.json says."""
+    config, dataset = samples.config, samples.dataset
+    return RunRecord(
+        config=dataclasses.replace(config, run_dir=str(run_dir)),
+        classes=model.output_shape[-1],
+        class_names=dataset.class_names,
+        images={name: len(indices) for name, indices in samples.split.items()},
+        data_sha256=dataset.digest,
+        encoder_weights=weights,
+        warnings=(RANDOM_WEIGHTS,) if config.encoder_weights == "auto" and weights == "random" else (),
+        mixed_precision=precision,
+        device=device,
+        augmentation=describe(samples.augmentation),
+        versions=package_versions(),
+    )

@@ -1,0 +1,100 @@
+"""What is made of a run when its last epoch has ended: scores, pictures, and a folder that says so."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from ..files import remove_partial, write_atomically, write_json
+from ..folders.run import METRICS, MODEL, STATE, store_scores
+from ..nets.batchnorm import recalibrate_batchnorm
+from ..scoring.counts import to_labels
+from ..scoring.score import score, score_images
+from ..show import plots
+from .samples import Samples
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished run has come to.
+
+    Attributes:
+        model: the best one.
+        metrics: its scores by split.
+        recalibration: what re-estimating BatchNorm's statistics has changed, or None where it was not asked for.
+    """
+
+    model: keras.Model
+    metrics: dict[str, dict]
+    recalibration: Mapping | None
+
+
+def finish(
+    run_dir: Path, samples: Samples, splits: Sequence[str], draw: Callable[[keras.Model], object] | None = None
+) -> Finished:
+    """Score the best model on the images of `splits`, those that have any, and declare the run finished.
+
+    Args:
+        draw: makes the pictures that belong into the folder, given the best model.
+    """
+    model = keras.saving.load_model(run_dir / MODEL, compile=False)
+    recalibration = recalibrate(model, run_dir / MODEL, samples) if samples.config.recalibrate_batchnorm else None
+    dataset, metrics, rows = samples.dataset, {}, {}
+    for name in splits:
+        if len(samples.split[name]):
+            scores, rows[name] = score_images(
+                model.predict_on_batch,
+                samples.evaluation(name),
+                dataset.class_names,
+                tune=name == "val",
+                threshold=metrics.get("val", {}).get("tuned_threshold"),
+            )
+            metrics[name] = {"data": str(dataset.path), "data_sha256": dataset.digest, **scores}
+    if draw is not None:
+        draw(model)
+    write_json(run_dir / METRICS, {})  # there in a finished run, whatever was scored
+    for name, scores in metrics.items():
+        store_scores(run_dir, name, scores, rows[name])
+    if recalibration:
+        store_scores(run_dir, "batchnorm_recalibration", recalibration)
+    (run_dir / STATE).unlink(missing_ok=True)
+    remove_partial(run_dir)
+    return Finished(model, metrics, recalibration)
+
+
+def recalibrate(model: keras.Model, path: Path, samples: Samples) -> dict:
+    """Re-estimate BatchNorm's statistics on an epoch of training crops; keep them unless validation Dice falls.
+
+    Args:
+        model: the network, changed in place.
+        path: its file, which is written anew where they are kept.
+    """
+
+    def dice() -> float | None:
+        return score(model.predict_on_batch, samples.evaluation("val"), samples.dataset.class_names)["dice"]
+
+    before, old = dice(), [np.asarray(weight) for weight in model.non_trainable_weights]
+    last = samples.config.epochs
+    recalibrate_batchnorm(model, (images for images, _ in samples.training(last, last + 1)))
+    after = dice()
+    kept = before is None or (after is not None and after >= before)
+    if kept:
+        write_atomically(path, model.save)
+    else:
+        for weight, value in zip(model.non_trainable_weights, old, strict=True):
+            weight.assign(value)
+    return {"val_dice_before": before, "val_dice_after": after, "kept": kept}
+
+
+def example_panels(model: keras.Model, samples: Samples, count: int) -> tuple[list[np.ndarray], list[str]]:
+    """Panels of validation images (else of training images), evenly spread over the split, and the images' ids."""
+    batches = samples.evaluation("val" if len(samples.split["val"]) else "train")
+    members = [batch[0] for batch in batches.plan]
+    chosen = [members[i] for i in np.linspace(0, len(members) - 1, min(count, len(members))).round().astype(int)]
+    panels = []
+    for index in chosen:
+        images, truth = batches.read([index])
+        panels.append(plots.panel(images[0], truth[0, ..., 0], to_labels(model.predict_on_batch(images))[0]))
+    return panels, [samples.dataset.ids[index] for index in chosen]

@@ -1,0 +1,74 @@
+"""Segmentation losses: Keras's own functions, with pixels left out and a mean over images."""
+
+import functools
+
+import keras
+from keras import ops
+
+from ..conventions import IGNORED
+
+LOSSES = ("dice_ce", "dice", "focal", "tversky")
+# Each for one output channel and for several.
+_CROSSENTROPY = (keras.losses.binary_crossentropy, keras.losses.categorical_crossentropy)
+_FOCAL = (
+    keras.losses.binary_focal_crossentropy,
+    functools.partial(keras.losses.categorical_focal_crossentropy, alpha=1.0),
+)
+
+
+class SegmentationLoss(keras.losses.Loss):
+    """One of the losses in `LOSSES`, computed for each image and averaged over the batch.
+
+    `dice_ce` is Dice plus cross-entropy, `focal` weights cross-entropy by (1 - p)^2 (Lin et al. 2017), `tversky`
+    is Dice with false negatives weighing 0.7 against 0.3 for false positives (Salehi et al. 2017). Dice and Tversky
+    are means over the foreground classes that are present in the image's truth: an absent class has no overlap to
+    improve, and in `dice_ce` cross-entropy is what keeps it absent. `dice` and `tversky` alone cost nothing where an
+    image has no foreground, whatever is predicted there. Cross-entropy and focal average over valid pixels.
+
+    Args:
+        name: one of `LOSSES`.
+
+    Call arguments:
+        y_true: (N, H, W, 1) class indices, IGNORED (255) where not scored.
+        y_pred: (N, H, W, C) probabilities in 0..1; C = 1 for a binary model.
+    """
+
+    def __init__(self, name: str = "dice_ce", reduction: str = "sum_over_batch_size"):
+        if name not in LOSSES:
+            raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, got {name!r}.")
+        super().__init__(name=name, reduction=reduction)
+
+    def call(self, y_true, y_pred):
+        y_true = ops.cast(y_true, "int32")
+        valid = ops.cast(y_true != IGNORED, y_pred.dtype)
+        classes = y_pred.shape[-1]
+        if classes == 1:
+            truth = ops.cast(y_true == 1, y_pred.dtype)
+        else:
+            truth = ops.one_hot(ops.squeeze(y_true, -1), classes, dtype=y_pred.dtype)  # all zero where ignored
+        if self.name == "focal":
+            return self._pixelwise(truth, y_pred, valid, _FOCAL)
+        overlap = self._overlap(truth, y_pred, valid)
+        if self.name == "dice_ce":
+            return overlap + self._pixelwise(truth, y_pred, valid, _CROSSENTROPY)
+        return overlap
+
+    def _overlap(self, truth, pred, valid):
+        if truth.shape[-1] > 1:
+            truth, pred = truth[..., 1:], pred[..., 1:]
+        truth, pred = truth * valid, pred * valid
+        # Keras's `alpha` weighs truth that the prediction misses, whatever its docstring calls it; at 0.5 each,
+        # Tversky is Dice.
+        alpha, beta = (0.7, 0.3) if self.name == "tversky" else (0.5, 0.5)
+        present = ops.cast(ops.any(truth > 0, axis=(1, 2)), pred.dtype)
+        loss = keras.losses.tversky(truth, pred, alpha=alpha, beta=beta, axis=(1, 2))
+        return ops.sum(loss * present, axis=-1) / ops.maximum(ops.sum(present, axis=-1), 1)
+
+    def _pixelwise(self, truth, pred, valid, functions):
+        binary, categorical = functions
+        loss = (binary if truth.shape[-1] == 1 else categorical)(truth, pred)
+        valid = ops.squeeze(valid, -1)
+        return ops.sum(loss * valid, axis=(1, 2)) / ops.maximum(ops.sum(valid, axis=(1, 2)), 1)
+
+    def get_config(self):
+        return {"name": self.name, "reduction": self.reduction}

@@ -1,0 +1,168 @@
+"""The fitting of one run, from its first epoch to its last."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from ..files import write_atomically, write_csv
+from ..folders.run import HISTORY, MODEL
+from ..folders.state import best_epoch, restore_state, save_state
+from ..nets.sites import set_encoder_trainable
+from ..surgery.schedules import DropoutSchedule
+from .callbacks import Recorder, StopWhenNotFinite
+from .losses import SegmentationLoss
+from .metrics import Dice, IoU
+from .optimizer import OneDeviceAdamW, WarmupCosine
+from .replicas import AgreedLossScale, UpdateOriginal, replicate
+from .samples import Samples
+
+
+class Session:
+    """Fits a network phase by phase, and keeps of each epoch its row of the history and the model if it is the best.
+
+    Args:
+        run_dir: the run's folder.
+        model: the network, which is trained in place.
+        samples: the images.
+        history: the epochs that an earlier session has finished; their state is in the folder then.
+        strategy: of several devices that each batch is divided among, or None.
+        callbacks: of Keras, after its own.
+        keep_state: store after each epoch what a resumed run needs.
+        verbose: as in `keras.Model.fit`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        model: keras.Model,
+        samples: Samples,
+        history: Sequence[dict] = (),
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        keep_state: bool = False,
+        verbose: int | str = 0,
+    ):
+        self.run_dir, self.model, self.samples, self.history = run_dir, model, samples, list(history)
+        self.config, self.strategy, self.keep_state, self.verbose = samples.config, strategy, keep_state, verbose
+        self.callbacks = list(callbacks)
+        self.steps = samples.steps
+        self.epochs = min(self.config.epochs, self.config.stop_after or self.config.epochs)
+        self.validation = samples.evaluation("val")
+        self.trained = model  # what is fitted: `model`, or its replicas on several devices
+
+    def fit(self) -> None:
+        """Train the frozen and the free phase, from the first epoch that the history does not have."""
+        resumed_at = len(self.history)
+        thaw = min(self.config.freeze_epochs, self.epochs)
+        for first, last, frozen in ((0, thaw, True), (thaw, self.epochs, False)):
+            if first == last or resumed_at >= last:
+                continue
+            self.compile(first, frozen)
+            if self.history and resumed_at > first:
+                restore_state(self.run_dir, self._variables())
+            elif self.history:
+                restore_state(self.run_dir, self.trained.variables)
+            if self._out_of_patience():
+                break
+            self._fit_phase(max(first, len(self.history)), last)
+        write_csv(self.run_dir / HISTORY, self.history)
+
+    def compile(self, first_epoch: int, frozen: bool) -> None:
+        """Make a phase's optimizer, and what is trained ready for it."""
+        # Each phase has its own optimizer. One that had seen the frozen phase would correct its moments' bias for
+        # the steps it counted, not for those the encoder took part in, and move the encoder several times too far.
+        set_encoder_trainable(self.model, not frozen)
+        # On a CPU, XLA's convolutions took 1.6 times as long as oneDNN's; it does not go with several devices.
+        jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
+        if self.strategy is not None:
+            self.trained = replicate(self.model, self.strategy)
+            # To validate.
+            self.model.compile(
+                loss=SegmentationLoss(self.config.loss), metrics=self._metrics(), jit_compile=jit_compile
+            )
+            jit_compile = False
+        with (self.strategy or tf.distribute.get_strategy()).scope():
+            self.trained.compile(
+                self._optimizer(first_epoch),
+                SegmentationLoss(self.config.loss),
+                metrics=self._metrics(),
+                jit_compile=jit_compile,
+            )
+            # Under float16 compile wraps the optimizer; build what it made, so that a state can be put into it.
+            self.trained.optimizer.build(self.trained.trainable_variables)
+
+    def _optimizer(self, first_epoch: int) -> keras.optimizers.Optimizer:
+        config = self.config
+        optimizer = (OneDeviceAdamW if self.strategy is None else keras.optimizers.AdamW)(
+            WarmupCosine(config.lr, config.epochs * self.steps, offset=first_epoch * self.steps),
+            weight_decay=1e-4,
+            name="adamw",
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        if self.strategy is not None and self.trained.dtype_policy.compute_dtype == "float16":
+            return AgreedLossScale(optimizer)
+        return optimizer
+
+    def _metrics(self) -> list[keras.metrics.Metric]:
+        classes = len(self.samples.dataset.class_names)
+        return [Dice(classes, name="dice"), IoU(classes, name="iou")]
+
+    def _fit_phase(self, first: int, last: int) -> None:
+        failures: list[Exception] = []
+        validation = self.validation.as_tf_dataset(failures) if self.validation.plan else None
+        update = []
+        if self.strategy is not None:
+            update, validation = [UpdateOriginal(self.model, validation)], None
+        try:
+            self.trained.fit(
+                self.samples.training(first, last, failures),
+                epochs=last,
+                initial_epoch=first,
+                steps_per_epoch=self.steps,
+                shuffle=False,  # the pipeline does
+                validation_data=validation,
+                callbacks=[
+                    StopWhenNotFinite(self.steps),
+                    *update,
+                    *self._schedule(),
+                    Recorder(self.record_epoch),
+                    *self.callbacks,
+                ],
+                verbose=self.verbose,
+            )
+        except tf.errors.OpError as error:
+            raise (failures[0] if failures else error) from None
+
+    def _schedule(self) -> list[DropoutSchedule]:
+        config = self.config
+        if config.dropout_schedule == "constant":
+            return []
+        return [DropoutSchedule(config.dropout_schedule, config.dropout_schedule_epochs or -(-config.epochs // 2))]
+
+    def record_epoch(self, row: dict) -> None:
+        """Keep an epoch: the model if it is the best yet, the state, and the history, in this order.
+
+        Whatever a kill leaves, the state tells what is finished, and an epoch that is run again writes the same.
+        """
+        self.history.append(row)
+        if best_epoch(self.history) == row["epoch"]:
+            bare = keras.Model(self.model.input, self.model.output, name=self.model.name)  # not compiled
+            write_atomically(self.run_dir / MODEL, bare.save)
+        if self.keep_state:
+            save_state(self.run_dir, self._variables(), self.history)
+        write_csv(self.run_dir / HISTORY, self.history)
+        if self._out_of_patience():
+            self.trained.stop_training = True
+
+    def _variables(self) -> list:
+        """Everything that training changes: weights, BatchNorm and dropout state, then the optimizer's."""
+        return [*self.trained.variables, *self.trained.optimizer.variables]
+
+    def _out_of_patience(self) -> bool:
+        if not self.history or not self.validation.plan:
+            return False
+        reference = max(best_epoch(self.history), self.config.freeze_epochs - 1)
+        return self.history[-1]["epoch"] - reference >= self.config.patience

@@ -1,0 +1,214 @@
+"""Train a network: from a configuration to a run folder."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.panel import Panel
+
+from ..config.train import TrainConfig, default_run_dir
+from ..data.augment import A, load_augmentation, restore
+from ..data.dataset import Dataset
+from ..data.opening import open_configured
+from ..data.splits import part_of, split_dataset
+from ..errors import InputError
+from ..files import remove_partial, write_atomically
+from ..folders.run import RunRecord, create_run, open_run, recorded_split, start_run
+from ..folders.state import best_epoch, load_history
+from ..folders.sweep import sweep_split
+from ..show import plots
+from .building import build_model, find_weights, record_of
+from .callbacks import TensorBoardPanels
+from .device import choose_device
+from .finishing import example_panels, finish
+from .replicas import strategy_for
+from .samples import Samples
+from .session import Session
+
+_console = Console(highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a training leaves.
+
+    Attributes:
+        run_dir: the run's folder.
+        history: one dict per epoch: epoch, learning_rate, loss, dice, iou and their `val_` twins.
+        metrics: scores of the best model by split ("val", "test"); see `segdrop.evaluate`.
+        model: the best model by validation Dice.
+    """
+
+    run_dir: Path
+    history: list[dict]
+    metrics: dict[str, dict]
+    model: keras.Model
+
+
+def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> TrainResult:
+    """Train a U-Net as `config` says and write everything to its run folder.
+
+    Everything that can be wrong with the configuration and the data is found before the folder is made.
+
+    Args:
+        config: the configuration.
+        augmentation: a pipeline of your own instead of `config.augment`; it is applied to the crops, with masks
+            always interpolated by nearest neighbour, and must keep their size.
+
+    Raises:
+        InputError, FileNotFoundError, FileExistsError: the configuration, data or folder cannot be used, or the
+            loss is no longer finite.
+    """
+    run = _resume(config) if config.resume else _begin(config, augmentation)
+    model, samples, run_dir = run.model, run.samples, run.run_dir
+    _announce(run, resumed=config.resume)
+    started = time.monotonic()
+    events = run_dir / "tensorboard"
+    callbacks = [
+        keras.callbacks.TensorBoard(events, write_graph=False),
+        TensorBoardPanels(events / "images", lambda: example_panels(model, samples, 3)[0]),
+    ]
+    session = Session(
+        run_dir,
+        model,
+        samples,
+        run.history,
+        strategy=run.strategy,
+        callbacks=callbacks,
+        keep_state=True,
+        verbose="auto",
+    )
+    session.fit()
+
+    def draw(best: keras.Model) -> None:
+        write_atomically(run_dir / "curves.png", lambda path: plots.save_curves(path, session.history))
+        panels, ids = example_panels(best, samples, 4)
+        write_atomically(run_dir / "examples.png", lambda path: plots.save_examples(path, panels, ids))
+
+    # The images of a sweep's test split are scored when they are asked for.
+    finished = finish(run_dir, samples, ("val",) if config.from_sweep else ("val", "test"), draw)
+    if finished.recalibration:
+        _report_recalibration(finished.recalibration)
+    _report(finished.metrics, run.record, run_dir, session.history, time.monotonic() - started)
+    return TrainResult(run_dir, session.history, finished.metrics, finished.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run that is ready to be trained.
+
+    Attributes:
+        record: what its config.json says.
+        history: the epochs that are done.
+        strategy: of several devices, or None.
+        device: that trains now, in words.
+    """
+
+    run_dir: Path
+    record: RunRecord
+    model: keras.Model
+    samples: Samples
+    history: list[dict]
+    strategy: tf.distribute.Strategy | None
+    device: str
+
+
+def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
+    """Check everything, build the network, and make the folder of a new run."""
+    run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(datetime.now())
+    augmentation = load_augmentation(config.augment) if augmentation is None else augmentation
+    if run_dir.exists():
+        create_run(run_dir, 0)  # says so before the data set is read
+    dataset = open_configured(config)
+    split = _split(config, dataset)
+    strategy, device, precision = _devices(config, config.mixed_precision)
+    weights = find_weights(config)
+    model = build_model(config, dataset.class_names, None if weights == "random" else weights, precision)
+    samples = Samples(config, dataset, split, augmentation)
+    record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights)
+    # The best model, and weights and moments of the state twice while one replaces the other.
+    start_run(run_dir, record, dataset, split, needed_bytes=8 * 4 * model.count_params())
+    return _Run(run_dir, record, model, samples, [], strategy, device)
+
+
+def _resume(config: TrainConfig) -> _Run:
+    """Open a run that was interrupted; its weights come from its state when the training goes on."""
+    run_dir = Path(str(config.run_dir))
+    record = open_run(run_dir)
+    _check_same(config, record.config, run_dir)
+    history = load_history(run_dir)
+    remove_partial(run_dir)
+    dataset = open_configured(config)
+    if record.data_sha256 != dataset.digest:
+        raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
+    split = {name: recorded_split(run_dir, dataset, name) for name in ("train", "val", "test")}
+    strategy, device, precision = _devices(config, record.mixed_precision)
+    model = build_model(config, dataset.class_names, None, precision)
+    samples = Samples(config, dataset, split, restore(record.augmentation or {}))
+    return _Run(run_dir, record, model, samples, history, strategy, device)
+
+
+def _devices(config: TrainConfig, precision: str) -> tuple[tf.distribute.Strategy | None, str, str]:
+    """What trains: the strategy of several devices, the device in words, and the precision."""
+    device, precision = choose_device(precision)
+    strategy = strategy_for(config.gpus, config.batch_size)
+    return strategy, device if strategy is None else f"{strategy.num_replicas_in_sync} x {device}", precision
+
+
+def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
+    if config.from_sweep is None:
+        split = split_dataset(dataset, config.seed, config.val_fraction)
+    else:
+        split = sweep_split(config.from_sweep, dataset)
+    return {**split, "train": part_of(dataset, split["train"], config.train_fraction, config.seed)}
+
+
+def _check_same(config: TrainConfig, stored: TrainConfig, run_dir: Path) -> None:
+    for field in dataclasses.fields(config):
+        given, kept = getattr(config, field.name), getattr(stored, field.name)
+        if field.name not in ("resume", "run_dir") and given != kept:
+            raise InputError(f"`{field.name}` is {given!r}, but {run_dir} was started with {kept!r}; resume with that.")
+
+
+def _announce(run: _Run, resumed: bool) -> None:
+    dataset, record = run.samples.dataset, run.record
+    sites = sum("dropout" in layer.name for layer in run.model.layers)
+    counts = ", ".join(f"{len(run.samples.split[name])} {name}" for name in ("train", "val", "test"))
+    _console.print(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
+    _console.print(f"Images:  {counts}, from {dataset.path} ({dataset.cached} of {len(dataset)} held in memory)")
+    _console.print(f"Classes: {', '.join(dataset.class_names)}")
+    _console.print(f"Encoder: {record.config.encoder}, dropout at {sites} sites")
+    _console.print(f"Weights: {record.encoder_weights}")
+    _console.print(f"Run:     {run.run_dir}{' (resumed)' if resumed else ''}")
+    _warn(record)
+
+
+def _report(metrics, record: RunRecord, run_dir: Path, history, seconds: float) -> None:
+    best = best_epoch(history)
+    which = "Best" if "val_dice" in history[0] else "Last"
+    _console.print(f"\n{which} epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
+    for name, scores in metrics.items():
+        dice, iou = (_in_words(scores[key]) for key in ("dice", "iou"))
+        _console.print(f"{name:5} Dice {dice}  IoU {iou}  ({scores['images']} images)")
+    _warn(record)
+
+
+def _report_recalibration(recalibration: Mapping) -> None:
+    told = " to ".join(_in_words(recalibration[f"val_dice_{when}"]) for when in ("before", "after"))
+    verb = "kept" if recalibration["kept"] else "discarded"
+    _console.print(f"\nBatchNorm recalibrated: validation Dice from {told}; {verb}.")
+
+
+def _in_words(score: float | None) -> str:
+    return "undefined" if score is None else f"{score:.4f}"
+
+
+def _warn(record: RunRecord) -> None:
+    for warning in record.warnings:
+        Console().print(Panel(warning, title="WARNING", style="bold yellow"))
