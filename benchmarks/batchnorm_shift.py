@@ -58,7 +58,7 @@ def main() -> None:
 
     def measure(place: str, kind: str, rate: float, model: keras.Model) -> None:
         ratios = [row["ratio"] for row in batchnorm_shift(model, images)]
-        dice = score(model, validation, dataset.class_names)["dice"]
+        dice = score(model.predict_on_batch, validation, dataset.class_names)["dice"]
         rows.append(
             {
                 "placement": place,

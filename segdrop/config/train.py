@@ -13,8 +13,12 @@ from .checks import Rule, Seed, at_least, check_fields, check_rate, is_finite, i
 Kind = Literal["element", "spatial", "block", "path"]
 Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
 Schedule = Literal["constant", "ramp", "anneal", "warmup"]
+Encoder = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Skips = Literal["clean", "dropped"]
 DROPOUT_KINDS: tuple[str, ...] = typing.get_args(Kind)
 PLACEMENTS: tuple[str, ...] = typing.get_args(Placement)
+ENCODERS: tuple[str, ...] = typing.get_args(Encoder)
+SKIPS: tuple[str, ...] = typing.get_args(Skips)
 Count = Annotated[int, at_least(1)]
 Crop = Annotated[int, at_least(32), within(f"a multiple of {MULTIPLE}", lambda value: value % MULTIPLE == 0)]
 Classes = Annotated[int, at_least(1), within("at most 255", lambda value: value <= 255)]
@@ -63,7 +67,7 @@ class TrainConfig:
     """none, light, medical, microscopy, or an Albumentations file (JSON or YAML)."""
     seed: Seed = 0
     """Seed of split, initial weights, order, augmentation and dropout."""
-    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet34"
+    encoder: Encoder = "resnet34"
     """The encoder."""
     encoder_weights: str = "auto"
     """imagenet; none (random); a weight file; or auto: ImageNet if it can be had, else random with a warning."""
@@ -86,7 +90,7 @@ class TrainConfig:
     """How rates change: not at all; rise from 0; fall to 0; or are 0 at first."""
     dropout_schedule_epochs: Count | None = None
     """Epochs that the schedule's change takes, by default half of all."""
-    skips: Literal["clean", "dropped"] | None = None
+    skips: Skips | None = None
     """Whether the decoder receives a skip as it was before dropout (clean, unless the placement is skips)."""
     bn_momentum: Momentum = 0.9
     """Momentum of BatchNorm's moving statistics: 0.99, Keras's default, lags by more steps than a small set has."""

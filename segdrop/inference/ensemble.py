@@ -59,7 +59,7 @@ def combine(
 
     Args:
         tta: one of VIEWS.
-        moments_wanted: give the means of `segdrop.uncertainty.moments` instead of those of the probabilities.
+        moments_wanted: give the means of `scoring.uncertainty.moments` instead of those of the probabilities.
         mc_samples, mc_rate, seed: Monte Carlo samples of each network in each view, whose moments are given; 0: none.
 
     Returns:

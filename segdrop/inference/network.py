@@ -58,7 +58,7 @@ class Network:
 
         Args:
             bounds: values that become 0 and 255; by default what `intensity` says of this image alone. Of a slice give
-                those of the whole volume (`intensity.bounds(segdrop.images.open_image(path))`).
+                those of the whole volume (`intensity.bounds(segdrop.images.opening.open_image(path))`).
             spacing: (row, column) mm per pixel; needed where the network has a `spacing`, to which it is resampled.
 
         Raises:

@@ -129,12 +129,12 @@ def predict_uncertainty(
         image: (H, W) or (H, W, 3) in RGB with its own values, or the file of a single image.
         samples: Monte Carlo dropout samples of each network; 0: each predicts once, without dropout, so that what
             differs is the networks (or the views of `tta`).
-        seed, rate: of the samples, see `segdrop.uncertainty.MonteCarlo`.
+        seed, rate: of the samples, see `surgery.sampling.MonteCarlo`.
         tta, tile, overlap: as in `predict`.
         spacing: (row, column) mm per pixel of an array, where the network needs it.
 
     Returns:
-        maps of the image's size; see `segdrop.uncertainty.Uncertainty`.
+        maps of the image's size; see `segdrop.Uncertainty`.
     """
     runs = list(run) if isinstance(run, (list, tuple)) else [run]
     if not runs:

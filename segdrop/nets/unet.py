@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 
 from ..anatomy import HEAD
-from ..config.train import PLACEMENTS, resolve_kind
+from ..config.train import ENCODERS, PLACEMENTS, SKIPS, resolve_kind
 from ..errors import InputError
 from ..surgery.dropout import check_kind, insert_dropout
 from .sites import bypass, placement_sites, set_encoder_trainable, unit_rates
@@ -28,10 +28,6 @@ os.environ["SM_FRAMEWORK"] = "tf.keras"
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints the framework's name when imported
     import segmentation_models as sm
-
-
-ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-SKIPS = ("clean", "dropped")
 
 
 def build_unet(

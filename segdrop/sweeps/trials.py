@@ -32,7 +32,7 @@ class Job:
 
     Attributes:
         repeat, fold, seed: which division of the images, which of its folds, and the seed of the training.
-        arm: what the arm changes, as `segdrop.arms.key_of` writes it; None for a search's arm not yet proposed.
+        arm: what the arm changes, as `config.arms.key_of` writes it; None for a search's arm not yet proposed.
         proposal: the number of a search's arm whose first training this is.
         rebuilt: the number of a finished trial whose model was removed and is needed again.
     """
