@@ -1,5 +1,8 @@
 """load: one call gives what is needed to use a trained network elsewhere."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from conftest import brightness_model, randomise, write_run
 import segdrop
 from segdrop import InputError, build_unet
 from segdrop.inference.network import load_model
+from segdrop.layers import AdjustableDropout, DropBlock2D
 
 RNG = np.random.default_rng(0)
 
@@ -55,6 +59,16 @@ def test_float32_computes_exactly_what_mixed_precision_rounds(tmp_path, float32_
     truth = exact.predict_on_batch(images)
     np.testing.assert_allclose(segdrop.load(run, precision="float32").probabilities(images), truth, atol=1e-5)
     assert np.abs(segdrop.load(run).probabilities(images) - truth).max() > 1e-4
+
+
+def test_layers_of_segdrop_are_known_in_a_program_that_imports_nothing_else(tmp_path):
+    inputs = keras.Input((None, None, 3))
+    x = AdjustableDropout(0.2, name="drop")(inputs)
+    outputs = keras.layers.Conv2D(1, 1, activation="sigmoid")(DropBlock2D(0.1, name="block")(x))
+    run = write_run(tmp_path / "run", keras.Model(inputs, outputs))
+    code = f"import segdrop; print([layer.name for layer in segdrop.load({str(run)!r}).model.layers])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'drop', 'block'" in done.stdout
 
 
 def test_an_image_of_the_wrong_shape_is_an_error(run):

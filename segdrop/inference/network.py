@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from .. import layers  # noqa: F401 (registers the layers that a network of segdrop may have)
 from ..conventions import MULTIPLE, OVERLAP, TILE
 from ..data.tiles import in_tiles
 from ..errors import InputError
