@@ -64,7 +64,7 @@ def test_float32_computes_exactly_what_mixed_precision_rounds(tmp_path, float32_
 def test_layers_of_segdrop_are_known_in_a_program_that_imports_nothing_else(tmp_path):
     inputs = keras.Input((None, None, 3))
     x = AdjustableDropout(0.2, name="drop")(inputs)
-    outputs = keras.layers.Conv2D(1, 1, activation="sigmoid")(DropBlock2D(0.1, name="block")(x))
+    outputs = keras.layers.Conv2D(1, 1, activation="sigmoid")(DropBlock2D(0.1, 3, name="block")(x))
     run = write_run(tmp_path / "run", keras.Model(inputs, outputs))
     code = f"import segdrop; print([layer.name for layer in segdrop.load({str(run)!r}).model.layers])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
