@@ -466,7 +466,7 @@ def test_an_answer_is_written_without_tensorflow_and_keras(tmp_path):
         from pathlib import Path
         from segdrop.sweeps.answer_files import tables, write_answer
         from segdrop.sweeps.comparing import answer
-from segdrop.sweeps.results import Arm, Results, Training
+        from segdrop.sweeps.results import Arm, Results, Training
         arms = [Arm("none", 0.0, "none", 0, {{}}), Arm("spatial 0.2", 0.2, "spatial", 0, {{}})]
         scores = dict(train_dice=0.9, best_epoch=1, epochs=2, seconds=1.0, ece=0.1, ece_foreground=0.1, brier=0.1)
         made = [Training(i, 0, k, 0, 0.8 + i * k / 100, 0.7, images={{}}, **scores) for i in (0, 1) for k in (0, 1, 2)]
