@@ -6,7 +6,12 @@ from ..conventions import IGNORED
 
 
 def to_labels(probabilities, threshold: float = 0.5) -> np.ndarray:
-    """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C): at the threshold for C = 1, else argmax."""
+    """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C): at the threshold for C = 1, else argmax.
+
+    Example:
+        >>> to_labels([[0.2], [0.7]]), to_labels([[0.2, 0.5, 0.3]])
+        (array([0, 1], dtype=uint8), array([1], dtype=uint8))
+    """
     probabilities = np.asarray(probabilities)
     if probabilities.shape[-1] == 1:
         return (probabilities[..., 0] >= threshold).astype(np.uint8)
@@ -26,6 +31,11 @@ def confusion_counts(truth, pred, classes: int = 2) -> np.ndarray:
 
     Raises:
         ValueError: the shapes differ, or a class index lies outside 0..classes - 1.
+
+    Example:
+        >>> truth, pred = [0, 1, 1, 255], [1, 1, 0, 1]
+        >>> confusion_counts(truth, pred).tolist()
+        [[0, 1, 1], [1, 1, 1]]
     """
     truth, pred = np.asarray(truth), np.asarray(pred)
     if truth.shape != pred.shape:
@@ -43,41 +53,76 @@ def confusion_counts(truth, pred, classes: int = 2) -> np.ndarray:
 
 
 def dice_from_counts(counts) -> np.ndarray:
-    """Dice 2TP / (2TP + FP + FN), float64 (...), of counts (..., 3); NaN where there is nothing to count."""
+    """Dice 2TP / (2TP + FP + FN), float64 (...), of counts (..., 3); NaN where there is nothing to count.
+
+    Example:
+        >>> dice_from_counts([[3, 1, 1], [0, 0, 0]])
+        array([0.75,  nan])
+    """
     tp, fp, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     return _divide(2 * tp, 2 * tp + fp + fn)
 
 
 def iou_from_counts(counts) -> np.ndarray:
-    """IoU TP / (TP + FP + FN), float64 (...), of counts (..., 3); NaN where there is nothing to count."""
+    """IoU TP / (TP + FP + FN), float64 (...), of counts (..., 3); NaN where there is nothing to count.
+
+    Example:
+        >>> iou_from_counts([[3, 1, 1], [0, 0, 0]])
+        array([0.6, nan])
+    """
     tp, fp, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     return _divide(tp, tp + fp + fn)
 
 
 def precision_from_counts(counts) -> np.ndarray:
-    """Precision TP / (TP + FP), float64 (...), of counts (..., 3); NaN where nothing was predicted."""
+    """Precision TP / (TP + FP), float64 (...), of counts (..., 3); NaN where nothing was predicted.
+
+    Example:
+        >>> precision_from_counts([[3, 1, 2], [0, 0, 2]])
+        array([0.75,  nan])
+    """
     tp, fp, _ = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     return _divide(tp, tp + fp)
 
 
 def recall_from_counts(counts) -> np.ndarray:
-    """Recall TP / (TP + FN), float64 (...), of counts (..., 3); NaN where the truth has nothing."""
+    """Recall TP / (TP + FN), float64 (...), of counts (..., 3); NaN where the truth has nothing.
+
+    Example:
+        >>> recall_from_counts([[3, 1, 2], [0, 1, 0]])
+        array([0.6, nan])
+    """
     tp, _, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     return _divide(tp, tp + fn)
 
 
 def dice(truth, pred, classes: int = 2) -> np.ndarray:
-    """Dice of each class over all pixels given (micro), float64 (classes,); arguments as in `confusion_counts`."""
+    """Dice of each class over all pixels given (micro), float64 (classes,); arguments as in `confusion_counts`.
+
+    Example:
+        >>> dice(truth=[0, 0, 1, 1], pred=[0, 1, 1, 1]).round(3)
+        array([0.667, 0.8  ])
+    """
     return dice_from_counts(confusion_counts(truth, pred, classes))
 
 
 def iou(truth, pred, classes: int = 2) -> np.ndarray:
-    """IoU of each class over all pixels given (micro), float64 (classes,); arguments as in `confusion_counts`."""
+    """IoU of each class over all pixels given (micro), float64 (classes,); arguments as in `confusion_counts`.
+
+    Example:
+        >>> iou(truth=[0, 0, 1, 1], pred=[0, 1, 1, 1]).round(3)
+        array([0.5  , 0.667])
+    """
     return iou_from_counts(confusion_counts(truth, pred, classes))
 
 
 def foreground_mean(scores) -> float:
-    """Mean over the classes but the background (index 0) that are defined; NaN where none is."""
+    """Mean over the classes but the background (index 0) that are defined; NaN where none is.
+
+    Example:
+        >>> foreground_mean([0.9, 0.5, np.nan, 1.0])
+        0.75
+    """
     scores = np.asarray(scores)[1:]
     defined = scores[~np.isnan(scores)]
     return float(defined.mean()) if defined.size else float("nan")

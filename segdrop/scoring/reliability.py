@@ -30,6 +30,12 @@ def reliability(probabilities, truth, pred=None) -> np.ndarray:
         float64 (2, 3, 15): over all pixels, and over those within 10 px of the foreground of truth or prediction; the
         number of pixels, the sum of their confidences and the number of correct ones; in 15 bins of equal width of
         the confidence over 0..1, the lower edge within. The arrays of several images may be added.
+
+    Example:
+        >>> bins = reliability(np.full((2, 2, 1), 0.9), truth=[[1, 1], [1, 0]])
+        >>> count, confidence, correct = bins[0, :, 13]  # 13/15 <= 0.9 < 14/15
+        >>> int(count), round(float(confidence), 3), int(correct)
+        (4, 3.6, 3)
     """
     probabilities, truth = np.asarray(probabilities, np.float32), np.asarray(truth)
     pred = to_labels(probabilities) if pred is None else np.asarray(pred)
@@ -55,6 +61,11 @@ def expected_calibration_error(bins) -> float:
     Args:
         bins: float64 (3, bins), one of the two tables of `reliability`.
 
+    Example:
+        >>> count, confidence, correct = [4, 4], [3.6, 2.4], [3, 3]
+        >>> round(expected_calibration_error([count, confidence, correct]), 3)  # (0.6 + 0.6) / 8
+        0.15
+
     References:
         Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
@@ -68,6 +79,10 @@ def brier_sum(probabilities, truth) -> float:
     Args:
         probabilities: float32 (H, W, C).
         truth: uint8 (H, W), class indices or IGNORED.
+
+    Example:
+        >>> round(brier_sum([[[0.75], [0.5]]], truth=[[1, 0]]), 4)  # 0.25^2 + 0.5^2
+        0.3125
 
     References:
         Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 1950.
@@ -91,6 +106,11 @@ def error_histograms(uncertainty, truth, pred) -> np.ndarray:
 
     Returns:
         int64 (2, 32768): correct and wrong pixels; ascending uncertainty. Arrays of several images may be added.
+
+    Example:
+        >>> histograms = error_histograms([[0.0, 0.5, 0.5]], truth=[[0, 1, 1]], pred=[[0, 1, 0]])
+        >>> histograms.sum(axis=1).tolist()
+        [2, 1]
     """
     truth = np.asarray(truth)
     # The sign bit, which -0.0 has too, is put to another use: it marks the wrong pixels.
@@ -104,6 +124,11 @@ def auroc(histograms) -> float:
 
     Args:
         histograms: int (2, bins) of correct and wrong pixels, ascending uncertainty, as from `error_histograms`.
+
+    Example:
+        >>> correct, wrong = [1, 1, 0], [0, 1, 1]
+        >>> auroc([correct, wrong])  # of four pairs three are in order and one is a tie
+        0.875
     """
     correct, wrong = np.asarray(histograms, np.float64)
     if not correct.any() or not wrong.any():
@@ -121,6 +146,11 @@ def risk_coverage(histograms, points: int = 100) -> np.ndarray:
 
     Returns:
         float64 (points, 2): coverage, ascending, the last 1; risk. Fewer points with fewer pixels, none without.
+
+    Example:
+        >>> correct, wrong = [1, 1, 0], [0, 0, 2]
+        >>> risk_coverage([correct, wrong], points=4).round(2).tolist()
+        [[0.25, 0.0], [0.5, 0.0], [0.75, 0.33], [1.0, 0.5]]
     """
     correct, wrong = np.asarray(histograms, np.float64)
     total = int((correct + wrong).sum())
@@ -134,6 +164,11 @@ def aurc(histograms) -> float:
 
     Args:
         histograms: as in `risk_coverage`.
+
+    Example:
+        >>> correct, wrong = [1, 1, 0], [0, 0, 2]
+        >>> round(aurc([correct, wrong]), 3)  # (0 + 0 + 1/3 + 1/2) / 4
+        0.208
 
     References:
         Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
@@ -151,6 +186,10 @@ def auroc_images(uncertainty, dice) -> float:
 
     Returns:
         0..1; NaN where no image or every one is below the median.
+
+    Example:
+        >>> auroc_images(uncertainty=[0.1, 0.2, 0.8, 0.9], dice=[0.9, 0.8, 0.5, 0.4])
+        1.0
     """
     uncertainty, dice = _defined(uncertainty, dice)
     low = dice < np.median(dice) if dice.size else np.empty(0, bool)
@@ -166,6 +205,10 @@ def spearman_images(uncertainty, dice) -> float:
 
     Returns:
         -1..1; NaN where either is constant, or for fewer than two images.
+
+    Example:
+        >>> round(spearman_images(uncertainty=[0.1, 0.3, 0.2], dice=[0.9, 0.8, 0.7]), 3)
+        0.5
     """
     uncertainty, dice = _defined(uncertainty, dice)
     if dice.size < 2 or np.ptp(uncertainty) == 0 or np.ptp(dice) == 0:
@@ -174,7 +217,12 @@ def spearman_images(uncertainty, dice) -> float:
 
 
 def aurc_images(uncertainty, dice) -> float:
-    """Area under the risk-coverage curve of images with the risk 1 - Dice; arguments as in `auroc_images`."""
+    """Area under the risk-coverage curve of images with the risk 1 - Dice; arguments as in `auroc_images`.
+
+    Example:
+        >>> aurc_images(uncertainty=[0.1, 0.2], dice=[1.0, 0.5])  # (0 + 0.5 / 2) / 2
+        0.125
+    """
     uncertainty, dice = _defined(uncertainty, dice)
     _, block = np.unique(uncertainty, return_inverse=True)
     return _mean_risk(np.bincount(block), np.bincount(block, weights=1 - dice))
@@ -185,6 +233,10 @@ def interval(scores: Sequence[float] | np.ndarray) -> list[float] | None:
 
     Undefined resamples are left out. A score that only one unit has is undefined in a quarter of them or more, one that
     two units have in an eighth or so: above a fifth there is no interval.
+
+    Example:
+        >>> interval(range(101))
+        [2.5, 97.5]
 
     References:
         Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13.

@@ -71,6 +71,11 @@ def corrected_paired_test(differences, test_share: float, confidence: float = 0.
     Raises:
         InputError: `differences` is not one-dimensional, or a number is out of its range.
 
+    Example:
+        >>> test = corrected_paired_test([0.01, 0.03, 0.02], test_share=1 / 2)  # of three folds
+        >>> round(test.mean, 3), round(test.standard_error, 4), round(test.p, 2)  # 0.01 * sqrt(1/3 + 1/2)
+        (0.02, 0.0091, 0.16)
+
     References:
         Nadeau and Bengio, "Inference for the generalization error", Machine Learning 52, 2003.
         Bouckaert and Frank, "Evaluating the replicability of significance tests for comparing learning algorithms",
@@ -111,6 +116,10 @@ def holm(p_values) -> np.ndarray:
     Raises:
         InputError: `p_values` is not one-dimensional, or a value is not in 0..1.
 
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        array([0.03, 0.06, 0.06])
+
     References:
         Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
     """
@@ -144,6 +153,11 @@ def paired_bootstrap(
     Raises:
         InputError: `groups` has not one entry for each difference.
 
+    Example:
+        >>> mean, low, high = paired_bootstrap([0.1, 0.3])
+        >>> round(mean, 3), low, high
+        (0.2, 0.1, 0.3)
+
     References:
         Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8, for whole groups.
     """
@@ -175,6 +189,10 @@ def resampled_sums(sums, seed: int = 0, resamples: int = 2000) -> np.ndarray:
 
     Returns:
         float64 (resamples, ...); NaN for fewer than two units, which tell nothing of how units vary.
+
+    Example:
+        >>> resampled_sums([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]], resamples=2).tolist()
+        [[3.0, 6.0], [3.0, 6.0]]
     """
     sums = np.asarray(sums, np.float64)
     units, columns = len(sums), sums.reshape(len(sums), -1)
@@ -211,6 +229,10 @@ def needed_to_tell(differences, test_share: float, folds: int, family: float = 1
 
     Raises:
         InputError: as for `corrected_paired_test`; `folds` does not divide J, or `family` is below 1.
+
+    Example:
+        >>> needed_to_tell([0.01, 0.03, 0.02], test_share=1 / 2, folds=3)
+        Needed(repeats=3, patients_factor=None)
     """
     test = corrected_paired_test(differences, test_share, confidence)
     count = len(differences)
@@ -241,6 +263,10 @@ def fold_correlation(differences) -> float:
 
     Returns:
         -1 / (J - 1) to 1; NaN for fewer than two sweeps or folds, and where nothing varies.
+
+    Example:
+        >>> round(fold_correlation([[0.1, 0.1], [0.2, 0.2], [0.4, 0.4]]), 3)
+        1.0
     """
     differences = np.asarray(differences, np.float64)
     sweeps, count = differences.shape
@@ -254,7 +280,12 @@ def fold_correlation(differences) -> float:
 
 
 def pooled_std(values: np.ndarray) -> float:
-    """Standard deviation (ddof 1) along the last axis of float64 (..., n), pooled over all others; NaN if n < 2."""
+    """Standard deviation (ddof 1) along the last axis of float64 (..., n), pooled over all others; NaN if n < 2.
+
+    Example:
+        >>> pooled_std(np.array([[1.0, 3.0], [2.0, 2.0]]))  # variances 2 and 0
+        1.0
+    """
     return float(np.sqrt(values.var(axis=-1, ddof=1).mean())) if values.size and values.shape[-1] > 1 else math.nan
 
 

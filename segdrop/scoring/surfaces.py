@@ -23,6 +23,12 @@ def hausdorff95(truth, pred, spacing: tuple[float, float] | None = None) -> floa
     Raises:
         ValueError: the masks differ in shape.
 
+    Example:
+        >>> truth, pred = np.zeros((2, 5, 5), np.uint8)
+        >>> truth[2, 1] = pred[2, 4] = 1
+        >>> hausdorff95(truth, pred), hausdorff95(truth, pred, spacing=(0.5, 0.5))
+        (3.0, 1.5)
+
     References:
         Maier-Hein et al., "Metrics reloaded", Nature Methods 2024.
     """
@@ -46,6 +52,12 @@ def surface_dice(truth, pred, tolerance: float, spacing: tuple[float, float] | N
     Raises:
         ValueError: the masks differ in shape.
 
+    Example:
+        >>> truth, pred = np.zeros((2, 5, 5), np.uint8)
+        >>> truth[2, 1] = pred[2, 4] = 1
+        >>> surface_dice(truth, pred, tolerance=2), surface_dice(truth, pred, tolerance=3)
+        (0.0, 1.0)
+
     References:
         Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head and neck anatomy for
         radiotherapy", 2018, arXiv:1809.04430.
@@ -62,6 +74,13 @@ def boundary_distances(truth, pred, spacing: tuple[float, float] | None = None) 
     Returns:
         Distances from truth to prediction and from prediction to truth, each float (boundary pixels,), in row-major
         order; infinite where the other mask is empty.
+
+    Example:
+        >>> truth, pred = np.zeros((2, 5, 5), np.uint8)
+        >>> truth[2, 1] = pred[2, 3] = pred[2, 4] = 1
+        >>> there, back = boundary_distances(truth, pred)
+        >>> there.tolist(), back.tolist()
+        ([2.0], [2.0, 3.0])
     """
     truth, pred = np.asarray(truth), np.asarray(pred)
     if truth.shape != pred.shape:
@@ -77,14 +96,24 @@ def boundary_distances(truth, pred, spacing: tuple[float, float] | None = None) 
 
 
 def hausdorff95_from_distances(distances: tuple[np.ndarray, np.ndarray]) -> float:
-    """`hausdorff95` of what `boundary_distances` returned."""
+    """`hausdorff95` of what `boundary_distances` returned.
+
+    Example:
+        >>> hausdorff95_from_distances((np.array([1.0]), np.array([3.0])))
+        3.0
+    """
     if not all(one.size for one in distances):
         return float("nan")
     return float(max(np.percentile(one, 95) for one in distances))
 
 
 def surface_dice_from_distances(distances: tuple[np.ndarray, np.ndarray], tolerance: float) -> float:
-    """`surface_dice` of what `boundary_distances` returned."""
+    """`surface_dice` of what `boundary_distances` returned.
+
+    Example:
+        >>> surface_dice_from_distances((np.array([1.0, 3.0]), np.array([2.0, 2.0])), tolerance=2)
+        0.75
+    """
     count = sum(one.size for one in distances)
     # Three pixels of 0.1 mm are 0.3 mm, though not in floating point.
     limit = tolerance * (1 + 1e-6)

@@ -17,6 +17,13 @@ class Uncertainty:
         expected_entropy: float32 (...), nats: mean entropy of the samples; what they agree to be unsure of.
         mutual_information: float32 (...), nats: the difference of the two; how much the samples disagree.
         std: float32 (..., C): standard deviation of the probability over the samples.
+
+    Example:
+        >>> from segdrop.scoring.uncertainty import from_moments, moments
+        >>> disagreeing = [moments([0.0]), moments([1.0])]  # two samples of one pixel
+        >>> unsure = from_moments(np.mean(disagreeing, axis=0))
+        >>> [round(float(one), 3) for one in (unsure.predictive_entropy, unsure.mutual_information, unsure.std[0])]
+        [0.693, 0.693, 0.5]
     """
 
     mean: np.ndarray
@@ -32,7 +39,12 @@ class Uncertainty:
 
 
 def entropy(probabilities) -> np.ndarray:
-    """Entropy in nats, float32 (...), of probabilities (..., C); for C = 1 that of p and 1 - p."""
+    """Entropy in nats, float32 (...), of probabilities (..., C); for C = 1 that of p and 1 - p.
+
+    Example:
+        >>> entropy([[0.5], [0.9]]).round(3)
+        array([0.693, 0.325], dtype=float32)
+    """
     p = np.asarray(probabilities, np.float32)
     # Channel by channel: a sum over a short last axis takes NumPy several times as long.
     channels = [p[..., 0], 1 - p[..., 0]] if p.shape[-1] == 1 else [p[..., i] for i in range(p.shape[-1])]
@@ -40,13 +52,25 @@ def entropy(probabilities) -> np.ndarray:
 
 
 def moments(probabilities) -> np.ndarray:
-    """What one sample gives to the means: p, p squared and the entropy, float32 (..., 2C + 1), of p, (..., C)."""
+    """What one sample gives to the means: p, p squared and the entropy, float32 (..., 2C + 1), of p, (..., C).
+
+    Example:
+        >>> moments([0.5]).round(3)
+        array([0.5  , 0.25 , 0.693], dtype=float32)
+    """
     p = np.asarray(probabilities, np.float32)
     return np.concatenate([p, p * p, entropy(p)[..., None]], axis=-1)
 
 
 def from_moments(means: np.ndarray) -> Uncertainty:
-    """The scores that follow from the means of `moments` over samples, (..., 2C + 1)."""
+    """The scores that follow from the means of `moments` over samples, (..., 2C + 1).
+
+    Example:
+        >>> agreeing = [moments([0.5]), moments([0.5])]
+        >>> unsure = from_moments(np.mean(agreeing, axis=0))
+        >>> round(float(unsure.expected_entropy), 3), round(float(unsure.mutual_information), 3)
+        (0.693, 0.0)
+    """
     classes = means.shape[-1] // 2
     mean, square, expected = means[..., :classes], means[..., classes:-1], means[..., -1]
     total = entropy(mean)
