@@ -43,6 +43,11 @@ def arms_of(sweep: SweepConfig) -> list[dict]:
 
     Raises:
         InputError: a field is unknown or not one to vary, or a value is impossible.
+
+    Example:
+        >>> config = segdrop.SweepConfig(grid={"encoder_dropout": [0.1, 0.2], "lr": [0.01]})
+        >>> [name_of(arm) for arm in arms_of(config)]
+        ['none', 'none, lr=0.01', 'element 0.1, lr=0.01', 'element 0.2, lr=0.01']
     """
     base = without_dropout(sweep.train)
     arms: list[dict] = [{}]
@@ -57,7 +62,12 @@ def arms_of(sweep: SweepConfig) -> list[dict]:
 
 
 def default_grid(train: TrainConfig, given: Mapping[str, Sequence]) -> dict[str, Sequence]:
-    """`given`, values of fields of dropout, with the default rates and kinds unless it or `train` says which."""
+    """`given`, values of fields of dropout, with the default rates and kinds unless it or `train` says which.
+
+    Example:
+        >>> default_grid(segdrop.TrainConfig(), {"encoder_dropout": [0.1, 0.3]})
+        {'dropout_kind': ['spatial'], 'encoder_dropout': [0.1, 0.3]}
+    """
     if any_dropout(train):
         return dict(given)
     rates = {} if "encoder_dropout" in given else {"encoder_dropout": list(RATES)}
@@ -70,6 +80,10 @@ def read_grid(text: str | None):
 
     Raises:
         FileNotFoundError, InputError: there is no such file, or it is not JSON.
+
+    Example:
+        >>> read_grid('{"encoder_dropout": [0.1, 0.3]}')
+        {'encoder_dropout': [0.1, 0.3]}
     """
     if text is None:
         return None
@@ -88,6 +102,10 @@ def parts(grid) -> list[Mapping]:
 
     Raises:
         InputError: it has another form, or a field is unknown or not one to vary.
+
+    Example:
+        >>> parts({"encoder_dropout": [0.1, 0.3]})
+        [{'encoder_dropout': [0.1, 0.3]}]
     """
     grid = [] if grid is None else [grid] if isinstance(grid, Mapping) else grid
     if not isinstance(grid, Sequence) or not all(isinstance(part, Mapping) for part in grid):
@@ -115,6 +133,11 @@ def arm_config(train: TrainConfig, point: Mapping) -> TrainConfig:
 
     Raises:
         InputError: a value is impossible, alone or with the others.
+
+    Example:
+        >>> config = arm_config(segdrop.TrainConfig(spatial=True), {"encoder_dropout": 0.2})
+        >>> config.encoder_dropout, config.spatial, config.dropout_kind
+        (0.2, False, 'spatial')
     """
     if point.get("encoder_dropout") == 0:  # whatever else is said of dropout
         train, point = without_dropout(train), {**reference_of(point), "encoder_dropout": 0.0}
@@ -129,36 +152,75 @@ def arm_config(train: TrainConfig, point: Mapping) -> TrainConfig:
 
 
 def config_of(train: TrainConfig, changes: Mapping) -> TrainConfig:
-    """The configuration of an arm, given by its changes from `train` without dropout."""
+    """The configuration of an arm, given by its changes from `train` without dropout.
+
+    Example:
+        >>> config = config_of(segdrop.TrainConfig(encoder_dropout=0.5, epochs=10), {"lr": 0.01})
+        >>> config.encoder_dropout, config.epochs, config.lr
+        (0.0, 10, 0.01)
+    """
     return arm_config(without_dropout(train), changes)
 
 
 def any_dropout(config: TrainConfig) -> bool:
+    """Whether a rate is above 0.
+
+    Example:
+        >>> any_dropout(segdrop.TrainConfig(encoder_dropout=(0.0, 0.2))), any_dropout(segdrop.TrainConfig(spatial=True))
+        (True, False)
+    """
     return any(config.rates)
 
 
 def without_dropout(config: TrainConfig) -> TrainConfig:
+    """`config` with every field of dropout as it is by default.
+
+    Example:
+        >>> config = without_dropout(segdrop.TrainConfig(encoder_dropout=0.2, spatial=True, lr=0.01))
+        >>> config == segdrop.TrainConfig(lr=0.01)
+        True
+    """
     return dataclasses.replace(config, **{name: _DEFAULTS[name] for name in DROPOUT_FIELDS})
 
 
 def changes_of(config: TrainConfig, base: TrainConfig) -> dict:
-    """The fields in which `config` differs from `base`, as JSON gives them back."""
+    """The fields in which `config` differs from `base`, as JSON gives them back.
+
+    Example:
+        >>> changes_of(segdrop.TrainConfig(encoder_dropout=(0.1, 0.2), epochs=10), segdrop.TrainConfig(epochs=10))
+        {'encoder_dropout': [0.1, 0.2]}
+    """
     theirs, ours = base.to_json(), config.to_json()
     return json.loads(json.dumps({name: value for name, value in ours.items() if value != theirs[name]}))
 
 
 def key_of(changes: Mapping) -> str:
-    """One text for equal changes."""
+    """One text for equal changes.
+
+    Example:
+        >>> key_of({"lr": 0.01, "epochs": 10}) == key_of({"epochs": 10, "lr": 0.01})
+        True
+    """
     return json.dumps(changes, sort_keys=True)
 
 
 def reference_of(changes: Mapping) -> dict:
-    """The arm without dropout that an arm is compared with."""
+    """The arm without dropout that an arm is compared with.
+
+    Example:
+        >>> reference_of({"encoder_dropout": 0.2, "dropout_kind": "spatial", "lr": 0.01})
+        {'lr': 0.01}
+    """
     return {name: value for name, value in changes.items() if name not in DROPOUT_FIELDS}
 
 
 def curve_of(changes: Mapping) -> str:
-    """An arm's name without its rate: arms that differ in the rate alone share it."""
+    """An arm's name without its rate: arms that differ in the rate alone share it.
+
+    Example:
+        >>> curve_of({"encoder_dropout": 0.2, "dropout_kind": "element", "dropout_placement": "block_end", "lr": 0.01})
+        'element at block_end, lr=0.01'
+    """
     words = []
     if "encoder_dropout" in changes:
         words.append(changes["dropout_kind"])
@@ -181,7 +243,12 @@ def curve_of(changes: Mapping) -> str:
 
 
 def name_of(changes: Mapping) -> str:
-    """An arm in words: "none", "spatial 0.2", "element 0.2 at block_end, lr=0.0003"."""
+    """An arm in words: "none", "spatial 0.2", "element 0.2 at block_end, lr=0.0003".
+
+    Example:
+        >>> name_of({"encoder_dropout": 0.2, "dropout_kind": "spatial", "lr": 0.01}), name_of({})
+        ('spatial 0.2, lr=0.01', 'none')
+    """
     if "encoder_dropout" not in changes:
         return ", ".join(["none", *([curve_of(changes)] if changes else [])])
     kind, rest = changes["dropout_kind"], curve_of(changes).removeprefix(changes["dropout_kind"])
@@ -189,7 +256,12 @@ def name_of(changes: Mapping) -> str:
 
 
 def rate_text(rate) -> str:
-    """A rate as it is written on the command line, with four digits at most."""
+    """A rate as it is written on the command line, with four digits at most.
+
+    Example:
+        >>> rate_text(0.25), rate_text((0.05, 0.3)), rate_text({"stage3": 0.1, "stage4": 0.2})
+        ('0.25', '0.05..0.3', 'stage3=0.1,stage4=0.2')
+    """
     if isinstance(rate, Mapping):
         return ",".join(f"{block}={value:.4g}" for block, value in rate.items())
     return "..".join(f"{value:.4g}" for value in (rate if isinstance(rate, (list, tuple)) else [rate]))

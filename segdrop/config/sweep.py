@@ -10,7 +10,15 @@ from .train import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """What a sweep compares, and on how many trainings; see `segdrop.sweep`."""
+    """What a sweep compares, and on how many trainings; see `segdrop.sweep`.
+
+    Example:
+        >>> from segdrop.config.arms import arms_of, name_of
+        >>> train = segdrop.TrainConfig(data="data/cells", epochs=20)
+        >>> config = segdrop.SweepConfig(train, {"encoder_dropout": [0.1, 0.3], "dropout_kind": ["spatial", "block"]})
+        >>> [name_of(arm) for arm in arms_of(config)]
+        ['none', 'spatial 0.1', 'block 0.1', 'spatial 0.3', 'block 0.3']
+    """
 
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """What all trainings have in common; its seed is that of the folds."""

@@ -47,7 +47,17 @@ def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Train a ResNet U-Net with dropout in its encoder."""
+    """Train a ResNet U-Net with dropout in its encoder.
+
+    Example:
+        >>> config = segdrop.TrainConfig(data="data/cells", encoder_dropout=(0.05, 0.3), dropout_kind="block")
+        >>> segdrop.TrainConfig(**config.to_json()) == config
+        True
+        >>> segdrop.TrainConfig(crop_size=100)
+        Traceback (most recent call last):
+            ...
+        segdrop.errors.InputError: `crop_size` must be a multiple of 32, got crop_size=100.
+    """
 
     data: str = "data/cells"
     """Folder with images/ and masks/ (same stems), or a CSV file with the columns image and mask."""

@@ -60,6 +60,14 @@ def open_dataset(
     Raises:
         FileNotFoundError: `path` or a part of it does not exist.
         InputError: the data set cannot be used as it is; the message lists every kind of problem.
+
+    Example:
+        >>> dataset = open_dataset("data/cells")
+        >>> len(dataset), dataset.class_names
+        (96, ('background', 'cell'))
+        >>> image, mask = dataset.read(0)
+        >>> image.shape, mask.shape, np.unique(mask).tolist()
+        ((128, 128, 3), (128, 128), [0, 1])
     """
     path = Path(path)
     if not path.exists():
@@ -186,6 +194,11 @@ def open_configured(
 
     Args:
         classes, cache_mb: the configuration's unless given.
+
+    Example:
+        >>> dataset = open_configured(segdrop.TrainConfig(data="data/cells"))
+        >>> dataset.ids[0], dataset.splits[0], dataset.sizes[0].tolist()
+        ('test_000', 'test', [128, 128])
     """
     return open_dataset(
         config.data if data is None else data,

@@ -26,6 +26,12 @@ def split_dataset(dataset: Dataset, seed: int, fraction: float = 0.15) -> dict[s
 
     Raises:
         InputError: a split would be empty, or there are too few groups to cut it.
+
+    Example:
+        >>> from segdrop.data.opening import open_dataset
+        >>> split = split_dataset(open_dataset("data/cells"), seed=0)
+        >>> {name: len(indices) for name, indices in split.items()}
+        {'train': 64, 'val': 16, 'test': 16}
     """
     everything = np.arange(len(dataset))
     if dataset.splits is None:
@@ -51,6 +57,13 @@ def part_of(dataset: Dataset, indices: np.ndarray, fraction: float, seed: int) -
 
     A smaller part lies within a larger one of the same seed. A group counts to the stratum of its first image; every
     stratum keeps at least one group.
+
+    Example:
+        >>> from segdrop.data.opening import open_dataset
+        >>> dataset = open_dataset("data/cells")
+        >>> quarter, half = (part_of(dataset, np.arange(64), share, seed=0) for share in (0.25, 0.5))
+        >>> len(quarter), len(half), set(quarter) < set(half)
+        (16, 32, True)
     """
     if fraction == 1:
         return indices
@@ -81,6 +94,12 @@ def cross_validation(
 
     Raises:
         InputError: there are fewer groups than folds, or a fold has no image of a class, to train or to validate with.
+
+    Example:
+        >>> from segdrop.data.opening import open_dataset
+        >>> folds = cross_validation(open_dataset("data/cells"), np.arange(96), folds=4, seed=0)
+        >>> len(folds), sorted(np.concatenate(folds).tolist()) == list(range(96))
+        (4, True)
     """
     check_whole(folds, "folds", minimum=2)
     groups = len({dataset.groups[index] for index in indices})

@@ -27,6 +27,12 @@ def in_tiles(
 
     Returns:
         float32 (H, W, K).
+
+    Example:
+        >>> image = np.full((70, 100, 3), 3, np.float32)
+        >>> doubled = in_tiles(lambda tiles: 2 * tiles, image, tile=64, overlap=32)
+        >>> doubled.shape, np.allclose(doubled, 6)
+        ((70, 100, 3), True)
     """
     height, width = image.shape[:2]
     rows = tile_rows(
@@ -65,6 +71,12 @@ def tile_rows(
 
     Yields:
         the first row, and float32 (rows, width, K), of the part of the image that each row of tiles completes.
+
+    Example:
+        >>> image = np.zeros((70, 40, 3), np.float32)
+        >>> read, keep = (lambda top, bottom: image[top:bottom]), (lambda tiles, first: tiles)
+        >>> [(top, rows.shape) for top, rows in tile_rows(keep, read, height=70, width=40, tile=64, overlap=32)]
+        [(0, (32, 40, 3)), (32, (38, 40, 3))]
     """
     check_tile(tile, overlap, margin)
     tops, lefts = tile_offsets(height, tile, overlap), tile_offsets(width, tile, overlap)
@@ -100,7 +112,12 @@ def tile_rows(
 
 
 def tile_offsets(length: int, tile: int, overlap: int) -> list[int]:
-    """Where the tiles along an axis of `length` pixels begin: all multiples of 32."""
+    """Where the tiles along an axis of `length` pixels begin: all multiples of 32.
+
+    Example:
+        >>> tile_offsets(300, tile=128, overlap=32)
+        [0, 96, 192]
+    """
     last = max(0, padded(length) - tile)
     return [*range(0, last, tile - overlap), last]
 
@@ -126,7 +143,12 @@ class _Band:
 
 
 def padded(length: int) -> int:
-    """The next multiple of 32."""
+    """The next multiple of 32.
+
+    Example:
+        >>> padded(64), padded(65)
+        (64, 96)
+    """
     return -(-length // MULTIPLE) * MULTIPLE
 
 

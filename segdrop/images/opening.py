@@ -17,14 +17,25 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES, *DICOM_SUFFIXES, *N
 
 
 def stem(path: str | os.PathLike) -> str:
-    """The file's name without its suffix; "a.nii.gz" gives "a", and "1.2.840", which ends in none of them, itself."""
+    """The file's name without its suffix; "a.nii.gz" gives "a", and "1.2.840", which ends in none of them, itself.
+
+    Example:
+        >>> stem("scans/a.nii.gz"), stem("1.2.840")
+        ('a', '1.2.840')
+    """
     name = Path(path).name
     suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(suffix)]
 
 
 def is_image(path: Path) -> bool:
-    """Whether the file's name has one of `SUFFIXES`."""
+    """Whether the file's name has one of `SUFFIXES`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> is_image(Path("scans/a.NII.GZ")), is_image(Path("scans/notes.txt"))
+        (True, False)
+    """
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -51,6 +62,13 @@ def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = Fal
     Raises:
         FileNotFoundError: there is no such file.
         InputError: it cannot be read as an image; one sentence.
+
+    Example:
+        >>> picture = open_image("image.png")
+        >>> picture.height, picture.width, picture.channels, picture.slices
+        (128, 128, 1, None)
+        >>> picture.read().dtype
+        dtype('uint8')
     """
     path = Path(path)
     if not path.is_file():
@@ -73,7 +91,12 @@ def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = Fal
 
 
 def same_place(one: Picture, other: Picture) -> bool:
-    """Whether two NIfTI files lie on the same grid in space; True for all other formats, which do not tell."""
+    """Whether two NIfTI files lie on the same grid in space; True for all other formats, which do not tell.
+
+    Example:
+        >>> same_place(open_image("image.png"), open_image("data/cells/masks/test_000.png"))
+        True
+    """
     if one._nifti is None or other._nifti is None:
         return True
     return np.allclose(one._nifti[1].get_best_affine(), other._nifti[1].get_best_affine(), atol=1e-2)
