@@ -6,12 +6,27 @@ class InputError(ValueError):
 
     The message is one sentence: what is wrong, where, and what to do. The command line prints it as
     one line and exits with code 2; every other exception keeps its traceback.
+
+    Example:
+        >>> try:
+        ...     segdrop.TrainConfig(encoder_dropout=1.3)
+        ... except segdrop.InputError as error:
+        ...     print(error)
+        `encoder_dropout` must be a number in [0, 1), got encoder_dropout=1.3.
     """
 
 
 class VerificationError(InputError):
     """Two models differ where one should be the other with dropout in it, or a dropout layer does not do its work; or
-    an exported network gives other results than the run's."""
+    an exported network gives other results than the run's.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> segdrop.verify(model, segdrop.remove_dropout(model))
+        Traceback (most recent call last):
+            ...
+        segdrop.errors.VerificationError: dropout was added: dropout layers: found 0, expected at least 1.
+    """
 
 
 class Diverged(InputError):

@@ -89,6 +89,14 @@ class AdjustableDropout(_AdjustableLayer):
             input's; None for no sharing. (None, 1, 1, None) drops whole feature maps.
         target: the rate that schedules take parts of; by default `rate`.
         seed: seed of the masks.
+
+    Example:
+        >>> dropout, ones = AdjustableDropout(0.5), np.ones((100, 100), "float32")
+        >>> np.unique(dropout(ones, training=True)).tolist()
+        [0.0, 2.0]
+        >>> dropout.rate = 0.2
+        >>> np.unique(dropout(ones, training=True)).tolist()
+        [0.0, 1.25]
     """
 
     def __init__(self, rate, noise_shape=None, target=None, seed=None, **kwargs):
@@ -132,6 +140,12 @@ class DropBlock2D(_AdjustableLayer):
 
     Raises:
         InputError: `block_size` is no whole number of at least 1, or larger than a map whose size is known.
+
+    Example:
+        >>> dropout, ones = DropBlock2D(0.1, block_size=3), np.ones((100, 32, 32, 8), "float32")
+        >>> kept = np.asarray(dropout(ones, training=True)) > 0
+        >>> round(float(kept.mean()), 1)
+        0.9
 
     References:
         Ghiasi, Lin and Le 2018, DropBlock, https://arxiv.org/abs/1810.12890.
@@ -199,6 +213,11 @@ class FixedMode(keras.layers.Layer):
     """Call `layer` in training mode (`training=True`) or in inference mode, whatever the mode of the model.
 
     It has the wrapped layer's name and weights.
+
+    Example:
+        >>> always = FixedMode(keras.layers.Dropout(0.5), mode=True)
+        >>> np.unique(always(np.ones((100, 100), "float32"), training=False)).tolist()
+        [0.0, 2.0]
     """
 
     def __init__(self, layer, mode: bool, **kwargs):

@@ -33,6 +33,13 @@ def batchnorm_shift(model: keras.Model, dataset: Iterable) -> Table:
     Raises:
         InputError: the model has no BatchNorm, or the data set no batch.
 
+    Example:
+        >>> model = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.BatchNormalization(name="bn")])
+        >>> images = np.array([0, 2, 4, 6], "float32").reshape(1, 2, 2, 1)
+        >>> shift = segdrop.batchnorm_shift(model, [images])
+        >>> shift[0]["moving"], shift[0]["test"], round(shift[0]["ratio"], 2)
+        (1.0, 5.0, 0.2)
+
     References:
         Li et al. 2019, Understanding the disharmony between dropout and batch normalization,
         https://arxiv.org/abs/1801.05134.
@@ -89,6 +96,14 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: boo
     Raises:
         InputError: the model has no BatchNorm, or one inside another layer; the data set has no batch, or one with
             values that are not finite. Then nothing is changed.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.BatchNormalization()])
+        >>> images = np.array([0, 2, 4, 6], "float32").reshape(1, 2, 2, 1)
+        >>> segdrop.recalibrate_batchnorm(model, [images])
+        >>> gamma, beta, mean, variance = model.get_weights()
+        >>> round(float(mean[0]), 3), round(float(variance[0]), 3)
+        (3.0, 5.0)
 
     References:
         The way of `torch.optim.swa_utils.update_bn`.

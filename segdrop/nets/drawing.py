@@ -18,6 +18,13 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
 
     Each box is a unit of the network, further down the smaller its feature maps are; a line between two boxes that
     do not follow each other is a skip.
+
+    Example:
+        >>> import os
+        >>> model = segdrop.build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2)
+        >>> segdrop.draw_network(model, "network.svg")
+        >>> os.path.getsize("network.svg") > 0
+        True
     """
     from matplotlib.figure import Figure
 

@@ -56,6 +56,13 @@ def add_head(
     Raises:
         InputError: an argument outside its range, no layer called `at`, an input that is neither 4-D nor 2-D, or that
             is probabilities already.
+
+    Example:
+        >>> unet = segdrop.build_unet("resnet18", encoder_weights=None)
+        >>> model = segdrop.add_head(unet, classes=3, beside=True)
+        >>> outputs = model(np.zeros((1, 64, 64, 3), "float32"))
+        >>> {name: tuple(output.shape) for name, output in outputs.items()}
+        {'sigmoid': (1, 64, 64, 1), 'label': (1, 3)}
     """
     check_whole(classes, "classes")
     if pooling not in POOLINGS:

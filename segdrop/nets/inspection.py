@@ -33,6 +33,12 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
 
     Args:
         image_size: height and width of the images, where the model's inputs leave them open.
+
+    Example:
+        >>> model = segdrop.build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2, spatial=True)
+        >>> table = segdrop.dropout_table(model, image_size=(128, 128))
+        >>> table[0]["after"], table[0]["shape"], table[0]["dropped"]  # 0.2 x 256 maps
+        ('stage3_unit1_relu2', (8, 8, 256), 51.2)
     """
     calls = trace(model, image_size)
     decoder = decoder_paths(calls)

@@ -97,6 +97,13 @@ def build_unet(
     Raises:
         InputError: an argument outside its range, an unknown name, unusable weights.
 
+    Example:
+        >>> model = segdrop.build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2, spatial=True)
+        >>> [layer.name for layer in model.layers if isinstance(layer, keras.layers.SpatialDropout2D)]
+        ['stage3_unit1_relu2_dropout', 'stage3_unit2_relu2_dropout', 'stage4_unit1_relu2_dropout']
+        >>> np.asarray(model(np.zeros((1, 64, 96, 3), "float32"))).shape
+        (1, 64, 96, 1)
+
     References:
         Zagoruyko and Komodakis 2016 (dropout between the convolutions); Tompson et al. 2015 (spatial dropout).
     """

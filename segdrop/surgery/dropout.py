@@ -64,6 +64,15 @@ def insert_dropout(
             rate outside [0, 1), a site whose output does not suit `kind`.
         TypeError: `model` is not a functional or Sequential Keras 3 model.
 
+    Example:
+        >>> plain = segdrop.build_unet("resnet18", encoder_weights=None)
+        >>> model = segdrop.insert_dropout(plain, "stage4_*_relu2", (0.1, 0.2), kind="spatial")
+        >>> [(layer.name, layer.rate) for layer in model.layers if "dropout" in layer.name]
+        [('stage4_unit1_relu2_dropout', 0.1), ('stage4_unit2_relu2_dropout', 0.2)]
+        >>> images = np.ones((1, 32, 32, 3), "float32")
+        >>> np.array_equal(model(images), plain(images))
+        True
+
     References:
         Tompson et al. 2015 (spatial); Ghiasi et al. 2018 (block); Huang et al. 2016 (path, linear ramp).
     """
@@ -113,6 +122,12 @@ def remove_dropout(model: keras.Model, *, all: bool = False) -> keras.Model:
 
     Args:
         all: take out every dropout layer, not only those called `L_dropout` behind a layer `L`.
+
+    Example:
+        >>> model = segdrop.build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2)
+        >>> plain = segdrop.remove_dropout(model)
+        >>> len(segdrop.dropout_table(model)), len(segdrop.dropout_table(plain))
+        (3, 0)
     """
 
     def call(path, layer, args, kwargs):

@@ -40,6 +40,14 @@ def insert_layers(
         InputError: a selector that matches no layer, a site named twice, an input as site, or a site whose output
             is not one float tensor; a new layer that changes the tensor's shape; a bypass that has no effect.
         TypeError: `model` is not a functional or Sequential Keras 3 model, or the factory gives no layer.
+
+    Example:
+        >>> plain = segdrop.build_unet("resnet18", encoder_weights=None)
+        >>> noisy = segdrop.insert_layers(
+        ...     plain, "relu1", lambda layer, output: keras.layers.GaussianNoise(0.1, name=f"{layer.name}_noise")
+        ... )
+        >>> [layer.name for layer in noisy.layers if isinstance(layer, keras.layers.GaussianNoise)]
+        ['relu1_noise']
     """
     view = functional_view(model)
     known = parts(view, nested)

@@ -29,6 +29,13 @@ def monte_carlo(model: keras.Model, *, rate: float | None = None, seed: int | No
     Raises:
         InputError: the model has no dropout layer, or every rate is 0.
 
+    Example:
+        >>> model = keras.Sequential([keras.Input((100,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+        >>> sampled = segdrop.monte_carlo(model)
+        >>> values = np.ones((1, 100), "float32")
+        >>> np.array_equal(model(values), model(values)), np.array_equal(sampled(values), sampled(values))
+        (True, False)
+
     References:
         Gal and Ghahramani 2016, Dropout as a Bayesian approximation, https://arxiv.org/abs/1506.02142.
     """

@@ -30,6 +30,14 @@ class DropoutSchedule(keras.callbacks.Callback):
     Raises:
         InputError: an unknown shape, wrong `epochs`; when training begins: the model has no adjustable layer.
 
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"), keras.layers.Dense(1)])
+        >>> model = segdrop.insert_dropout(model, "hidden", 0.4, adjustable=True)
+        >>> model.compile("adam", "mse")
+        >>> schedule = segdrop.DropoutSchedule("ramp", epochs=2)
+        >>> model.fit(np.ones((8, 4)), np.ones(8), epochs=4, verbose=0, callbacks=[schedule]).history["dropout_rate"]
+        [0.0, 0.2, 0.4, 0.4]
+
     References:
         Morerio et al. 2017, Curriculum dropout (ramp); Ghiasi et al. 2018, DropBlock (its linear ramp).
     """
@@ -65,6 +73,12 @@ def set_dropout_rate(model: keras.Model, rate: float) -> None:
 
     Raises:
         InputError: the rate is outside its range, or the model has no adjustable layer.
+
+    Example:
+        >>> model = segdrop.build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2, adjustable=True)
+        >>> segdrop.set_dropout_rate(model, 0.1)
+        >>> [row["rate"] for row in segdrop.dropout_table(model)]
+        [0.1, 0.1, 0.1]
     """
     _assign(model, dict.fromkeys(adjustable_layers(model), check_rate(rate)))
 

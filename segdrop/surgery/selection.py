@@ -101,6 +101,13 @@ def activations(layer) -> bool:
     Layers that are activations (ReLU, LeakyReLU, PReLU, Activation, ...), operations such as `keras.ops.relu`, and
     layers with a fused one (`Conv2D(activation="relu")`, `Dense(activation="relu")`). Sigmoid and softmax do not
     count: they make gates and probabilities.
+
+    Example:
+        >>> hidden, last = keras.layers.Dense(3, "relu"), keras.layers.Dense(1, "sigmoid")
+        >>> model = keras.Sequential([keras.Input((4,)), hidden, last])
+        >>> dropped = segdrop.insert_dropout(model, segdrop.activations, 0.1)
+        >>> segdrop.dropout_table(dropped)[0]["after"] == hidden.name, len(segdrop.dropout_table(dropped))
+        (True, 1)
     """
     if isinstance(layer, keras.layers.Softmax):
         return False

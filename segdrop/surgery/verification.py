@@ -48,6 +48,13 @@ def verify(
     Raises:
         VerificationError: the first difference.
         InputError: `images` do not fit, or must be given, or there are less than 100 draws.
+
+    Example:
+        >>> plain = segdrop.build_unet("resnet18", encoder_weights=None)
+        >>> dropped = segdrop.insert_dropout(plain, "stage4_unit1_relu2", 0.2, seed=0)
+        >>> checks = segdrop.verify(plain, dropped, draws=200)
+        >>> checks[1]["check"], checks[1]["found"]
+        ('inference is the same', 'largest difference 0')
     """
     plain, dropped = functional_view(plain), functional_view(dropped)
     check_whole(draws, "draws", minimum=100)
