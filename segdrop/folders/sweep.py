@@ -120,6 +120,11 @@ def chosen_config(folder: str | os.PathLike, **changes) -> TrainConfig:
 
     Raises:
         FileNotFoundError, InputError: there is no sweep, it is not finished, or the changes are impossible.
+
+    Example:
+        >>> config = segdrop.chosen_config("sweeps/mine", run_dir="runs/final")
+        >>> config.dropout_kind, config.encoder_dropout, config.stop_after
+        ('spatial', 0.2, 1)
     """
     chosen = read_chosen(folder)
     train = SweepConfig.from_json(open_sweep(folder)["config"]).train

@@ -57,6 +57,11 @@ def evaluate(
     Raises:
         FileNotFoundError, InputError: the run or the data cannot be used, the split is empty, or the model has no
             dropout to sample from.
+
+    Example:
+        >>> scores = segdrop.evaluate("runs/first", split="test")
+        >>> scores["images"], round(scores["dice"], 2), round(scores["classes"]["cell"]["recall"], 1)
+        (16, 0.36, 1.0)
     """
     run = Path(run)
     check_whole(mc_samples, "mc_samples", minimum=0)

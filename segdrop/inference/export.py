@@ -82,6 +82,13 @@ def export(
         FileExistsError: `out` exists.
         FileNotFoundError: there is no such run, or no folder to put `out` into.
         InputError: the run cannot be used, an argument is wrong, or a package for ONNX is missing.
+
+    Example:
+        >>> done = segdrop.export("runs/first", "network.onnx")
+        >>> done.difference < 1e-4
+        True
+        >>> segdrop.load("network.onnx").predict(np.zeros((50, 70), np.uint8)).shape
+        (50, 70, 1)
     """
     if format not in ("onnx", "saved_model"):
         raise InputError(f"`format` must be onnx or saved_model, got format={format!r}.")

@@ -36,6 +36,13 @@ class Network:
         threshold: probability from which a pixel is foreground, for networks with one output channel.
         model: the Keras model, dropout and all; None for an ONNX file.
         probabilities: maps float32 (N, H, W, 3), 0..255, sides multiples of 32, to float32 (N, H, W, C), 0..1.
+
+    Example:
+        >>> network = segdrop.load("runs/first")
+        >>> image = np.full((50, 70), 128, np.uint8)
+        >>> mask = network.labels(network.predict(image))
+        >>> mask.shape, mask.dtype
+        ((50, 70), dtype('uint8'))
     """
 
     path: Path
@@ -64,6 +71,12 @@ class Network:
 
         Raises:
             InputError: the rule or the spacing needs what the image does not have.
+
+        Example:
+            >>> network = segdrop.load("runs/first")
+            >>> prepared = network.preprocess(np.full((50, 70), 65535, np.uint16))
+            >>> prepared.shape, float(prepared.max())
+            ((50, 70, 3), 255.0)
         """
         picture = _as_picture(np.asarray(image))
         return self.resample(scale(picture.read(), *(bounds or self.intensity.bounds(picture))), spacing)
@@ -85,12 +98,23 @@ class Network:
         tile: int = TILE,
         overlap: int = OVERLAP,
     ) -> np.ndarray:
-        """Probabilities, float32 (H, W, C), of an image of any size; arguments as in `preprocess` and `tile_rows`."""
+        """Probabilities, float32 (H, W, C), of an image of any size; arguments as in `preprocess` and `tile_rows`.
+
+        Example:
+            >>> network = segdrop.load("runs/first")
+            >>> network.predict(np.zeros((50, 70, 3), np.uint8)).shape
+            (50, 70, 1)
+        """
         prepared = self.preprocess(image, bounds=bounds, spacing=spacing)
         return resize(in_tiles(self.probabilities, prepared, tile, overlap), np.shape(image)[:2])
 
     def labels(self, probabilities: np.ndarray) -> np.ndarray:
-        """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C)."""
+        """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C).
+
+        Example:
+            >>> segdrop.load("runs/first").labels([[[0.2], [0.5]]])
+            array([[0, 1]], dtype=uint8)
+        """
         return to_labels(probabilities, self.threshold)
 
 
@@ -104,6 +128,11 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
     Raises:
         FileNotFoundError, InputError: there is no run, it has no model yet, or the model is not one that can be loaded
             safely.
+
+    Example:
+        >>> network = segdrop.load("runs/first")
+        >>> network.class_names, network.channels, network.threshold
+        (('background', 'cell'), 1, 0.5)
     """
     path = Path(run)
     if precision not in ("stored", "float32"):

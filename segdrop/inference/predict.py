@@ -76,6 +76,13 @@ def predict(
     Raises:
         FileNotFoundError, FileExistsError, InputError: a run, the inputs, the folder or an option cannot be used.
         OSError: a result cannot be written.
+
+    Example:
+        >>> done = segdrop.predict("runs/first", ["image.png"], "masks", overlay=True)
+        >>> done.files[0]["mask"], done.failed
+        ('image.png', 0)
+        >>> sorted(path.name for path in done.out.iterdir())
+        ['image.png', 'image_overlay.png', 'predict.json', 'predictions.csv']
     """
     chosen = PredictOptions(**options)
     out = Path(out)
@@ -135,6 +142,13 @@ def predict_uncertainty(
 
     Returns:
         maps of the image's size; see `segdrop.Uncertainty`.
+
+    Example:
+        >>> unsure = segdrop.predict_uncertainty("runs/first", "image.png", samples=5, rate=0.2)
+        >>> unsure.mean.shape, unsure.mutual_information.shape
+        ((128, 128, 1), (128, 128))
+        >>> bool((unsure.mutual_information <= unsure.predictive_entropy).all())
+        True
     """
     runs = list(run) if isinstance(run, (list, tuple)) else [run]
     if not runs:

@@ -77,6 +77,11 @@ def report(
     Raises:
         FileNotFoundError: the run or the folder of `out` does not exist.
         InputError: the run cannot be used, or the split is unknown or empty.
+
+    Example:
+        >>> page = segdrop.report("runs/first", mc_samples=0, images=1)
+        >>> page.as_posix()
+        'runs/first/report.html'
     """
     run = Path(run)
     for name, value in (("mc_samples", mc_samples), ("images", images), ("seed", seed)):

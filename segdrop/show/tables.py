@@ -13,6 +13,15 @@ class Table(list):
 
     `print(table)` shows it in a terminal, `table[0]["rate"]` is a value as it is, and `keys` are those of every row, of
     which there may be none.
+
+    Example:
+        >>> table = Table([{"layer": "relu0", "rate": 0.1}, {"layer": "relu1", "rate": 0.25}])
+        >>> table.to_csv("dropout.csv")
+        >>> print(table)
+         layer rate
+         ──────────
+         relu0  0.1
+         relu1 0.25
     """
 
     def __init__(self, rows: Sequence[Mapping], title: str = "", keys: Sequence[str] | None = None):

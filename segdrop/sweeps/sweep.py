@@ -46,6 +46,14 @@ def sweep(
     Raises:
         FileNotFoundError, FileExistsError, InputError: the data, the configuration, the storage or the folder cannot be
             used, or the folder belongs to a sweep of other data or another configuration, which the message names.
+
+    Example:
+        >>> train = segdrop.TrainConfig(encoder="resnet18", encoder_weights="none", mixed_precision="off",
+        ...     crop_size=64, epochs=2, train_fraction=0.25)
+        >>> config = segdrop.SweepConfig(train, {"encoder_dropout": [0.2], "dropout_kind": ["spatial"]}, folds=2)
+        >>> segdrop.sweep("sweeps/mine", config).headline
+        4 of 4 trainings were done before.
+        'Whether dropout helps on these data cannot be told: with spatial dropout of 0.2 ...'
     """
     from .workers import Worker, count_workers, run_workers
 
@@ -72,6 +80,13 @@ def sweep_report(
 
     Raises:
         FileNotFoundError, InputError: there is no such sweep, or `test` is asked of one that is not finished.
+
+    Example:
+        >>> answer = segdrop.sweep_report("sweeps/mine")
+        >>> [(one.arm.name, one.state, round(one.means["dice"], 2)) for one in answer.arms]
+        [('none', 'complete', 0.28), ('spatial 0.2', 'complete', 0.28)]
+        >>> answer.arms[1].comparison.verdict
+        'cannot be told'
     """
     state = open_state(Path(folder), storage)
     if data is not None:
@@ -101,6 +116,12 @@ def estimate(config: SweepConfig) -> Price:
 
     Raises:
         FileNotFoundError, InputError: as `sweep`.
+
+    Example:
+        >>> train = segdrop.TrainConfig(data="data/cells", encoder_weights="none", epochs=20)
+        >>> price = segdrop.estimate(segdrop.SweepConfig(train, {"encoder_dropout": [0.1, 0.3]}, folds=5))
+        >>> price.arms, price.trainings
+        (('none', 'element 0.1', 'element 0.3'), 15)
     """
     from ..training.folds import time_training
 

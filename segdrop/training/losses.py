@@ -31,6 +31,14 @@ class SegmentationLoss(keras.losses.Loss):
     Call arguments:
         y_true: (N, H, W, 1) class indices, IGNORED (255) where not scored.
         y_pred: (N, H, W, C) probabilities in 0..1; C = 1 for a binary model.
+
+    Example:
+        >>> truth = np.array([1, 1, 0, 0]).reshape(1, 2, 2, 1)
+        >>> undecided = np.full((1, 2, 2, 1), 0.5, "float32")
+        >>> round(float(SegmentationLoss("dice")(truth, undecided)), 3)  # Dice 2 * 1 / (2 + 2)
+        0.5
+        >>> round(float(SegmentationLoss("dice_ce")(truth, undecided)), 3)  # and ln 2
+        1.193
     """
 
     def __init__(self, name: str = "dice_ce", reduction: str = "sum_over_batch_size"):

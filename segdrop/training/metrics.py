@@ -51,6 +51,12 @@ class Dice(_Overlap):
     Call arguments:
         y_true: (N, H, W, 1) class indices, IGNORED (255) where not scored.
         y_pred: (N, H, W, C) probabilities.
+
+    Example:
+        >>> metric, truth = Dice(), np.array([0, 0, 1, 1]).reshape(1, 2, 2, 1)
+        >>> metric.update_state(truth, np.array([0.1, 0.9, 0.9, 0.9]).reshape(1, 2, 2, 1))
+        >>> round(float(metric.result()), 3)
+        0.8
     """
 
     def _score(self, tp, fp, fn):
@@ -59,7 +65,14 @@ class Dice(_Overlap):
 
 
 class IoU(_Overlap):
-    """Mean over the foreground classes of the micro IoU; arguments as in `Dice`."""
+    """Mean over the foreground classes of the micro IoU; arguments as in `Dice`.
+
+    Example:
+        >>> metric, truth = IoU(), np.array([0, 0, 1, 1]).reshape(1, 2, 2, 1)
+        >>> metric.update_state(truth, np.array([0.1, 0.9, 0.9, 0.9]).reshape(1, 2, 2, 1))
+        >>> round(float(metric.result()), 3)
+        0.667
+    """
 
     def _score(self, tp, fp, fn):
         total = tp + fp + fn

@@ -22,6 +22,11 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         peak: learning rate after warm-up.
         steps: length of the whole training.
         offset: steps already taken by an earlier phase.
+
+    Example:
+        >>> rate = WarmupCosine(peak=0.001, steps=100)
+        >>> [round(float(rate(step)), 6) for step in (0, 5, 100)]
+        [0.0, 0.001, 0.0]
     """
 
     def __init__(self, peak: float, steps: int, offset: int = 0):

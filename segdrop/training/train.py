@@ -64,6 +64,16 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     Raises:
         InputError, FileNotFoundError, FileExistsError: the configuration, data or folder cannot be used, or the
             loss is no longer finite.
+
+    Example:
+        >>> config = segdrop.TrainConfig(encoder="resnet18", encoder_weights="none", encoder_dropout=0.2, epochs=1)
+        >>> result = segdrop.train(config)
+        Device: ...
+        >>> result.metrics["test"]["images"], len(result.history)
+        (16, 1)
+        >>> sorted(path.name for path in result.run_dir.iterdir())
+        ['config.json', 'curves.png', 'examples.png', 'history.csv', 'metrics.json', 'model.keras', 'per_image.csv',
+         'split.csv', 'tensorboard']
     """
     run = _resume(config) if config.resume else _begin(config, augmentation)
     model, samples, run_dir = run.model, run.samples, run.run_dir
