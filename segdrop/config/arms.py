@@ -51,7 +51,9 @@ def arms_of(sweep: SweepConfig) -> list[dict]:
     """
     base = without_dropout(sweep.train)
     arms: list[dict] = [{}]
-    for point in [] if sweep.search else [point for part in parts(sweep.grid) or [{}] for point in _product(part)]:
+    for point in (
+        [] if sweep.search else [point for subgrid in subgrids_of(sweep.grid) or [{}] for point in _product(subgrid)]
+    ):
         for config in (without_dropout(arm_config(sweep.train, point)), arm_config(sweep.train, point)):
             changes = changes_of(config, base)
             if changes not in arms:
@@ -97,7 +99,7 @@ def read_grid(text: str | None):
         raise FileNotFoundError(f"`grid` is neither JSON nor a file: {text}.") from None
 
 
-def parts(grid) -> list[Mapping]:
+def subgrids_of(grid) -> list[Mapping]:
     """A grid as a list of mappings from fields to their values.
 
     Raises:
@@ -108,10 +110,10 @@ def parts(grid) -> list[Mapping]:
         [{'encoder_dropout': [0.1, 0.3]}]
     """
     grid = [] if grid is None else [grid] if isinstance(grid, Mapping) else grid
-    if not isinstance(grid, Sequence) or not all(isinstance(part, Mapping) for part in grid):
+    if not isinstance(grid, Sequence) or not all(isinstance(subgrid, Mapping) for subgrid in grid):
         raise InputError(f"`grid` must map fields to lists of values, or be a list of such mappings, got {grid!r}.")
-    for part in grid:
-        for name, values in part.items():
+    for subgrid in grid:
+        for name, values in subgrid.items():
             if name not in _DEFAULTS:
                 raise InputError(f"`grid` has an unknown field: {name!r}; the fields are those of `segdrop train`.")
             if name in _FIXED:
@@ -121,11 +123,11 @@ def parts(grid) -> list[Mapping]:
     return list(grid)
 
 
-def _product(part: Mapping) -> list[dict]:
-    ranges = [name for name, values in part.items() if isinstance(values, Mapping)]
+def _product(subgrid: Mapping) -> list[dict]:
+    ranges = [name for name, values in subgrid.items() if isinstance(values, Mapping)]
     if ranges:
         raise InputError(f"`grid` has a range for {ranges[0]!r}, which only a search can take; list the values.")
-    return [dict(zip(part, values, strict=True)) for values in itertools.product(*part.values())]
+    return [dict(zip(subgrid, values, strict=True)) for values in itertools.product(*subgrid.values())]
 
 
 def arm_config(train: TrainConfig, point: Mapping) -> TrainConfig:
@@ -238,8 +240,8 @@ def curve_of(changes: Mapping) -> str:
             words.append("shared")
         if "skips" in changes:
             words.append(f"skips {changes['skips']}")
-    others = [f"{name}={value}" for name, value in reference_of(changes).items()]
-    return ", ".join([*([" ".join(words)] if words else []), *others])
+    other_settings = [f"{name}={value}" for name, value in reference_of(changes).items()]
+    return ", ".join([*([" ".join(words)] if words else []), *other_settings])
 
 
 def name_of(changes: Mapping) -> str:

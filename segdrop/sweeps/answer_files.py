@@ -21,18 +21,18 @@ _NONE = "–"
 
 def tables(answer: Answer) -> list[Table]:
     """The answer as tables for a terminal of 100 columns: facts, arms, training and calibration, failures."""
-    shown = ("difference", "adjusted p", "verdict")
+    columns = ("difference", "adjusted p", "verdict")
     arms = []
-    for row, one in zip(_arms(answer), answer.arms, strict=True):
-        difference = _difference(answer, one)
-        arms.append({"arm": row["arm"], "Dice": row["Dice"], **{key: difference[key] for key in shown}})
-    found = [
+    for row, arm_answer in zip(_arms(answer), answer.arms, strict=True):
+        difference = _difference(answer, arm_answer)
+        arms.append({"arm": row["arm"], "Dice": row["Dice"], **{key: difference[key] for key in columns}})
+    all_tables = [
         Table([{"sweep": name, "": value} for name, value in answer.results.facts.items()], answer.results.title),
         Table(arms, "Validation Dice, mean ± standard deviation over folds; difference from rate 0 [95% interval]"),
         Table(_training(answer), "Means over the trainings of an arm"),
         Table(_failures(answer), "Failed trainings"),
     ]
-    return [table for table in found if table]
+    return [table for table in all_tables if table]
 
 
 def write_answer(folder: Path, answer: Answer) -> Path:
@@ -46,10 +46,10 @@ def write_answer(folder: Path, answer: Answer) -> Path:
     """
     from ..show import plots  # with Matplotlib, which tables in a terminal do not need
 
-    complete = [one for one in answer.arms if one.state == "complete"]
-    plotted = any(one.arm.rate != 0 for one in complete)
+    complete = [arm_answer for arm_answer in answer.arms if arm_answer.state == "complete"]
+    plotted = any(arm_answer.arm.rate != 0 for arm_answer in complete)
     if plotted:
-        figure = plots.dice_by_rate([_point(one) for one in complete])
+        figure = plots.dice_by_rate([_point(arm_answer) for arm_answer in complete])
         write_atomically(folder / PLOT, lambda path: figure.savefig(path, dpi=120))
     write_csv(folder / CSV, [_csv_row(answer, i) for i in range(len(answer.arms))])
     text = "\n\n".join(_sections(answer, plotted)) + "\n"
@@ -57,115 +57,119 @@ def write_answer(folder: Path, answer: Answer) -> Path:
     return folder / MARKDOWN
 
 
-def _arms(found: Answer) -> list[dict[str, str]]:
+def _arms(answer: Answer) -> list[dict[str, str]]:
     rows = []
-    for one in found.arms:
-        row = {"arm": one.arm.name}
+    for arm_answer in answer.arms:
+        row = {"arm": arm_answer.arm.name}
         for title, name in (("Dice", "dice"), ("IoU", "iou")):
-            std = pooled_std(getattr(one, name).reshape(1, -1))
-            row[title] = f"{one.means[name]:.3f}" + ("" if math.isnan(std) else f" ± {std:.3f}") if one.means else _NONE
-        rows.append({**row, "state": one.progress})
+            std = pooled_std(getattr(arm_answer, name).reshape(1, -1))
+            row[title] = (
+                f"{arm_answer.means[name]:.3f}" + ("" if math.isnan(std) else f" ± {std:.3f}")
+                if arm_answer.means
+                else _NONE
+            )
+        rows.append({**row, "state": arm_answer.progress})
     return rows
 
 
-def _difference(found: Answer, one: ArmAnswer) -> dict[str, str]:
+def _difference(answer: Answer, arm_answer: ArmAnswer) -> dict[str, str]:
     """A row of the table of differences; without numbers where there is no comparison."""
-    several = len({other.arm.reference for other in found.arms}) > 1
-    comparison = one.comparison
+    several = len({other.arm.reference for other in answer.arms}) > 1
+    comparison = arm_answer.comparison
     row = {
-        "arm": one.arm.name,
-        **({"from": found.arms[one.arm.reference].arm.name} if several else {}),
+        "arm": arm_answer.arm.name,
+        **({"from": answer.arms[arm_answer.arm.reference].arm.name} if several else {}),
         **dict.fromkeys(("difference", "std", "p", "adjusted p", "over images"), _NONE),
-        "verdict": "reference" if one.arm is found.arms[one.arm.reference].arm else one.progress,
+        "verdict": "reference" if arm_answer.arm is answer.arms[arm_answer.arm.reference].arm else arm_answer.progress,
     }
     if comparison is None:
         return row
     test = comparison.test
     return {
         **row,
-        "difference": _signed(comparison.difference, test.low, test.high),
-        "std": _shown(test.std),
-        "p": _shown_p(test.p),
-        "adjusted p": _shown_p(comparison.adjusted_p),
-        "over images": _signed(*comparison.images),
+        "difference": _format_difference(comparison.difference, test.low, test.high),
+        "std": _format_number(test.std),
+        "p": _format_p(test.p),
+        "adjusted p": _format_p(comparison.adjusted_p),
+        "over images": _format_difference(*comparison.images),
         "verdict": comparison.verdict,
     }
 
 
-def _training(found: Answer) -> list[dict[str, str]]:
+def _training(answer: Answer) -> list[dict[str, str]]:
     return [
         {
-            "arm": one.arm.name,
-            "gap": f"{one.means['gap']:+.3f}",
-            "ECE": _shown(one.means["ece"]),
-            "ECE near foreground": _shown(one.means["ece_foreground"]),
-            "Brier": _shown(one.means["brier"], 4),
-            "best epoch": f"{one.means['best_epoch'] + 1:.1f} of {one.means['epochs']:.1f}",
-            "minutes": f"{one.means['seconds'] / 60:.1f}",
+            "arm": arm_answer.arm.name,
+            "gap": f"{arm_answer.means['gap']:+.3f}",
+            "ECE": _format_number(arm_answer.means["ece"]),
+            "ECE near foreground": _format_number(arm_answer.means["ece_foreground"]),
+            "Brier": _format_number(arm_answer.means["brier"], 4),
+            "best epoch": f"{arm_answer.means['best_epoch'] + 1:.1f} of {arm_answer.means['epochs']:.1f}",
+            "minutes": f"{arm_answer.means['seconds'] / 60:.1f}",
         }
-        for one in found.arms
-        if one.means
+        for arm_answer in answer.arms
+        if arm_answer.means
     ]
 
 
-def _single_folds(found: Answer, name: str) -> list[dict[str, str]]:
+def _single_folds(answer: Answer, name: str) -> list[dict[str, str]]:
     return [
         {
-            "arm": one.arm.name,
-            **({"repeat": str(repeat + 1)} if found.results.repeats > 1 else {}),
-            **{f"fold {fold + 1}": _shown(value) for fold, value in enumerate(values)},
+            "arm": arm_answer.arm.name,
+            **({"repeat": str(repeat + 1)} if answer.results.repeats > 1 else {}),
+            **{f"fold {fold + 1}": _format_number(value) for fold, value in enumerate(values)},
         }
-        for one in found.arms
-        for repeat, values in enumerate(getattr(one, name))
+        for arm_answer in answer.arms
+        for repeat, values in enumerate(getattr(arm_answer, name))
         if not np.isnan(values).all()
     ]
 
 
-def _failures(found: Answer) -> list[dict[str, str]]:
+def _failures(answer: Answer) -> list[dict[str, str]]:
     return [
         {
-            "arm": found.results.arms[one.arm].name,
-            "repeat": str(one.repeat + 1),
-            "fold": str(one.fold + 1),
-            "seed": str(one.seed),
-            "reason": " ".join(one.reason.split()),
+            "arm": answer.results.arms[failure.arm].name,
+            "repeat": str(failure.repeat + 1),
+            "fold": str(failure.fold + 1),
+            "seed": str(failure.seed),
+            "reason": " ".join(failure.reason.split()),
         }
-        for one in found.failures
+        for failure in answer.failures
     ]
 
 
-def _shown(value: float, digits: int = 3) -> str:
+def _format_number(value: float, digits: int = 3) -> str:
     return _NONE if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _shown_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else _shown(p)
+def _format_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else _format_number(p)
 
 
-def _signed(value: float, low: float, high: float) -> str:
+def _format_difference(value: float, low: float, high: float) -> str:
     return _NONE if math.isnan(value) else f"{value:+.3f}" + ("" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
 
 
-def _sections(found: Answer, plotted: bool) -> list[str]:
+def _sections(answer: Answer, plotted: bool) -> list[str]:
     """The paragraphs, headings and tables of answer.md."""
-    results = found.results
-    differences = [_difference(found, one) for one in found.arms if one.comparison]
-    folds = {title: _single_folds(found, name) for title, name in (("Dice", "dice"), ("IoU", "iou"))}
-    training = _training(found)
+    results = answer.results
+    differences = [_difference(answer, arm_answer) for arm_answer in answer.arms if arm_answer.comparison]
+    folds = {title: _single_folds(answer, name) for title, name in (("Dice", "dice"), ("IoU", "iou"))}
+    training = _training(answer)
     settings = [
         {"arm": arm.name, "sets": ", ".join(f"{key}={value}" for key, value in arm.changes.items()) or _NONE}
         for arm in results.arms
     ]
-    parts = [f"# {results.title}", f"**{found.headline}**", _list(found.about_the_sweep)]
+    parts = [f"# {results.title}", f"**{answer.headline}**", _list(answer.about_the_sweep)]
     if plotted:
         parts.append(f"![Dice by dropout rate]({PLOT})")
-    parts += ["## Arms", "Validation Dice and IoU, mean ± standard deviation over the folds.", _aligned(_arms(found))]
+    parts += ["## Arms", "Validation Dice and IoU, mean ± standard deviation over the folds.", _aligned(_arms(answer))]
     if differences:
         parts += [
             "## Differences of Dice from rate 0",
             "95% intervals in brackets.",
             _aligned(differences),
-            _list(found.about_the_arms),
+            _list(answer.about_the_arms),
         ]
     if training:
         parts += [
@@ -174,9 +178,9 @@ def _sections(found: Answer, plotted: bool) -> list[str]:
             "validation images. ECE is the expected calibration error, ECE and Brier score are of validation images.",
             _aligned(training),
         ]
-    if found.failures:
-        parts += ["## Failed trainings", _aligned(_failures(found))]
-    parts += ["## How this was decided", _list(_method(found))]
+    if answer.failures:
+        parts += ["## Failed trainings", _aligned(_failures(answer))]
+    parts += ["## How this was decided", _list(_method(answer))]
     for title, rows in folds.items():
         if rows:
             parts += [f"## {title} of single folds", _aligned(rows)]
@@ -186,9 +190,11 @@ def _sections(found: Answer, plotted: bool) -> list[str]:
     return [*parts, _aligned(settings)]
 
 
-def _method(found: Answer) -> list[str]:
-    results = found.results
-    counted = count(results.dropped + sum(one.comparison is not None for one in found.arms), "comparison")
+def _method(answer: Answer) -> list[str]:
+    results = answer.results
+    counted = count(
+        results.dropped + sum(arm_answer.comparison is not None for arm_answer in answer.arms), "comparison"
+    )
     counted += ", dropped arms among them" if results.dropped else ""
     differences = count(results.folds * results.repeats, "difference")
     unit = "images" if results.groups is None else "patients (groups of images)"
@@ -202,7 +208,7 @@ def _method(found: Answer) -> list[str]:
         f'"helps" and "hurts" stand for an adjusted p below {LEVEL}. It is adjusted by Holm\'s procedure (1979) for '
         f"{counted}; the intervals are not adjusted, and hold for one comparison by itself.",
         f'"Over images" answers another question: how these very networks would differ on other {unit}. It is the mean '
-        f"over single images, not over all pixels of a fold, and a bootstrap over {found.independent} {unit}.",
+        f"over single images, not over all pixels of a fold, and a bootstrap over {answer.independent} {unit}.",
         "How many repeats or patients would be needed is rough: few folds tell little of the true difference and of "
         "its spread.",
         "Every score is that of the best epoch by validation Dice, and therefore optimistic, for all arms alike. The "
@@ -213,13 +219,13 @@ def _method(found: Answer) -> list[str]:
             "The search kept arms for the Dice of their first fold, which is part of their differences: what they gain "
             "is optimistic."
         )
-    if found.trained + len(found.failures) < found.expected:
+    if answer.trained + len(answer.failures) < answer.expected:
         said.append("With every further arm that is complete there is one comparison more, and adjusted p values rise.")
     return said
 
 
 def _list(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {one}" for one in sentences)
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
@@ -237,37 +243,37 @@ def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
     return buffer.getvalue().strip()
 
 
-def _point(one: ArmAnswer) -> dict:
+def _point(arm_answer: ArmAnswer) -> dict:
     """What `plots.dice_by_rate` draws of an arm."""
-    comparison = one.comparison
+    comparison = arm_answer.comparison
     return {
-        "name": one.arm.name,
-        "curve": one.arm.curve,
-        "rate": one.arm.rate,
-        "dice": one.dice.ravel(),
+        "name": arm_answer.arm.name,
+        "curve": arm_answer.arm.curve,
+        "rate": arm_answer.arm.rate,
+        "dice": arm_answer.dice.ravel(),
         "difference": comparison.difference if comparison else math.nan,
         "low": comparison.test.low if comparison else math.nan,
         "high": comparison.test.high if comparison else math.nan,
     }
 
 
-def _csv_row(found: Answer, index: int) -> dict:
-    one = found.arms[index]
-    comparison = one.comparison
+def _csv_row(answer: Answer, index: int) -> dict:
+    arm_answer = answer.arms[index]
+    comparison = arm_answer.comparison
     row = {
-        "arm": one.arm.name,
-        "curve": one.arm.curve,
-        "rate": one.arm.rate,
-        "reference": found.arms[one.arm.reference].arm.name,
-        "changes": json.dumps(dict(one.arm.changes), default=str),
-        "state": one.state,
-        "trained": one.trained,
-        "failed": one.failed,
-        "expected": one.expected,
-        "reason": one.reason,
-        "chosen": index == found.chosen,
-        **{name: one.means.get(name) for name in ("dice", "iou")},
-        **{f"{name}_std": pooled_std(getattr(one, name).reshape(1, -1)) for name in ("dice", "iou")},
+        "arm": arm_answer.arm.name,
+        "curve": arm_answer.arm.curve,
+        "rate": arm_answer.arm.rate,
+        "reference": answer.arms[arm_answer.arm.reference].arm.name,
+        "changes": json.dumps(dict(arm_answer.arm.changes), default=str),
+        "state": arm_answer.state,
+        "trained": arm_answer.trained,
+        "failed": arm_answer.failed,
+        "expected": arm_answer.expected,
+        "reason": arm_answer.reason,
+        "chosen": index == answer.chosen,
+        **{name: arm_answer.means.get(name) for name in ("dice", "iou")},
+        **{f"{name}_std": pooled_std(getattr(arm_answer, name).reshape(1, -1)) for name in ("dice", "iou")},
         "difference": comparison and comparison.difference,
         **{
             name: comparison and getattr(comparison.test, name)
@@ -281,11 +287,11 @@ def _csv_row(found: Answer, index: int) -> dict:
         },
         "repeats_needed": comparison and comparison.needed.repeats,
         "patients_factor": comparison and comparison.needed.patients_factor,
-        **{name: one.means.get(name) for name in ("gap", *MEASURES[3:])},
+        **{name: arm_answer.means.get(name) for name in ("gap", *MEASURES[3:])},
         **{
             f"{name}_repeat{repeat + 1}_fold{fold + 1}": value
             for name in ("dice", "iou")
-            for (repeat, fold), value in np.ndenumerate(getattr(one, name))
+            for (repeat, fold), value in np.ndenumerate(getattr(arm_answer, name))
         },
     }
     return {

@@ -101,12 +101,12 @@ class Answer:
     @property
     def trained(self) -> int:
         """The number of finished trainings."""
-        return sum(one.trained for one in self.arms)
+        return sum(arm_answer.trained for arm_answer in self.arms)
 
     @property
     def expected(self) -> int:
         """The number of all trainings; of pruned arms those that have ended."""
-        return sum(one.expected for one in self.arms)
+        return sum(arm_answer.expected for arm_answer in self.arms)
 
     @property
     def sentences(self) -> list[str]:

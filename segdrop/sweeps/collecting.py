@@ -66,7 +66,7 @@ def results(state: State) -> Results:
                 seed=seed,
                 seconds=trial.user_attrs["seconds"],
                 images=_per_image(state, trial.number),
-                **{name: _number(trial.user_attrs["scores"][name]) for name in STORED},
+                **{name: _none_to_nan(trial.user_attrs["scores"][name]) for name in STORED},
             )
             for (arm, repeat, fold, seed), trial in scored.items()
         ],
@@ -82,7 +82,7 @@ def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
     groups = "" if record["groups"] is None else f" of {record['groups']} groups"
     weights = "random" if record["random_weights"] else train.encoder_weights
     told = ("data", "epochs", "crop_size", "batch_size", "encoder", "encoder_weights", "mixed_precision", "cache_mb")
-    others = {k: v for k, v in changes_of(train, TrainConfig()).items() if k not in (*told, *DROPOUT_FIELDS)}
+    other_options = {k: v for k, v in changes_of(train, TrainConfig()).items() if k not in (*told, *DROPOUT_FIELDS)}
     return {
         "data": train.data,
         "images in the folds": f"{record['images']}{groups}",
@@ -90,7 +90,11 @@ def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
         "cross-validation": f"{config.folds} folds, {config.repeats} repeat(s), seeds {seeds}",
         "training": f"{train.epochs} epochs at most, crops of {train.crop_size} in batches of {train.batch_size}",
         "encoder": f"{train.encoder}, weights: {'none (random)' if weights == 'none' else weights}",
-        **({"other options": ", ".join(f"{name}={value}" for name, value in others.items())} if others else {}),
+        **(
+            {"other options": ", ".join(f"{name}={value}" for name, value in other_options.items())}
+            if other_options
+            else {}
+        ),
         "precision": record["mixed_precision"],
         "device": "; ".join(sorted(set(devices))) or "nothing trained yet",
         "segdrop": record["segdrop"],
@@ -104,5 +108,5 @@ def _per_image(state: State, number: int) -> dict[str, float]:
     return {row["id"]: float(row["dice"] or "nan") for row in read_csv(path)}
 
 
-def _number(value) -> float:
+def _none_to_nan(value) -> float:
     return math.nan if value is None else value

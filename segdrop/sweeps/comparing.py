@@ -37,19 +37,19 @@ def answer(results: Results) -> Answer:
     shape = results.repeats, results.folds, len(seeds)
     trainings: list[dict[tuple[int, int, int], Training]] = [{} for _ in results.arms]
     scores = {name: np.full((len(results.arms), *shape), np.nan) for name in MEASURES}
-    failures = {_slot(one): one for one in results.failures if _belongs(one, results)}
-    for one in results.trainings:
-        if _belongs(one, results):
-            failures.pop(_slot(one), None)
-            key = one.repeat, one.fold, seeds[one.seed]
-            trainings[one.arm][key] = one
+    failures = {_slot(failure): failure for failure in results.failures if _belongs(failure, results)}
+    for training in results.trainings:
+        if _belongs(training, results):
+            failures.pop(_slot(training), None)
+            key = training.repeat, training.fold, seeds[training.seed]
+            trainings[training.arm][key] = training
             for name, table in scores.items():
-                table[(one.arm, *key)] = getattr(one, name)
+                table[(training.arm, *key)] = getattr(training, name)
     scores["gap"] = scores.pop("train_dice") - scores["dice"]
     by_fold = {name: scores[name].mean(axis=3) for name in ("dice", "iou")}
 
-    failed = Counter(one.arm for one in failures.values())
-    reasons = {one.arm: one.reason for one in reversed(failures.values())}
+    failed = Counter(failure.arm for failure in failures.values())
+    reasons = {failure.arm: failure.reason for failure in reversed(failures.values())}
     complete = [
         len(done) == math.prod(shape) and not arm.pruned for arm, done in zip(results.arms, trainings, strict=True)
     ]
@@ -72,8 +72,8 @@ def answer(results: Results) -> Answer:
     candidates = [
         (scores["dice"][i].ravel().tolist() if complete[i] else [], arm.rate) for i, arm in enumerate(results.arms)
     ]
-    images = {image for done in trainings for one in done.values() for image in one.images}
-    found = Answer(
+    images = {image for done in trainings for training in done.values() for image in training.images}
+    without_words = Answer(
         results=results,
         arms=arms,
         chosen=best_arm(candidates),
@@ -83,10 +83,10 @@ def answer(results: Results) -> Answer:
         seed_std=pooled_std(scores["dice"][complete]),
     )
     return dataclasses.replace(
-        found,
-        headline=headline(found),
-        about_the_sweep=about_the_sweep(found),
-        about_the_arms=about_the_arms(found),
+        without_words,
+        headline=headline(without_words),
+        about_the_sweep=about_the_sweep(without_words),
+        about_the_arms=about_the_arms(without_words),
     )
 
 
@@ -106,21 +106,21 @@ def _compare(
     ]
     differences = [(dice[i] - dice[reference]).ravel() for i, reference in pairs]
     shares = [results.arms[i].test_share or results.test_share for i, _ in pairs]
-    tests = [corrected_paired_test(one, share) for one, share in zip(differences, shares, strict=True)]
+    tests = [corrected_paired_test(values, share) for values, share in zip(differences, shares, strict=True)]
     adjusted = holm([*(test.p for test in tests), *[1.0] * results.dropped])[: len(tests)]
     # Holm's procedure is done with those that are told, and multiplies the next by the number of the others.
     family = max(1, results.dropped + int(np.count_nonzero(adjusted >= LEVEL)))
     used = {i for pair in pairs for i in pair}
-    names = {image for i in used for one in trainings[i].values() for image in one.images}
+    names = {image for i in used for training in trainings[i].values() for image in training.images}
     position = {image: i for i, image in enumerate(sorted(names))}
     groups = None if results.groups is None else [results.groups[image] for image in position]
     by_image = {i: _by_image(results, trainings[i], position) for i in used}
-    found = {}
+    comparisons = {}
     for (i, reference), values, share, test, p in zip(pairs, differences, shares, tests, adjusted, strict=True):
         paired = (by_image[i] - by_image[reference]).reshape(results.repeats * len(results.seeds), len(position))
         number = np.count_nonzero(~np.isnan(paired), axis=0)
         means = np.divide(np.nansum(paired, axis=0), number, out=np.full(len(position), np.nan), where=number > 0)
-        found[i] = Comparison(
+        comparisons[i] = Comparison(
             difference=float(values.mean()),
             test=test,
             adjusted_p=float(p),
@@ -130,16 +130,16 @@ def _compare(
             if p >= LEVEL and results.folds > 1
             else Needed(),
         )
-    return found
+    return comparisons
 
 
-def _belongs(one: Training | Failure, results: Results) -> bool:
+def _belongs(attempt: Training | Failure, results: Results) -> bool:
     """Whether it is of a fold, repeat and seed that the sweep asks for."""
-    return one.repeat < results.repeats and one.fold < results.folds and one.seed in results.seeds
+    return attempt.repeat < results.repeats and attempt.fold < results.folds and attempt.seed in results.seeds
 
 
-def _slot(one: Training | Failure) -> tuple[int, int, int, int]:
-    return one.arm, one.repeat, one.fold, one.seed
+def _slot(attempt: Training | Failure) -> tuple[int, int, int, int]:
+    return attempt.arm, attempt.repeat, attempt.fold, attempt.seed
 
 
 def _by_image(
@@ -147,6 +147,6 @@ def _by_image(
 ) -> np.ndarray:
     """Dice of each image, float64 (repeats, seeds, images); NaN where it is undefined."""
     table = np.full((results.repeats, len(results.seeds), len(position)), np.nan)
-    for (repeat, _, seed), one in trainings.items():
-        table[repeat, seed, [position[image] for image in one.images]] = list(one.images.values())
+    for (repeat, _, seed), training in trainings.items():
+        table[repeat, seed, [position[image] for image in training.images]] = list(training.images.values())
     return table

@@ -20,7 +20,7 @@ def arms_in(state: State, trials: Sequence[FrozenTrial]) -> list[dict]:
     arms = arms_of(state.config)
     for trial in first_trainings(trials):
         arm = json.loads(trial.user_attrs["arm"])
-        arms += [one for one in (reference_of(arm), arm) if one not in arms]
+        arms += [candidate for candidate in (reference_of(arm), arm) if candidate not in arms]
     return arms
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from ..config.arms import arm_config, arms_of, config_of, parts
+from ..config.arms import arm_config, arms_of, config_of, subgrids_of
 from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
 from ..data.dataset import Dataset
@@ -20,7 +20,7 @@ from ..files import write_json
 from ..folders.run import SWEEP, is_sweep
 from ..folders.sweep import CHOSEN, FOLDS, open_sweep, read_folds, write_folds
 from ..version import __version__
-from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, shown
+from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, without_password
 from .trials import Trials, distributions
 
 _FILE = "a file in the sweep's folder"
@@ -109,7 +109,7 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
         "segdrop": __version__,
         "config": config.to_json(),
         "study": f"{folder.absolute().name}-{os.urandom(4).hex()}",
-        "storage": _FILE if storage is None else shown(storage),
+        "storage": _FILE if storage is None else without_password(storage),
         **_identity(dataset),
         "images": sum(len(part) for part in folds[0]),
         "groups": len({dataset.groups[i] for part in folds[0] for i in part}) if dataset.grouped else None,
@@ -189,7 +189,7 @@ def _check_search(config: SweepConfig) -> None:
     """Find what is wrong with a search's space before its first training."""
     if not config.search:
         return
-    spaces = parts(config.grid)
+    spaces = subgrids_of(config.grid)
     if len(spaces) != 1:
         raise InputError("`search` needs one mapping of fields to values or ranges as `grid`.")
     distributions(spaces[0])

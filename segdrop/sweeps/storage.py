@@ -66,11 +66,12 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RD
             )
     except (NoSuchModuleError, ImportError) as error:
         raise InputError(
-            f"`storage` {shown(url)} needs a driver ({error}); for PostgreSQL pip install 'segdrop[postgresql]'."
+            f"`storage` {without_password(url)} needs a driver ({error}); for PostgreSQL pip install "
+            "'segdrop[postgresql]'."
         ) from error
     except (StorageInternalError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"`storage` {shown(url)} cannot be reached: {reason}.") from error
+        raise InputError(f"`storage` {without_password(url)} cannot be reached: {reason}.") from error
     storage.patience = PATIENCE
     return storage
 
@@ -80,7 +81,7 @@ def file_url(folder: Path) -> str:
     return f"sqlite:///{(folder / DATABASE).absolute()}"
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """A database's address without its password."""
     return make_url(url).render_as_string(hide_password=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.arms import DROPOUT_FIELDS, config_of, key_of, name_of, parts, reference_of
+from ..config.arms import DROPOUT_FIELDS, config_of, key_of, name_of, reference_of, subgrids_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
 from ..files import write_json
@@ -139,7 +139,7 @@ def estimate(config: SweepConfig) -> Price:
             seconds[effort] = time_training(train, dataset, split, precision)
         total += each * seconds[effort]
     # A proposal that varies more than dropout has a reference of its own, unless another has the same.
-    pairs = any(name not in DROPOUT_FIELDS for part in parts(config.grid) for name in part)
+    pairs = any(name not in DROPOUT_FIELDS for subgrid in subgrids_of(config.grid) for name in subgrid)
     proposed = config.search * (2 if pairs else 1)
     total += proposed * each * seconds[key_of({})]
     return Price(tuple(map(name_of, arms)), (len(arms) + proposed) * each, total)
@@ -148,9 +148,9 @@ def estimate(config: SweepConfig) -> Price:
 def _conclude(state: State) -> Answer:
     if choose(state):
         remove_models(state)
-    found = answer(results(state))
-    write_answer(state.folder, found)
-    return found
+    sweep_answer = answer(results(state))
+    write_answer(state.folder, sweep_answer)
+    return sweep_answer
 
 
 def _score_test(state: State) -> None:

@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning, TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
-from ..config.arms import arm_config, arms_of, changes_of, key_of, parts, reference_of, without_dropout
+from ..config.arms import arm_config, arms_of, changes_of, key_of, reference_of, subgrids_of, without_dropout
 from ..config.sweep import SweepConfig
 from ..errors import InputError
 from .storage import NothingWaiting
@@ -208,7 +208,7 @@ class Trials:
 
         A proposal whose first attempt ended with an error keeps its arm.
         """
-        space = distributions(parts(self.config.grid)[0])
+        space = distributions(subgrids_of(self.config.grid)[0])
         seed = zlib.crc32(f"{self.config.train.seed}/{job.proposal}".encode())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -234,7 +234,7 @@ class Trials:
         for _ in range(_TRIES):
             candidate = study.ask(space)
             try:
-                point = {name: _value(space[name], value) for name, value in candidate.params.items()}
+                point = {name: _decode_value(space[name], value) for name, value in candidate.params.items()}
                 arm = changes_of(arm_config(self.config.train, point), base)
             except InputError:  # values that do not go together
                 arm = None
@@ -244,19 +244,21 @@ class Trials:
         return None
 
     def _falls_behind(self, value: float, number: int) -> bool:
-        others = [trial.value for trial in first_trainings(self.all()) if is_score(trial) and trial.number != number]
-        return len(others) >= _FIRST_FOLDS and value < statistics.median(others)
+        other_scores = [
+            trial.value for trial in first_trainings(self.all()) if is_score(trial) and trial.number != number
+        ]
+        return len(other_scores) >= _FIRST_FOLDS and value < statistics.median(other_scores)
 
 
 def first_trainings(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """For each arm that a search has proposed its first training, finished or not."""
-    found: dict[int, FrozenTrial] = {}
+    by_proposal: dict[int, FrozenTrial] = {}
     for trial in trials:
         if {"proposal", "arm"} <= set(trial.user_attrs) and "duplicate_of" not in trial.user_attrs:
             number = trial.user_attrs["proposal"]
-            if number not in found or is_score(trial):
-                found[number] = trial
-    return list(found.values())
+            if number not in by_proposal or is_score(trial):
+                by_proposal[number] = trial
+    return list(by_proposal.values())
 
 
 def is_score(trial: FrozenTrial) -> bool:
@@ -285,14 +287,14 @@ def is_settled(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
     return errors[True] >= ATTEMPTS
 
 
-def distributions(part: Mapping) -> dict[str, BaseDistribution]:
+def distributions(subgrid: Mapping) -> dict[str, BaseDistribution]:
     """A search's space in Optuna's terms: a list is one of choices; {"low": 0.05, "high": 0.5} a range ("log", "step").
 
     Raises:
         InputError: a range is none.
     """
     space: dict[str, BaseDistribution] = {}
-    for name, values in part.items():
+    for name, values in subgrid.items():
         if isinstance(values, Mapping):
             whole = all(isinstance(values.get(end), int) for end in ("low", "high"))
             try:
@@ -304,7 +306,7 @@ def distributions(part: Mapping) -> dict[str, BaseDistribution]:
     return space
 
 
-def _value(distribution: BaseDistribution, drawn):
+def _decode_value(distribution: BaseDistribution, drawn):
     return json.loads(drawn) if isinstance(distribution, CategoricalDistribution) else drawn
 
 

@@ -7,30 +7,30 @@ from .answers import LEVEL, Answer, Comparison
 from .results import Arm, Results
 
 
-def headline(found: Answer) -> str:
+def headline(answer: Answer) -> str:
     """The answer in one sentence."""
-    text = _verdict(found)
-    if found.trained + len(found.failures) < found.expected:
-        return f"So far, with {found.trained} of {found.expected} trainings done, {text}"
+    text = _verdict(answer)
+    if answer.trained + len(answer.failures) < answer.expected:
+        return f"So far, with {answer.trained} of {answer.expected} trainings done, {text}"
     return capital(text)
 
 
-def _verdict(found: Answer) -> str:
-    compared = [(one.arm, one.comparison) for one in found.arms if one.comparison]
+def _verdict(answer: Answer) -> str:
+    compared = [(arm_answer.arm, arm_answer.comparison) for arm_answer in answer.arms if arm_answer.comparison]
     better = sorted((pair for pair in compared if pair[1].verdict == "helps"), key=lambda pair: -pair[1].difference)
     worse = sorted((pair for pair in compared if pair[1].verdict == "hurts"), key=lambda pair: pair[1].difference)
     if not compared:
         return "there is no answer: no setting with dropout is complete together with its reference without."
     if better:
         arm, comparison = better[0]
-        others = f", and {len(better) - 1} more of {len(compared)} settings help" if better[1:] else ""
+        more = f", and {len(better) - 1} more of {len(compared)} settings help" if better[1:] else ""
         harm = f"; {len(worse)} of {len(compared)} settings hurt" if worse else ""
-        return f"dropout helps on these data: {_phrase(arm)} raises Dice by {_size(comparison)}{others}{harm}."
+        return f"dropout helps on these data: {_phrase(arm)} raises Dice by {_size(comparison)}{more}{harm}."
     if worse:
         arm, comparison = worse[0]
         start = "dropout hurts on these data" if len(worse) == len(compared) else "no dropout is shown to help"
-        others = f", and {len(worse) - 1} more of {len(compared)} settings hurt" if worse[1:] else ""
-        return f"{start}: {_phrase(arm)} lowers Dice by {_size(comparison)}{others}."
+        more = f", and {len(worse) - 1} more of {len(compared)} settings hurt" if worse[1:] else ""
+        return f"{start}: {_phrase(arm)} lowers Dice by {_size(comparison)}{more}."
     arm, comparison = max(compared, key=lambda pair: abs(pair[1].difference))
     start = "whether dropout helps on these data cannot be told"
     size = f"{comparison.difference:+.3f}{_interval(comparison)}"
@@ -41,21 +41,29 @@ def _verdict(found: Answer) -> str:
     )
 
 
-def about_the_sweep(found: Answer) -> list[str]:
+def about_the_sweep(answer: Answer) -> list[str]:
     """What there is to say of the sweep beside the headline."""
-    results = found.results
-    done = "All" if found.trained == found.expected else f"{found.trained} of"
-    said = [f"{done} {found.expected} trainings are done{f', {len(found.failures)} failed' if found.failures else ''}."]
-    missing = [f"{one.arm.name} ({one.progress})" for one in found.arms if one.state in ("incomplete", "failed")]
+    results = answer.results
+    done = "All" if answer.trained == answer.expected else f"{answer.trained} of"
+    said = [
+        f"{done} {answer.expected} trainings are done{f', {len(answer.failures)} failed' if answer.failures else ''}."
+    ]
+    missing = [
+        f"{arm_answer.arm.name} ({arm_answer.progress})"
+        for arm_answer in answer.arms
+        if arm_answer.state in ("incomplete", "failed")
+    ]
     if missing:
         said.append(f"Not compared until they are complete: {'; '.join(missing)}.")
     if results.dropped:
         said.append(f"Dropped by the search after the first fold, and not compared: {count(results.dropped, 'arm')}.")
-    undefined = [one.arm.name for one in found.arms if one.means and math.isnan(one.means["dice"])]
+    undefined = [
+        arm_answer.arm.name for arm_answer in answer.arms if arm_answer.means and math.isnan(arm_answer.means["dice"])
+    ]
     if undefined:
         said.append(f"Not compared, as the Dice of a fold is undefined: {'; '.join(undefined)}.")
-    if found.chosen is not None:
-        best = found.arms[found.chosen]
+    if answer.chosen is not None:
+        best = answer.arms[answer.chosen]
         said.append(f'The highest mean Dice, {best.means["dice"]:.3f}, is that of the arm "{best.arm.name}".')
     if results.test is not None:
         scores = []
@@ -66,47 +74,47 @@ def about_the_sweep(found: Answer) -> list[str]:
         said.append(
             f"On {results.test['what']} ({count(results.test['images'], 'image')}) it has {' and '.join(scores)}."
         )
-    if not math.isnan(found.seed_std):
-        folds = "" if math.isnan(found.fold_std) else f" and of {found.fold_std:.3f} over the folds of an arm"
-        said.append(f"Dice has a standard deviation of {found.seed_std:.3f} over the seeds of a fold{folds}.")
+    if not math.isnan(answer.seed_std):
+        folds = "" if math.isnan(answer.fold_std) else f" and of {answer.fold_std:.3f} over the folds of an arm"
+        said.append(f"Dice has a standard deviation of {answer.seed_std:.3f} over the seeds of a fold{folds}.")
     return said
 
 
-def about_the_arms(found: Answer) -> list[str]:
+def about_the_arms(answer: Answer) -> list[str]:
     """A sentence or more for each comparison."""
     said = []
-    for one in found.arms:
-        if one.comparison is None:
+    for arm_answer in answer.arms:
+        if arm_answer.comparison is None:
             continue
-        phrase, verdict, needed = _phrase(one.arm), one.comparison.verdict, one.comparison.needed
+        phrase, verdict, needed = _phrase(arm_answer.arm), arm_answer.comparison.verdict, arm_answer.comparison.needed
         if verdict != "cannot be told":
             direction = "higher" if verdict == "helps" else "lower"
-            said.append(f"{capital(phrase)} {verdict}: Dice is {direction} by {_size(one.comparison)}.")
+            said.append(f"{capital(phrase)} {verdict}: Dice is {direction} by {_size(arm_answer.comparison)}.")
             continue
-        text = f"Whether {phrase} helps cannot be told from {_folds(found.results)}: the difference is "
-        text += f"{one.comparison.difference:.3f}{_interval(one.comparison)}."
-        if math.isnan(one.comparison.test.p):
+        text = f"Whether {phrase} helps cannot be told from {_folds(answer.results)}: the difference is "
+        text += f"{arm_answer.comparison.difference:.3f}{_interval(arm_answer.comparison)}."
+        if math.isnan(arm_answer.comparison.test.p):
             text += " Chance shows in the spread of two folds at least."
-        elif one.comparison.test.p < LEVEL:
+        elif arm_answer.comparison.test.p < LEVEL:
             text += " By itself it would be told; among the comparisons of this sweep it is not."
         as_now = " If difference and spread stay as they are,"
         if needed.repeats is not None:
-            repeats = f"{needed.repeats} repeats of the cross-validation instead of {found.results.repeats}"
+            repeats = f"{needed.repeats} repeats of the cross-validation instead of {answer.results.repeats}"
             text += f"{as_now} {repeats} would be needed to tell."
         if needed.patients_factor is not None:
-            patients = _patients(found, needed.patients_factor)
+            patients = _patients(answer, needed.patients_factor)
             text += f"{as_now} no number of repeats can tell it; {patients} would be needed."
         said.append(text)
     return said
 
 
-def _patients(found: Answer, factor: float) -> str:
-    what = "images" if found.results.groups is None else "patients"
+def _patients(answer: Answer, factor: float) -> str:
+    what = "images" if answer.results.groups is None else "patients"
     if factor > 100:
         return f"more than 100 times as many {what}"
     times = f"{factor:.2g}" if factor < 10 else f"{factor:.0f}"
-    then = float(f"{factor * found.independent:.3g}")
-    return f"about {times} times as many {what} (about {then:.0f} instead of {found.independent})"
+    then = float(f"{factor * answer.independent:.3g}")
+    return f"about {times} times as many {what} (about {then:.0f} instead of {answer.independent})"
 
 
 def _phrase(arm: Arm) -> str:
