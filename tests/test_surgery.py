@@ -7,7 +7,7 @@ from keras import layers
 
 import segdrop
 from segdrop import InputError, activations, insert_dropout, insert_layers, verify
-from segdrop.surgery.graph import functional_view, parts, trace
+from segdrop.surgery.graph import functional_view, layers_by_path, trace
 
 X = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
 
@@ -40,7 +40,7 @@ def mixed():
 
 
 def test_activations_are_found_wherever_they_live(mixed):
-    found = [path for path, part in parts(functional_view(mixed)).items() if activations(part.layer)]
+    found = [path for path, part in layers_by_path(functional_view(mixed)).items() if activations(part.layer)]
     operation = [path for path in found if path.startswith("relu")]
     assert len(operation) == 1
     assert [path for path in found if path not in operation] == [
@@ -395,7 +395,7 @@ def largest_float_site(model):
 def test_the_families_of_keras_applications(family):
     plain = getattr(keras.applications, family)(weights=None, input_shape=(96, 96, 3), classes=10)
     sites = [largest_float_site(plain)]
-    found = [path for path, part in parts(functional_view(plain)).items() if activations(part.layer)]
+    found = [path for path, part in layers_by_path(functional_view(plain)).items() if activations(part.layer)]
     assert found
     sites += [path for path in found if path not in sites]
     dropped = insert_dropout(plain, sites, 0.3)

@@ -113,7 +113,7 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: boo
     layers = list({id(c.layer): c.layer for c in trace(view) if isinstance(c.layer, BatchNormalization)}.values())
     if not layers:
         raise InputError("`model` has no BatchNorm layer.")
-    hidden = {one.name for one in view._flatten_layers() if isinstance(one, BatchNormalization)}
+    hidden = {layer.name for layer in view._flatten_layers() if isinstance(layer, BatchNormalization)}
     hidden -= {layer.name for layer in layers}
     if hidden:
         raise InputError(f"BatchNorm {min(hidden)!r} is part of another layer, where it cannot be recalibrated.")

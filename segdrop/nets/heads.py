@@ -8,7 +8,7 @@ import keras
 from ..anatomy import BOTTLENECK, FIRST_UPSAMPLING
 from ..config.checks import check_rate, check_whole
 from ..errors import InputError
-from ..surgery.graph import functional_view, parts
+from ..surgery.graph import functional_view, layers_by_path
 from ..surgery.rebuild import rebuild
 from ..surgery.selection import nearest_names
 
@@ -75,7 +75,7 @@ def add_head(
     if not isinstance(name, str) or not name:
         raise InputError(f"`name` must be a text, got name={name!r}.")
     view = functional_view(model)
-    layers = parts(view)
+    layers = layers_by_path(view)
     taken = [layer for layer in layers if layer == name or layer.startswith(f"{name}_")]
     if taken:
         raise InputError(f"`name` must be new to the model, which has {taken[0]!r}, got name={name!r}.")
@@ -88,7 +88,7 @@ def add_head(
     base = rebuild(view)
     if freeze_base:
         base.trainable = False  # the flags of its layers, which the returned model is made of
-    features = parts(base)[at].outputs[0][0] if at else base.output
+    features = layers_by_path(base)[at].outputs[0][0] if at else base.output
     if not hasattr(features, "shape") or len(features.shape) not in (2, 4):
         raise InputError(f"The head needs one tensor (N, H, W, C) or (N, C); {at or 'the output'} gives another.")
     last = features._keras_history.operation

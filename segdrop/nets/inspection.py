@@ -54,7 +54,7 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
         else:
             units = {"path": 1, "gaussian": None}.get(kind, _product(shape))
         rate = rate_of(call.layer)
-        before = [weight for one in upstream(calls, call.outputs) for weight in getattr(one.layer, "weights", ())]
+        before = [weight for source in upstream(calls, call.outputs) for weight in getattr(source.layer, "weights", ())]
         after = maker(calls, call.inputs[0])
         rows.append(
             {
@@ -68,8 +68,8 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
                 "shape": shape,
                 "units": units,
                 "dropped": None if units is None else float(f"{units * rate:.6g}"),
-                "changes": _unique(one.path for one in changed),
-                "changes_decoder": len(_unique(one.path for one in changed if one.path in decoder)),
+                "changes": _unique(dependent.path for dependent in changed),
+                "changes_decoder": len(_unique(dependent.path for dependent in changed if dependent.path in decoder)),
                 "skips": _skips_reached(calls, call, changed, decoder),
                 "trains": _trains(before),
             }
@@ -118,36 +118,36 @@ def _place(calls, call: Call, after: Call | None, decoder) -> str:
     if after is None:
         return "input"
     receivers = consumers(calls, call)
-    if receivers and call.path not in decoder and all(one.path in decoder for one in receivers):
+    if receivers and call.path not in decoder and all(receiver.path in decoder for receiver in receivers):
         return "bottleneck" if after.path == BOTTLENECK else "skips"
     if after.path == BOTTLENECK:
         return "bottleneck"
     unit, part, number = part_of_unit(after.path) or ("", "", 0)
     if part in ("conv", "relu"):
-        if number == units_in(one.path for one in calls)[unit]:
+        if number == units_in(layer_call.path for layer_call in calls)[unit]:
             return "branch_end" if part == "conv" else "between_convs"
         return "activations" if part == "relu" else f"after {part}{number}"
     if isinstance(after.layer, keras.layers.Add):
         makers = [maker(calls, tensor) for tensor in after.inputs]
-        if any(one and re.match(UNIT, one.path) for one in makers):
+        if any(producer and re.match(UNIT, producer.path) for producer in makers):
             return "block_end"
     return f"after {type(after.layer).__name__}"
 
 
 def _skips_reached(calls, call: Call, changed: list[Call], decoder) -> list[str]:
     """Encoder's layers whose tensor the decoder joins to its own, and that depend on this dropout."""
-    affected = {tensor for one in changed for tensor in one.outputs} | set(call.outputs)
-    inside = {tensor for one in calls if one.path in decoder for tensor in one.outputs}
+    affected = {tensor for dependent in changed for tensor in dependent.outputs} | set(call.outputs)
+    inside = {tensor for layer_call in calls if layer_call.path in decoder for tensor in layer_call.outputs}
     joined = [
         tensor
-        for one in calls
-        if one.path in decoder and inside & set(one.inputs)
-        for tensor in one.inputs
+        for layer_call in calls
+        if layer_call.path in decoder and inside & set(layer_call.inputs)
+        for tensor in layer_call.inputs
         if tensor in affected - inside
     ]
     makers = [maker(calls, tensor) for tensor in joined]
     makers = [maker(calls, m.inputs[0]) if m and is_dropout(m.layer) and m.inputs else m for m in makers]
-    return _unique(one.path for one in makers if one)
+    return _unique(producer.path for producer in makers if producer)
 
 
 def _trains(weights) -> str:

@@ -11,7 +11,7 @@ from ..config.checks import check_rate
 from ..config.train import DROPOUT_KINDS
 from ..errors import InputError
 from ..layers import AdjustableDropout, DropBlock2D, FixedMode
-from .graph import Call, Part, consumers, downstream, functional_view, maker, parts, trace, upstream
+from .graph import Call, Part, consumers, downstream, functional_view, layers_by_path, maker, trace, upstream
 from .rebuild import insert_after, rebuild
 from .selection import Selector, as_selectors, select, select_sites
 
@@ -77,7 +77,7 @@ def insert_dropout(
         Tompson et al. 2015 (spatial); Ghiasi et al. 2018 (block); Huang et al. 2016 (path, linear ramp).
     """
     view = functional_view(model)
-    known = parts(view, nested)
+    known = layers_by_path(view, nested)
     check_kind(kind, block_size)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
         raise InputError(f"`seed` must be a whole number or None, got seed={seed!r}.")
@@ -243,7 +243,7 @@ def _site_rates(known, view, sites, rate) -> dict[str, float]:
             raise InputError(f"`rate` must be left out when `sites` maps names to rates, got rate={rate!r}.")
         by_selector = {selector: check_rate(value) for selector, value in sites.items()}
         paths = select_sites(known, list(by_selector), view)
-        values = [value for one, value in by_selector.items() for _ in select(known, one, view, "sites")]
+        values = [value for selector, value in by_selector.items() for _ in select(known, selector, view, "sites")]
         return dict(zip(paths, values, strict=True))
     ramp = ramp_rates(rate)
     one_rate = None if ramp else check_rate(rate)
@@ -308,7 +308,7 @@ _SUMS = ("Add", "CustomScaleLayer")
 def _is_shortcut(tensor: int, call: Call, calls: list[Call]) -> bool:
     """Whether the tensor is what the branch of `call` starts from, or a projection of it shorter than the branch."""
     branch = upstream(calls, call.outputs)
-    before = {needed for one in branch for needed in one.inputs}
+    before = {needed for step in branch for needed in step.inputs}
     length = 0
     while tensor not in before:
         made_by = maker(calls, tensor)
@@ -316,5 +316,7 @@ def _is_shortcut(tensor: int, call: Call, calls: list[Call]) -> bool:
             return False
         length += bool(getattr(made_by.layer, "weights", ()))
         (tensor,) = made_by.inputs
-    after = {id(one) for one in downstream(calls, [tensor])}
-    return length < sum(id(one) in after and bool(getattr(one.layer, "weights", ())) for one in branch) or length == 0
+    after = {id(dependent) for dependent in downstream(calls, [tensor])}
+    return (
+        length < sum(id(step) in after and bool(getattr(step.layer, "weights", ())) for step in branch) or length == 0
+    )

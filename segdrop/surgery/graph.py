@@ -58,19 +58,19 @@ class Part:
     outputs: list[list[keras.KerasTensor]]
 
 
-def parts(view: keras.Model, nested: bool = False) -> dict[str, Part]:
+def layers_by_path(view: keras.Model, nested: bool = False) -> dict[str, Part]:
     """The layers and operations of a model by path, in its order; those within nested models as `model/layer`."""
-    found = {layer.name: Part(layer, []) for layer in view.operations}
+    by_name = {layer.name: Part(layer, []) for layer in view.operations}
     for tensor in view.inputs:
-        found[tensor._keras_history.operation.name].outputs.append([tensor])
+        by_name[tensor._keras_history.operation.name].outputs.append([tensor])
     for node in call_nodes(view):
-        found[node.operation.name].outputs.append(list(node.output_tensors))
+        by_name[node.operation.name].outputs.append(list(node.output_tensors))
     result = {}
-    for name, part in found.items():
+    for name, part in by_name.items():
         result[name] = part
         if nested and is_model(part.layer):
-            inner = parts(functional_view(part.layer), nested=True)
-            result |= {f"{name}/{path}": one for path, one in inner.items() if not is_input(one.layer)}
+            inner = layers_by_path(functional_view(part.layer), nested=True)
+            result |= {f"{name}/{path}": child for path, child in inner.items() if not is_input(child.layer)}
     return result
 
 
@@ -142,22 +142,22 @@ def _trace(view, inputs, input_shapes, work_out, home, calls, fresh) -> list[int
 
 def downstream(calls: list[Call], tensors: Iterable[int]) -> list[Call]:
     """The calls whose outputs depend on any of the tensors, in the order of `calls`."""
-    changed, found = set(tensors), []
+    changed, dependents = set(tensors), []
     for call in calls:
         if changed.intersection(call.inputs):
             changed.update(call.outputs)
-            found.append(call)
-    return found
+            dependents.append(call)
+    return dependents
 
 
 def upstream(calls: list[Call], tensors: Iterable[int]) -> list[Call]:
     """The calls that the tensors depend on, those that give them included, in the order of `calls`."""
-    needed, found = set(tensors), []
+    needed, dependencies = set(tensors), []
     for call in reversed(calls):
         if needed.intersection(call.outputs):
             needed.update(call.inputs)
-            found.append(call)
-    return found[::-1]
+            dependencies.append(call)
+    return dependencies[::-1]
 
 
 def maker(calls: list[Call], tensor: int) -> Call | None:
@@ -167,7 +167,7 @@ def maker(calls: list[Call], tensor: int) -> Call | None:
 
 def consumers(calls: list[Call], call: Call) -> list[Call]:
     """The calls that receive an output of `call`."""
-    return [one for one in calls if set(call.outputs) & set(one.inputs)]
+    return [receiver for receiver in calls if set(call.outputs) & set(receiver.inputs)]
 
 
 def _check_image_size(image_size) -> None:

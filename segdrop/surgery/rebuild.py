@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import keras
 
 from ..errors import InputError
-from .graph import Part, functional_view, is_model, parts, with_flag_of
-from .selection import Selector, as_selectors, select, select_sites, shown
+from .graph import Part, functional_view, is_model, layers_by_path, with_flag_of
+from .selection import Selector, as_selectors, describe_selector, select, select_sites
 
 Factory = Callable[[keras.layers.Layer, keras.KerasTensor], keras.layers.Layer]
 
@@ -50,7 +50,7 @@ def insert_layers(
         ['relu1_noise']
     """
     view = functional_view(model)
-    known = parts(view, nested)
+    known = layers_by_path(view, nested)
     makers = {
         path: lambda output, layer=known[path].layer: factory(layer, output)
         for path in select_sites(known, sites, view)
@@ -65,7 +65,7 @@ def insert_after(
     bypass: Selector | Iterable[Selector] = (),
 ) -> keras.Model:
     """`insert_layers` for sites that are resolved to paths of `known` parts, each with the maker of its layer."""
-    bypasses = [(one, select(known, one, view, "bypass")) for one in as_selectors(bypass, "bypass")]
+    bypasses = [(selector, select(known, selector, view, "bypass")) for selector in as_selectors(bypass, "bypass")]
     around = {path for _, paths in bypasses for path in paths}
     bypassed = set()
     inserted: dict[str, keras.layers.Layer] = {}
@@ -95,7 +95,8 @@ def insert_after(
     for selector, paths in bypasses:
         if not bypassed & set(paths):
             raise InputError(
-                f"`bypass` {shown(selector)} has no effect: none of its layers receives a site's output directly."
+                f"`bypass` {describe_selector(selector)} has no effect: none of its layers receives a site's output "
+                "directly."
             )
     order = _weighted_paths(view)
     if [path for path in _weighted_paths(copy) if path in order] != order:
@@ -113,14 +114,14 @@ def _checked(layer, path: str, known, inserted):
         raise TypeError(f"`factory` must give a Keras layer, got {layer!r} for site {path!r}.")
     home = path.rpartition("/")[0]
     taken = {p.rpartition("/")[2] for p in known if p.rpartition("/")[0] == home}
-    taken |= {one.name for p, one in inserted.items() if p.rpartition("/")[0] == home}
+    taken |= {earlier.name for p, earlier in inserted.items() if p.rpartition("/")[0] == home}
     if layer.name in taken:
         raise InputError(f"The layer for site {path!r} needs a name that the model does not have: {layer.name!r}.")
     return layer
 
 
 def _weighted_paths(view) -> list[str]:
-    return [path for path, part in parts(view, nested=True).items() if getattr(part.layer, "weights", ())]
+    return [path for path, part in layers_by_path(view, nested=True).items() if getattr(part.layer, "weights", ())]
 
 
 def rebuild(
@@ -205,11 +206,11 @@ def _check_sharing(copies: list[tuple]) -> None:
     owner: dict[int, str] = {}
     for layer, _, _ in copies:
         for weight in getattr(layer, "weights", ()):
-            other = owner.setdefault(id(weight), layer.name)
-            if other != layer.name:
+            owner_name = owner.setdefault(id(weight), layer.name)
+            if owner_name != layer.name:
                 raise InputError(
-                    f"Layers {other!r} and {layer.name!r} have the weight {weight.path!r} in common, one being part of "
-                    "the other; a copy would untie it. Call the layer itself in both places."
+                    f"Layers {owner_name!r} and {layer.name!r} have the weight {weight.path!r} in common, one being "
+                    "part of the other; a copy would untie it. Call the layer itself in both places."
                 )
 
 

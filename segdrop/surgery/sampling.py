@@ -115,8 +115,8 @@ class MonteCarlo:
     def _sampler(self, count: int) -> keras.Model:
         """From the unchanged tensors of N images to the sums over `count` samples of each."""
         if count not in self._samplers:
-            inputs = [keras.Input(batch_shape=one.shape, dtype=one.dtype) for one in self._after.inputs]
-            outputs = self._after([_Repeat(count)(one) for one in inputs])
+            inputs = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in self._after.inputs]
+            outputs = self._after([_Repeat(count)(tensor) for tensor in inputs])
             self._samplers[count] = keras.Model(inputs, _SumMoments(count)(outputs))
         return self._samplers[count]
 
@@ -127,7 +127,7 @@ def _split(twin: keras.Model) -> tuple[keras.Model, keras.Model, list]:
     layers = []
 
     def call(path, layer, args, kwargs):
-        given = [one for one in keras.tree.flatten((args, kwargs)) if isinstance(one, keras.KerasTensor)]
+        given = [tensor for tensor in keras.tree.flatten((args, kwargs)) if isinstance(tensor, keras.KerasTensor)]
         parts = _concatenated(layer, given)
         if len({id(part) in changed for part in parts}) == 2:
             sums = _conv_in_two(layer, parts, [id(part) in changed for part in parts])
@@ -136,11 +136,11 @@ def _split(twin: keras.Model) -> tuple[keras.Model, keras.Model, list]:
             output = _Finish(layer, name=f"{layer.name}_sum", dtype=layer.dtype_policy)(sums)
         else:
             output = layer(*args, **kwargs)
-        random = _has_dropout(layer) or any(id(one) in changed for one in [*given, *parts])
+        random = _has_dropout(layer) or any(id(tensor) in changed for tensor in [*given, *parts])
         if is_dropout(layer):
             layers.append(layer)
         if random:
-            changed.update(id(one) for one in keras.tree.flatten(output))
+            changed.update(id(tensor) for tensor in keras.tree.flatten(output))
         # Tensors are told apart by their ids: none may be freed while this goes on.
         kept.append(output)
         return output
@@ -151,15 +151,15 @@ def _split(twin: keras.Model) -> tuple[keras.Model, keras.Model, list]:
     if len(outputs) != 1 or id(outputs[0]) not in changed:
         raise InputError("`model` must have one output, and dropout that it depends on.")
     nodes = call_nodes(view)
-    random_nodes = [node for node in nodes if any(id(one) in changed for one in node.output_tensors)]
-    border = {id(one): one for node in random_nodes for one in node.input_tensors if id(one) not in changed}
+    random_nodes = [node for node in nodes if any(id(tensor) in changed for tensor in node.output_tensors)]
+    border = {id(tensor): tensor for node in random_nodes for tensor in node.input_tensors if id(tensor) not in changed}
     before = keras.Model(view.inputs, list(border.values()))
     return before, keras.Model(list(border.values()), outputs[0]), layers
 
 
 def _has_dropout(layer) -> bool:
     if is_model(layer):
-        return any(_has_dropout(one) for one in layer.layers)
+        return any(_has_dropout(sublayer) for sublayer in layer.layers)
     return is_dropout(layer)
 
 

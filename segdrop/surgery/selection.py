@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import keras
 
 from ..errors import InputError
-from .graph import Part, is_input, parts
+from .graph import Part, is_input, layers_by_path
 
 Selector = str | type | Callable[[keras.layers.Layer], bool]
 
@@ -22,12 +22,12 @@ def select(known: dict[str, Part], selector: Selector, view: keras.Model, argume
     hits = [path for path, part in known.items() if _matches(selector, path, part.layer, argument)]
     if hits:
         return hits
-    advice = f"Nearest: {nearest_names(selector if isinstance(selector, str) else shown(selector), known)}"
-    for path, part in parts(view, nested=True).items():
+    advice = f"Nearest: {nearest_names(selector if isinstance(selector, str) else describe_selector(selector), known)}"
+    for path, part in layers_by_path(view, nested=True).items():
         if path not in known and any(_matches(selector, p, part.layer, argument) for p in (path, part.layer.name)):
             advice = f"A nested model has it: enter it with nested=True and name {path!r}"
             break
-    raise InputError(f"`{argument}` matches no layer of this model: {shown(selector)}. {advice}.")
+    raise InputError(f"`{argument}` matches no layer of this model: {describe_selector(selector)}. {advice}.")
 
 
 def select_sites(known: dict[str, Part], selectors, view: keras.Model) -> list[str]:
@@ -37,7 +37,7 @@ def select_sites(known: dict[str, Part], selectors, view: keras.Model) -> list[s
         InputError: no selector, one that matches nothing, a layer matched twice, an input, or a layer that does not
             give one float tensor.
     """
-    chosen = [path for one in as_selectors(selectors, "sites") for path in select(known, one, view, "sites")]
+    chosen = [path for selector in as_selectors(selectors, "sites") for path in select(known, selector, view, "sites")]
     if not chosen:
         raise InputError("`sites` is empty; name at least one layer.")
     for i, path in enumerate(chosen):
@@ -46,7 +46,7 @@ def select_sites(known: dict[str, Part], selectors, view: keras.Model) -> list[s
         if is_input(known[path].layer):
             raise InputError(f"Site {path!r} is an input; name the layers that come after it.")
         if not _gives_float(known[path]):
-            fit = [p for p, one in known.items() if _gives_float(one) and not is_input(one.layer)]
+            fit = [p for p, part in known.items() if _gives_float(part) and not is_input(part.layer)]
             raise InputError(
                 f"The output of site {path!r} is not one float tensor; nearest that is: {nearest_names(path, fit)}."
             )
@@ -62,7 +62,7 @@ def as_selectors(selectors, argument: str) -> list[Selector]:
     raise TypeError(f"`{argument}` takes names, globs, layer classes and predicates, got {selectors!r}.")
 
 
-def shown(selector: Selector) -> str:
+def describe_selector(selector: Selector) -> str:
     """A selector as messages call it."""
     return repr(selector) if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
 

@@ -164,11 +164,11 @@ def _check_weights(plain, dropped) -> Iterator[_Check]:
         if path not in ours or path not in theirs:
             place = "the first model" if path in theirs else "the second model"
             yield _Check(False, "weights have the same paths", path, f"only in {place}", "in both")
-    for path, other in theirs.items():
-        one = ours[path]
-        if one.shape != other.shape:
-            yield _Check(False, "weights have the same shapes", path, one.shape, other.shape)
-        if not np.array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)):
+    for path, expected in theirs.items():
+        weight = ours[path]
+        if weight.shape != expected.shape:
+            yield _Check(False, "weights have the same shapes", path, weight.shape, expected.shape)
+        if not np.array_equal(keras.ops.convert_to_numpy(weight), keras.ops.convert_to_numpy(expected)):
             yield _Check(False, "weights have the same values", path, "other values", "equal values")
     order = "" if list(ours) == list(theirs) else ", in another order: weight files do not load between the two"
     yield _Check(True, "weights are the same", f"{len(ours)} weights", f"equal{order}", "equal path, shape, value")
