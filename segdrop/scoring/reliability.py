@@ -249,7 +249,7 @@ def interval(scores: Sequence[float] | np.ndarray) -> list[float] | None:
 
 def _scored(valid: np.ndarray, *maps: np.ndarray) -> tuple[np.ndarray, ...]:
     """The valid pixels of each map as a vector."""
-    return tuple(one.ravel() for one in maps) if valid.all() else tuple(one[valid] for one in maps)
+    return tuple(values.ravel() for values in maps) if valid.all() else tuple(values[valid] for values in maps)
 
 
 def _disc(radius: int) -> np.ndarray:

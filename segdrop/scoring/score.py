@@ -105,10 +105,12 @@ def predictions(
                 ahead = pool.submit(batches.read, following)
             parts = [(slice(0, int(height)), slice(0, int(width))) for height, width in batches.dataset.sizes[batch]]
             if max(images.shape[1:3]) <= tile:
-                maps = [one[part] for one, part in zip(forward(images), parts, strict=True)]
+                maps = [output[part] for output, part in zip(forward(images), parts, strict=True)]
             else:
-                maps = [in_tiles(forward, one[part], tile, overlap) for one, part in zip(images, parts, strict=True)]
-            yield batch, [one[part][..., 0] for one, part in zip(truths, parts, strict=True)], maps
+                maps = [
+                    in_tiles(forward, image[part], tile, overlap) for image, part in zip(images, parts, strict=True)
+                ]
+            yield batch, [truth[part][..., 0] for truth, part in zip(truths, parts, strict=True)], maps
 
 
 def _with_moments(forward: Forward, sampler: Callable[[np.ndarray, int], np.ndarray]) -> Forward:

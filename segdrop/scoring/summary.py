@@ -26,7 +26,7 @@ def summarise(tally: Tally, class_names: Sequence[str], groups: Sequence[str] | 
     counts = np.array([image["counts"] for image in images])
     means = _means_of(images, counts)
     total, resampled, units = _scores_by_class(counts, means, groups, seed)
-    image_dice = np.array([foreground_mean(one) for one in means["dice_per_image"]])
+    image_dice = np.array([foreground_mean(class_dice) for class_dice in means["dice_per_image"]])
     detections = {
         name: _error_detection(sums[f"errors_{name}"], [image["uncertainty"][name] for image in images], image_dice)
         for name in images[0]["uncertainty"]
@@ -34,7 +34,7 @@ def summarise(tally: Tally, class_names: Sequence[str], groups: Sequence[str] | 
     result = {
         "images": len(images),
         "groups": None if groups is None else units,
-        **{key: _number(foreground_mean(total[key])) for key in ("dice", "iou")},
+        **{key: _nan_to_none(foreground_mean(total[key])) for key in ("dice", "iou")},
         **{f"{key}_interval": interval(_foreground_means(resampled[key])) for key in ("dice", "iou")},
         "classes": {name: _of_class(index, total, resampled, counts, means) for index, name in enumerate(class_names)},
         "distance_unit": distance_unit,
@@ -49,13 +49,13 @@ def summarise(tally: Tally, class_names: Sequence[str], groups: Sequence[str] | 
         tuned = sums["tuned"][1]
         result["tuned"] = {
             "threshold": tally.threshold,
-            "dice": _number(dice_from_counts(tuned)),
-            "iou": _number(iou_from_counts(tuned)),
+            "dice": _nan_to_none(dice_from_counts(tuned)),
+            "iou": _nan_to_none(iou_from_counts(tuned)),
         }
     if tally.sampled:
         result["uncertainty"] = {
-            "dice": _number(foreground_mean(dice_from_counts(sums["mc_counts"]))),
-            "iou": _number(foreground_mean(iou_from_counts(sums["mc_counts"]))),
+            "dice": _nan_to_none(foreground_mean(dice_from_counts(sums["mc_counts"]))),
+            "iou": _nan_to_none(foreground_mean(iou_from_counts(sums["mc_counts"]))),
             "calibration": _calibration(sums["mc_bins"], sums["mc_brier"]),
             "scores": detections,
         }
@@ -101,7 +101,7 @@ def _of_class(index: int, total: Mapping, resampled: Mapping, counts: np.ndarray
     """The scores of a class, with their intervals and the number of images that have none."""
     scores: dict = dict.fromkeys(["dice_per_case", "dice_per_case_interval"])
     for key in total:
-        scores[key] = _number(total[key][index])
+        scores[key] = _nan_to_none(total[key][index])
         scores[f"{key}_interval"] = interval(resampled[key][:, index])
     scores["images_undefined"] = int(np.isnan(means["dice_per_image"][:, index]).sum())
     for key in ("hd95", "surface_dice"):
@@ -123,8 +123,8 @@ def _tuned(histograms: np.ndarray) -> dict | None:
     chosen = best[np.abs(THRESHOLDS[best] - 0.5).argmin()]
     return {
         "threshold": float(THRESHOLDS[chosen]),
-        "dice": _number(dice[chosen]),
-        "iou": _number(iou_from_counts(counts[chosen])),
+        "dice": _nan_to_none(dice[chosen]),
+        "iou": _nan_to_none(iou_from_counts(counts[chosen])),
     }
 
 
@@ -147,16 +147,16 @@ def _foreground_means(scores: np.ndarray) -> np.ndarray:
 def _calibration(bins: np.ndarray, brier: float) -> dict:
     pixels = bins[0, 0].sum()
     return {
-        "ece": _number(expected_calibration_error(bins[0])),
-        "ece_foreground": _number(expected_calibration_error(bins[1])),
-        "brier": _number(brier / pixels) if pixels else None,
+        "ece": _nan_to_none(expected_calibration_error(bins[0])),
+        "ece_foreground": _nan_to_none(expected_calibration_error(bins[1])),
+        "brier": _nan_to_none(brier / pixels) if pixels else None,
         "reliability": {
             region: [
                 {
                     "low": i / BINS,
                     "high": (i + 1) / BINS,
                     "count": int(count),
-                    "confidence": _number(confidence / count) if count else None,
+                    "confidence": _nan_to_none(confidence / count) if count else None,
                     "accuracy": float(correct / count) if count else None,
                 }
                 for i, (count, confidence, correct) in enumerate(table.T)
@@ -168,12 +168,12 @@ def _calibration(bins: np.ndarray, brier: float) -> dict:
 
 def _error_detection(histograms: np.ndarray, uncertainty: Sequence[float], dice: np.ndarray) -> dict:
     return {
-        "auroc_pixels": _number(auroc(histograms)),
-        "aurc_pixels": _number(aurc(histograms)),
+        "auroc_pixels": _nan_to_none(auroc(histograms)),
+        "aurc_pixels": _nan_to_none(aurc(histograms)),
         "risk_coverage": risk_coverage(histograms).round(6).tolist(),
-        "auroc_images": _number(auroc_images(uncertainty, dice)),
-        "aurc_images": _number(aurc_images(uncertainty, dice)),
-        "spearman_images": _number(spearman_images(uncertainty, dice)),
+        "auroc_images": _nan_to_none(auroc_images(uncertainty, dice)),
+        "aurc_images": _nan_to_none(aurc_images(uncertainty, dice)),
+        "spearman_images": _nan_to_none(spearman_images(uncertainty, dice)),
     }
 
 
@@ -181,15 +181,15 @@ def image_row(image: Mapping, class_names: Sequence[str]) -> dict:
     """An image's row in per_image.csv, without its split, id and group."""
     scores = {key: function(image["counts"]) for key, function in COUNTED.items()}
     scores |= {"hd95": image["distances"][:, 0], "surface_dice": image["distances"][:, 1]}
-    row = {key: _number(foreground_mean(scores[key])) for key in ("dice", "iou")}
+    row = {key: _nan_to_none(foreground_mean(scores[key])) for key in ("dice", "iou")}
     for index, name in enumerate(class_names):
-        row |= {f"{key}_{name}": _number(values[index]) for key, values in scores.items()}
+        row |= {f"{key}_{name}": _nan_to_none(values[index]) for key, values in scores.items()}
     uncertainty = image["uncertainty"]
-    row["entropy"] = _number(uncertainty["single_pass_entropy"])
+    row["entropy"] = _nan_to_none(uncertainty["single_pass_entropy"])
     sampled = [name for name in ("predictive_entropy", "mutual_information") if name in uncertainty]
-    return row | {name: _number(uncertainty[name]) for name in sampled}
+    return row | {name: _nan_to_none(uncertainty[name]) for name in sampled}
 
 
-def _number(score: float) -> float | None:
+def _nan_to_none(score: float) -> float | None:
     """JSON has no NaN: an undefined score is null."""
     return None if np.isnan(score) else float(score)

@@ -102,9 +102,9 @@ def hausdorff95_from_distances(distances: tuple[np.ndarray, np.ndarray]) -> floa
         >>> hausdorff95_from_distances((np.array([1.0]), np.array([3.0])))
         3.0
     """
-    if not all(one.size for one in distances):
+    if not all(directed.size for directed in distances):
         return float("nan")
-    return float(max(np.percentile(one, 95) for one in distances))
+    return float(max(np.percentile(directed, 95) for directed in distances))
 
 
 def surface_dice_from_distances(distances: tuple[np.ndarray, np.ndarray], tolerance: float) -> float:
@@ -114,10 +114,10 @@ def surface_dice_from_distances(distances: tuple[np.ndarray, np.ndarray], tolera
         >>> surface_dice_from_distances((np.array([1.0, 3.0]), np.array([2.0, 2.0])), tolerance=2)
         0.75
     """
-    count = sum(one.size for one in distances)
+    count = sum(directed.size for directed in distances)
     # Three pixels of 0.1 mm are 0.3 mm, though not in floating point.
     limit = tolerance * (1 + 1e-6)
-    return float(sum(np.count_nonzero(one <= limit) for one in distances) / count) if count else float("nan")
+    return float(sum(np.count_nonzero(directed <= limit) for directed in distances) / count) if count else float("nan")
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:

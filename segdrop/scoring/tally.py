@@ -63,9 +63,9 @@ def _score_image(
             uncertainty[name] = getattr(sampled, name)
     valid = (truth != IGNORED).view(np.uint8)
     image["uncertainty"] = {
-        name: cv2.mean(one, valid)[0] if valid.any() else math.nan for name, one in uncertainty.items()
+        name: cv2.mean(values, valid)[0] if valid.any() else math.nan for name, values in uncertainty.items()
     }
-    sums |= {f"errors_{name}": error_histograms(one, truth, pred) for name, one in uncertainty.items()}
+    sums |= {f"errors_{name}": error_histograms(values, truth, pred) for name, values in uncertainty.items()}
     return image, sums
 
 

@@ -48,7 +48,7 @@ def entropy(probabilities) -> np.ndarray:
     p = np.asarray(probabilities, np.float32)
     # Channel by channel: a sum over a short last axis takes NumPy several times as long.
     channels = [p[..., 0], 1 - p[..., 0]] if p.shape[-1] == 1 else [p[..., i] for i in range(p.shape[-1])]
-    return -sum(one * np.log(np.maximum(one, SMALLEST)) for one in channels)
+    return -sum(channel * np.log(np.maximum(channel, SMALLEST)) for channel in channels)
 
 
 def moments(probabilities) -> np.ndarray:

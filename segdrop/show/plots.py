@@ -101,21 +101,21 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping]]) -> Figure:
             out. The bars are the shares of pixels of the first.
     """
     figure, axes = _small_figure()
-    filled = {label: [one for one in rows if one["count"]] for label, rows in bins.items()}
+    filled = {label: [row for row in rows if row["count"]] for label, rows in bins.items()}
     first = next(iter(filled.values()))
-    total = sum(one["count"] for one in first) or 1
+    total = sum(row["count"] for row in first) or 1
     axes.bar(
-        [one["low"] for one in first],
-        [one["count"] / total for one in first],
-        [one["high"] - one["low"] for one in first],
+        [row["low"] for row in first],
+        [row["count"] / total for row in first],
+        [row["high"] - row["low"] for row in first],
         align="edge",
         color="0.88",
         label="share of pixels",
     )
-    lowest = min((one["low"] for rows in filled.values() for one in rows), default=0)
+    lowest = min((row["low"] for rows in filled.values() for row in rows), default=0)
     axes.plot([lowest, 1], [lowest, 1], color="0.5", linestyle=":", label="calibrated")
     for (label, rows), style in zip(filled.items(), itertools.cycle(STYLES), strict=False):
-        confidence, accuracy = ([one[key] for one in rows] for key in ("confidence", "accuracy"))
+        confidence, accuracy = ([row[key] for row in rows] for key in ("confidence", "accuracy"))
         axes.plot(confidence, accuracy, style, marker=".", label=label)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(lowest, 1), ylim=(0, 1.02))
     axes.legend(frameon=False)

@@ -43,7 +43,7 @@ class Table(list):
             justify = "right" if numeric else "left"
             table.add_column(key.replace("_", " "), justify=justify, overflow="fold", no_wrap=i == 0)
         for row in self:
-            table.add_row(*(escape(_shown(row[key])) for key in self.keys))
+            table.add_row(*(escape(_format_cell(row[key])) for key in self.keys))
         return table
 
     def __str__(self) -> str:
@@ -65,5 +65,5 @@ class Table(list):
         write_json(Path(path), list(self))
 
 
-def _shown(value) -> str:
+def _format_cell(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
