@@ -35,13 +35,13 @@ def run_sweep(options: SweepOptions) -> None:
         return
     if options.report or options.test:
         data = options.train.data if options.train != TrainConfig() else None
-        found = sweep_report(options.folder, storage=options.storage, test=options.test, data=data)
+        answer = sweep_report(options.folder, storage=options.storage, test=options.test, data=data)
     else:
-        found = sweep(options.folder, config, storage=options.storage, workers=options.workers)
+        answer = sweep(options.folder, config, storage=options.storage, workers=options.workers)
     console = _console()
-    for table in tables(found):
+    for table in tables(answer):
         console.print(table.rich())
-    console.print(f"{found.headline}\n\nAll of it: {options.folder / 'answer.md'}", highlight=False, markup=False)
+    console.print(f"{answer.headline}\n\nAll of it: {options.folder / 'answer.md'}", highlight=False, markup=False)
 
 
 def _sweep_config(options: SweepOptions) -> SweepConfig | None:
@@ -83,15 +83,15 @@ def run_evaluate(options: EvaluateOptions) -> None:
 def run_predict(options: PredictFilesOptions) -> int:
     from ..inference.predict import predict
 
-    found = predict(**vars(options))
-    failures = [row for row in found.files if row["status"] != "ok"]
+    predictions = predict(**vars(options))
+    failures = [row for row in predictions.files if row["status"] != "ok"]
     for row in failures[:10]:
         print(f"segdrop: {row['status']}", file=sys.stderr)
     if len(failures) > 10:
-        print(f"segdrop: ... and {len(failures) - 10} more, in {found.out / 'predictions.csv'}", file=sys.stderr)
+        print(f"segdrop: ... and {len(failures) - 10} more, in {predictions.out / 'predictions.csv'}", file=sys.stderr)
     print(
-        f"{len(found.files) - len(failures)} of {len(found.files)} files predicted, in {found.out}: "
-        f"{found.images_per_second:.2f} images/s, {found.tiles_per_second:.2f} tiles/s."
+        f"{len(predictions.files) - len(failures)} of {len(predictions.files)} files predicted, in {predictions.out}: "
+        f"{predictions.images_per_second:.2f} images/s, {predictions.tiles_per_second:.2f} tiles/s."
     )
     return 1 if failures else 0
 

@@ -126,4 +126,4 @@ def on_both_sides(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
     sides = defaultdict(set)
     for group, split in zip(groups, splits, strict=True):
         sides[group].add(split)
-    return [group for group, found in sides.items() if len(found) > 1]
+    return [group for group, group_splits in sides.items() if len(group_splits) > 1]

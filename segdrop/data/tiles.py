@@ -165,6 +165,6 @@ def _weights(tile: int, offset: int, length: int, margin: int) -> np.ndarray:
 
 def _sum_weights(weights: list[np.ndarray], offsets: list[int], length: int) -> np.ndarray:
     total = np.zeros(length, np.float32)
-    for one, offset in zip(weights, offsets, strict=True):
-        total[offset : offset + len(one)] += one
+    for tile_weights, offset in zip(weights, offsets, strict=True):
+        total[offset : offset + len(tile_weights)] += tile_weights
     return total

@@ -140,8 +140,8 @@ def _functional(data, group: str, frame: int = 0):
     """The item of a functional group that holds for a frame, of multi-frame files that have them."""
     shared = data.get("SharedFunctionalGroupsSequence") or []
     own = (data.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
-    found = [item[group][0] for item in (*own, *shared) if group in item and item[group].value]
-    return found[0] if found else {}
+    items = [item[group][0] for item in (*own, *shared) if group in item and item[group].value]
+    return items[0] if items else {}
 
 
 def _dicom_rescale(data, frame: int) -> tuple[float, float]:

@@ -41,13 +41,13 @@ class Intensity:
             low, high = np.percentile(_samples(picture), self.percentiles)
             return float(low), float(high)
         if self.rule == "window":
-            found = self.window or picture.window
-            if found is None:
+            window = self.window or picture.window
+            if window is None:
                 raise InputError(
                     f"{picture.path}: has no window of its own; give `intensity_window`, "
                     "or use `intensity` percentiles."
                 )
-            return found
+            return window
         if picture.value_range is None:
             kind = "floating-point or 32-bit" if picture.dtype.kind in "fiu" else picture.dtype
             raise InputError(

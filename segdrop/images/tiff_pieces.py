@@ -126,8 +126,8 @@ def _check_kind(page: tifffile.TiffPage) -> None:
     alpha = tuple(page.extrasamples) in ((1,), (2,))
     kinds = {1: greys, 2: greys if alpha else (), 3: colours, 4: ("RGB",)}.get(bands, ())
     if photometric not in kinds:
-        found = f"{bands} band{'s' * (bands > 1)} of {page.dtype}, {photometric}"
-        raise Fault(f"cannot be decoded as colours: it has {found}; save it as grey, RGB or RGBA")
+        pixel_format = f"{bands} band{'s' * (bands > 1)} of {page.dtype}, {photometric}"
+        raise Fault(f"cannot be decoded as colours: it has {pixel_format}; save it as grey, RGB or RGBA")
     if bands > 1 and page.dtype.kind == "f":
         raise Fault(f"has {bands} bands of {page.dtype}; save it as grey, or with 8 or 16 bits")
 
@@ -155,8 +155,8 @@ def _segment_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int, tuple[int
             if deflated:
                 return inflate(content, shape)
             if supported:
-                piece, _, found = own(content, index, jpegtables=tables)
-                return piece.reshape(-1, *found[2:])[: shape[0]]
+                piece, _, decoded_shape = own(content, index, jpegtables=tables)
+                return piece.reshape(-1, *decoded_shape[2:])[: shape[0]]
             array = cv2.imdecode(np.frombuffer(_segment_alone(page, content, shape), np.uint8), cv2.IMREAD_UNCHANGED)
             array = array if shape[2] < 3 else array[..., [2, 1, 0, 3][: shape[2]]]
             return array.reshape(shape).astype(page.dtype)

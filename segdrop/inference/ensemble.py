@@ -34,7 +34,7 @@ def load_alike(runs: Sequence[str | os.PathLike | Network], precision: str = "st
         if isinstance(run, Network):
             networks.append(run)
         else:
-            networks += [load(one, precision=precision) for one in (fold_runs(run) if is_sweep(run) else [run])]
+            networks += [load(member, precision=precision) for member in (fold_runs(run) if is_sweep(run) else [run])]
     first = networks[0]
     for other in networks[1:]:
         for what in ("class_names", "channels", "intensity", "spacing", "slice_axis"):

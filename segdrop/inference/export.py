@@ -195,11 +195,11 @@ def _real_images(run, record: RunRecord, count: int = 4) -> tuple[list[np.ndarra
 
 
 def _largest_difference(network: keras.Model, exported: Callable[..., np.ndarray], images: list[np.ndarray]) -> float:
-    one = _fitted(images[0], 256, 192)[None]
-    four = np.stack([_fitted(images[i % len(images)], 96, 128) for i in range(4)])
+    one_image = _fitted(images[0], 256, 192)[None]
+    four_images = np.stack([_fitted(images[i % len(images)], 96, 128) for i in range(4)])
     differences = []
     # The second batch is in values such as a CT's, some of them outside the bounds.
-    for batch, low, high in ((one, 0, 255), (four * np.float32(8) - 1024, -900, 900)):
+    for batch, low, high in ((one_image, 0, 255), (four_images * np.float32(8) - 1024, -900, 900)):
         prepared = np.stack([scale(image, low, high) for image in batch])
         expected = keras.ops.convert_to_numpy(network(prepared, training=False))
         differences.append(np.abs(expected - exported(batch, low, high)).max())

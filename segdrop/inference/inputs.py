@@ -37,9 +37,9 @@ def find_inputs(inputs, out: Path) -> list[Job]:
             name = (inside / stem(path)).as_posix().encode("utf-8", "backslashreplace").decode()
             if not stem(path):
                 raise InputError(f"`inputs` {path} has no name before its suffix; rename it.")
-            other = jobs.setdefault(name, Job(path, name)).file
-            if other.resolve() != path.resolve():
-                raise InputError(f"`inputs` {other} and {path} would both be written as {name}; predict them apart.")
+            earlier = jobs.setdefault(name, Job(path, name)).file
+            if earlier.resolve() != path.resolve():
+                raise InputError(f"`inputs` {earlier} and {path} would both be written as {name}; predict them apart.")
     if not jobs:
         raise InputError("`inputs` is empty; give files, folders or globs.")
     for job in jobs.values():
@@ -58,18 +58,18 @@ def _matches(given, out: Path) -> list[tuple[Path, Path]]:
     matches = [given] if Path(given).exists() else sorted(glob.glob(str(given), recursive=True))
     if not matches:
         raise FileNotFoundError(f"`inputs` names no file: {given}.")
-    found = []
+    images = []
     for match in map(Path, matches):
         if not match.is_dir():
-            found.append((match.parent, match))
+            images.append((match.parent, match))
             continue
         inside = [p for p in sorted(match.rglob("*")) if p.is_file() and is_image(p) and not p.name.startswith(".")]
         if not inside:
             raise InputError(f"`inputs` folder holds no image: {match}.")
         if any(_is_within(path, out) for path in inside) and not (out / SETTINGS).is_file():
             raise InputError(f"`out` is the folder of the images, or holds it: {out}; choose another.")
-        found += [(match, path) for path in inside if not _is_within(path, out)]
-    return found
+        images += [(match, path) for path in inside if not _is_within(path, out)]
+    return images
 
 
 def is_current(row: dict, job: Job, out: Path) -> bool:

@@ -110,11 +110,11 @@ class Writer:
         if self.options.probabilities != "none":
             work.canvas("probabilities", classes, np.float16).write(index, top, np.moveaxis(mean, -1, 0))
         if self.options.keeps_moments:
-            found = from_moments(means)
-            work.add({key: float(getattr(found, key).sum(dtype=np.float64)) for key in SCORES})
+            uncertainty = from_moments(means)
+            work.add({key: float(getattr(uncertainty, key).sum(dtype=np.float64)) for key in UNCERTAINTY_MEASURES})
             if self.options.uncertainty:
-                maps = [found.predictive_entropy, found.expected_entropy, found.mutual_information]
-                maps = np.stack([*maps, *np.moveaxis(found.std, -1, 0)])
+                maps = [uncertainty.predictive_entropy, uncertainty.expected_entropy, uncertainty.mutual_information]
+                maps = np.stack([*maps, *np.moveaxis(uncertainty.std, -1, 0)])
                 work.canvas("uncertainty", len(maps), np.float16).write(index, top, maps)
 
     def _write(self, job: Job, picture: Picture, bounds, work: Work) -> dict:
@@ -137,7 +137,11 @@ class Writer:
         if self.options.uncertainty:
             canvas = work.canvases["uncertainty"]
             spreads = names if canvas.planes == 3 + len(names) else names[-1:]
-            write_tiff(self._path(job, "_uncertainty.tif"), canvas, [*SCORES, *(f"std {name}" for name in spreads)])
+            write_tiff(
+                self._path(job, "_uncertainty.tif"),
+                canvas,
+                [*UNCERTAINTY_MEASURES, *(f"std {name}" for name in spreads)],
+            )
         mask = work.canvases["mask"]
         if job.file.name.lower().endswith(NIFTI_SUFFIXES):
             path = self._path(job, ".nii.gz")
@@ -151,14 +155,14 @@ class Writer:
         pixels = picture.height * picture.width * mask.slices
         row = {"mask": path.relative_to(self.out).as_posix(), "height": picture.height, "width": picture.width}
         row |= {"slices": mask.slices} | {f"share {n}": work.sums[f"pixels {n}"] / pixels for n in names}
-        return row | {key: work.sums[key] / pixels for key in SCORES if key in work.sums}
+        return row | {key: work.sums[key] / pixels for key in UNCERTAINTY_MEASURES if key in work.sums}
 
     def _write_pictures(self, job: Job, picture: Picture, bounds, work: Work) -> None:
         """The image under its mask, and its uncertainty; of a volume the slice with the largest foreground."""
         mask, step = work.canvases["mask"], math.ceil(max(picture.height, picture.width) / _PREVIEW)
         rows = range(0, picture.height, step)
         labels = [np.stack([mask.read(i, y, y + 1)[0, ::step] for y in rows]) for i in range(mask.slices)]
-        index = int(np.argmax([np.count_nonzero(one) for one in labels]))
+        index = int(np.argmax([np.count_nonzero(slice_labels) for slice_labels in labels]))
         if picture.slices is None:
             seen = np.concatenate([picture.rows(y, y + 1)[:, ::step] for y in rows])
         else:
@@ -177,7 +181,8 @@ class Writer:
         return path.with_name(path.name + ending)
 
 
-SCORES = ("predictive_entropy", "expected_entropy", "mutual_information")  # maps, and their means over an image
+# Maps, and their means over an image.
+UNCERTAINTY_MEASURES = ("predictive_entropy", "expected_entropy", "mutual_information")
 
 
 def _failure(job: Job, reason) -> dict:

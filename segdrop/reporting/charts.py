@@ -30,8 +30,8 @@ def best_row(history: list[dict]) -> int | None:
 
 
 def curves_chart(history: list[dict]) -> dict[str, str]:
-    shown = [name for name in ("loss", "dice", "learning_rate", "dropout_rate") if history and name in history[0]]
-    return {name: _chart(plots.curve(history, name, best_row(history))) for name in shown}
+    columns = [name for name in ("loss", "dice", "learning_rate", "dropout_rate") if history and name in history[0]]
+    return {name: _chart(plots.curve(history, name, best_row(history))) for name in columns}
 
 
 def network_drawing(model, side: int) -> str:
@@ -46,8 +46,11 @@ def reliability_chart(result: Mapping) -> dict[str, str]:
     titles = {"all": "All pixels", "foreground": "Foreground and its neighbourhood"}
     charts = {}
     for region, title in titles.items():
-        bins = {name: (one.get("reliability") or {}).get(region) or [] for name, one in calibrations(result).items()}
-        if any(one["count"] for rows in bins.values() for one in rows):
+        bins = {
+            name: (calibration.get("reliability") or {}).get(region) or []
+            for name, calibration in calibrations(result).items()
+        }
+        if any(row["count"] for rows in bins.values() for row in rows):
             charts[title] = _chart(plots.reliability_diagram(bins))
     return charts
 

@@ -186,7 +186,7 @@ def _options(config: TrainConfig, changed: bool) -> dict[str, str]:
 
 def _words(name: str, value) -> str:
     if isinstance(value, Mapping):
-        return ",".join(f"{key}={one}" for key, one in value.items())
+        return ",".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, (tuple, list)):
         between = {"encoder_dropout": "..", "dropout_blocks": ","}.get(name, " ")
         return between.join(map(str, value))
@@ -203,12 +203,12 @@ def _commands(run, config, split, samples, mc_samples, images, seed) -> list[str
         else:
             many = isinstance(getattr(config, name), (tuple, list)) and " " in words
             train += [f"--{flag}", *(words.split(" ") if many else [words])]
-    scored = ["--split", split, "--mc-samples", str(samples), "--seed", str(seed)]
-    shown = ["--split", split, "--mc-samples", str(mc_samples), "--images", str(images), "--seed", str(seed)]
+    evaluate_options = ["--split", split, "--mc-samples", str(samples), "--seed", str(seed)]
+    report_options = ["--split", split, "--mc-samples", str(mc_samples), "--images", str(images), "--seed", str(seed)]
     return [
         shlex.join(train),
-        shlex.join(["segdrop", "evaluate", str(run), *scored]),
-        shlex.join(["segdrop", "report", str(run), *shown]),
+        shlex.join(["segdrop", "evaluate", str(run), *evaluate_options]),
+        shlex.join(["segdrop", "report", str(run), *report_options]),
     ]
 
 

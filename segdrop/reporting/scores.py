@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ..show.scores import sampled_in_words
 
-SCORES = {  # of a class: the column's title and the score's name in metrics.json
+CLASS_SCORES = {  # of a class: the column's title and the score's name in metrics.json
     "Dice": "dice",
     "IoU": "iou",
     "Precision": "precision",
@@ -30,7 +30,7 @@ def columns_of(result: Mapping) -> dict[str, str]:
     classes = result.get("classes", {}).values()
     return {
         title + units.get(key, ""): key
-        for title, key in SCORES.items()
+        for title, key in CLASS_SCORES.items()
         if any(scores.get(key) is not None for scores in classes)
     }
 
@@ -50,10 +50,10 @@ def undefined(result: Mapping, foreground: Sequence[str]) -> list[str]:
 
 
 def calibrations(result: Mapping) -> dict[str, Mapping]:
-    found = {"Single prediction": result.get("calibration")}
+    by_title = {"Single prediction": result.get("calibration")}
     if result.get("uncertainty"):
-        found[f"Mean of {sampled_in_words(result['uncertainty'])}"] = result["uncertainty"]["calibration"]
-    return {name: calibration for name, calibration in found.items() if calibration}
+        by_title[f"Mean of {sampled_in_words(result['uncertainty'])}"] = result["uncertainty"]["calibration"]
+    return {name: calibration for name, calibration in by_title.items() if calibration}
 
 
 def detections(result: Mapping) -> dict[str, Mapping]:
@@ -62,7 +62,7 @@ def detections(result: Mapping) -> dict[str, Mapping]:
 
 def image_table(rows: Sequence[Mapping[str, str]], background: str, foreground: Sequence[str], unit: str) -> dict:
     """Columns with their titles, and rows of values, worst Dice first and undefined last."""
-    hidden = {f"{key}_{background}" for key in SCORES.values()} | {"split"}
+    hidden = {f"{key}_{background}" for key in CLASS_SCORES.values()} | {"split"}
     if len(foreground) == 1:  # whose mean it is
         hidden |= {f"{key}_{foreground[0]}" for key in ("dice", "iou")}
     keys = [key for key in (rows[0] if rows else ()) if key not in hidden and any(row[key] for row in rows)]
@@ -74,7 +74,7 @@ def image_table(rows: Sequence[Mapping[str, str]], background: str, foreground: 
 
 
 def _title(key: str, foreground: Sequence[str], unit: str) -> str:
-    titles = {name: title for title, name in SCORES.items()} | {
+    titles = {name: title for title, name in CLASS_SCORES.items()} | {
         "hd95": f"HD95 ({unit})",
         "id": "Image",
         "group": "Group",
