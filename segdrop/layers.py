@@ -1,14 +1,17 @@
-"""Keras layers that Keras does not have. Importing this module registers them for `keras.saving.load_model`.
+"""The layers of dropout, by kind: Keras's own, and those that Keras does not have.
 
-They use `keras.ops` and `keras.random` only, so they run on every backend of Keras.
+Importing this module registers the latter for `keras.saving.load_model`. They use `keras.ops` and `keras.random` only,
+so they run on every backend of Keras.
 """
 
 import inspect
+import math
 
 import keras
 from keras import ops
 
 from .config.checks import check_rate, check_whole
+from .config.train import DROPOUT_KINDS
 from .errors import InputError
 
 
@@ -244,3 +247,117 @@ class FixedMode(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
+
+
+_SPATIAL = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
+_RANKS = {
+    "block": ((4,), "4-D outputs (N, H, W, C)"),
+    "spatial": ((3, 4, 5), "4-D outputs (N, H, W, C), or 3-D or 5-D"),
+}
+
+
+def check_rank(kind: str, shape: tuple, site: str) -> None:
+    """Raise InputError unless tensors of this shape can be dropped by `kind`; `site` is named."""
+    ranks, words = _RANKS.get(kind, ((len(shape),), ""))
+    if len(shape) not in ranks:
+        raise InputError(f"kind={kind!r} needs {words}; site {site!r} gives {shape}.")
+
+
+def count_units(layer, shape: tuple) -> int | None:
+    """How many units a dropout layer drops or keeps as one in a sample of `shape`; None where that is not known."""
+    kind, _ = kind_of(layer)
+    if kind == "spatial":
+        return shape[channel_axis(layer)]
+    if kind in ("path", "gaussian"):
+        return 1 if kind == "path" else None
+    return None if None in shape[1:] else math.prod(shape[1:])
+
+
+def unwrapped(layer):
+    return layer.layer if isinstance(layer, FixedMode) else layer
+
+
+def is_dropout(layer) -> bool:
+    """Whether a layer is a dropout layer: Keras's, segdrop's, or one that is always on."""
+    layer = unwrapped(layer)
+    # keras.applications has a StochasticDepth layer of its own (ConvNeXt).
+    return isinstance(layer, _CLASSES) or type(layer).__name__ == "StochasticDepth"
+
+
+_CLASSES = (
+    keras.layers.Dropout,
+    *_SPATIAL.values(),
+    keras.layers.GaussianDropout,
+    keras.layers.AlphaDropout,
+    AdjustableDropout,
+    DropBlock2D,
+)
+
+
+def rate_of(layer) -> float:
+    """The rate of a dropout layer at this moment."""
+    layer = unwrapped(layer)
+    return float(layer.drop_path_rate if type(layer).__name__ == "StochasticDepth" else layer.rate)
+
+
+def kind_of(layer) -> tuple[str, bool]:
+    """Kind of a dropout layer, and whether the batch shares its mask; "other" for a mask of no named kind."""
+    layer = unwrapped(layer)
+    if isinstance(layer, DropBlock2D):
+        return "block", layer.shared_across_batch
+    if isinstance(layer, tuple(_SPATIAL.values())):
+        return "spatial", False
+    if isinstance(layer, (keras.layers.GaussianDropout, keras.layers.AlphaDropout)):
+        return type(layer).__name__.removesuffix("Dropout").lower(), False
+    if not isinstance(layer, (keras.layers.Dropout, AdjustableDropout)):
+        return "path", False
+    noise_shape = layer.noise_shape
+    if noise_shape is None:
+        return "element", False
+    shared, kind = noise_shape[0] == 1, tuple(noise_shape[1:])
+    for name in ("element", "path", "spatial"):
+        for data_format in ("channels_last", "channels_first"):
+            if kind == _noise_shape(name, len(noise_shape), False, data_format)[1:]:
+                return name, shared
+    return "other", shared
+
+
+def channel_axis(layer) -> int:
+    """The axis of the channels for a spatial or block dropout layer."""
+    layer = unwrapped(layer)
+    noise_shape = getattr(layer, "noise_shape", None)
+    if noise_shape is not None:
+        return next(axis for axis in range(len(noise_shape) - 1, 0, -1) if noise_shape[axis] is None)
+    return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
+
+
+def check_kind(kind: str, block_size: int | None = None) -> None:
+    """Raise InputError unless `kind` is known and goes with `block_size`."""
+    if kind not in DROPOUT_KINDS:
+        raise InputError(f"`kind` must be one of {', '.join(DROPOUT_KINDS)}, got kind={kind!r}.")
+    if block_size is not None and kind != "block":
+        raise InputError(f"`block_size` belongs to kind='block', got kind={kind!r}.")
+
+
+def _noise_shape(kind: str, rank: int, shared: bool, data_format: str) -> tuple:
+    batch = 1 if shared else None
+    if kind == "element":
+        return (batch, *[None] * (rank - 1))
+    if kind == "path":
+        return (batch, *[1] * (rank - 1))
+    if data_format == "channels_first":
+        return (batch, None, *[1] * (rank - 2))
+    return (batch, *[1] * (rank - 2), None)
+
+
+def dropout_layer(kind, rate, rank, *, data_format, block_size, shared, adjustable, **options) -> keras.layers.Layer:
+    """Keras's own layer where it has one for this kind."""
+    if kind == "block":
+        return DropBlock2D(rate, 3 if block_size is None else block_size, shared, data_format, **options)
+    noise_shape = None if kind == "element" and not shared else _noise_shape(kind, rank, shared, data_format)
+    if adjustable:
+        return AdjustableDropout(rate, noise_shape, **options)
+    # SpatialDropout does not store its data format.
+    if kind == "spatial" and not shared and data_format == keras.config.image_data_format():
+        return _SPATIAL[rank](rate, **options)
+    return keras.layers.Dropout(rate, noise_shape, **options)

@@ -8,7 +8,7 @@ from keras import layers
 from scipy import ndimage
 
 from segdrop import InputError, insert_dropout, monte_carlo, remove_dropout
-from segdrop.surgery.dropout import kind_of
+from segdrop.layers import kind_of
 
 IMAGE = np.random.default_rng(0).uniform(0, 1, (2, 16, 16, 3)).astype("float32")
 

@@ -106,7 +106,7 @@ def subgrids_of(grid) -> list[Mapping]:
         InputError: it has another form, or a field is unknown or not one to vary.
 
     Example:
-        >>> parts({"encoder_dropout": [0.1, 0.3]})
+        >>> subgrids_of({"encoder_dropout": [0.1, 0.3]})
         [{'encoder_dropout': [0.1, 0.3]}]
     """
     grid = [] if grid is None else [grid] if isinstance(grid, Mapping) else grid

@@ -7,9 +7,8 @@ import numpy as np
 from keras.layers import BatchNormalization
 
 from ..errors import InputError
-from ..layers import FixedMode
+from ..layers import FixedMode, is_dropout
 from ..show.tables import Table
-from ..surgery.dropout import is_dropout
 from ..surgery.graph import call_nodes, functional_view, trace
 from ..surgery.rebuild import rebuild
 from .inspection import decoder_paths

@@ -9,7 +9,7 @@ import keras
 
 from ..anatomy import LAST_NORM, UNIT
 from ..errors import InputError
-from ..surgery.dropout import is_dropout, kind_of, rate_of
+from ..layers import is_dropout, kind_of, rate_of
 from ..surgery.graph import Call, trace
 
 

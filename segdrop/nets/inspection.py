@@ -1,15 +1,14 @@
 """Which dropout a model has, and what it affects: as a table and as a picture."""
 
-import math
-import re
 from collections.abc import Iterable
 
 import keras
 
-from ..anatomy import BOTTLENECK, UNIT, is_decoder, part_of_unit, units_in
+from ..anatomy import is_decoder
+from ..layers import count_units, is_dropout, kind_of, rate_of
 from ..show.tables import Table
-from ..surgery.dropout import channel_axis, is_dropout, kind_of, rate_of
-from ..surgery.graph import Call, consumers, downstream, maker, trace, upstream
+from ..surgery.graph import Call, downstream, maker, trace, upstream
+from .sites import placement_of
 
 COLUMNS = "layer after place part kind shared rate shape units dropped changes changes_decoder skips trains".split()
 
@@ -49,10 +48,7 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
         changed = downstream(calls, call.outputs)
         kind, shared = kind_of(call.layer)
         shape = call.shapes[0][1:]
-        if kind == "spatial":
-            units = call.shapes[0][channel_axis(call.layer)]
-        else:
-            units = {"path": 1, "gaussian": None}.get(kind, _product(shape))
+        units = count_units(call.layer, call.shapes[0])
         rate = rate_of(call.layer)
         before = [weight for source in upstream(calls, call.outputs) for weight in getattr(source.layer, "weights", ())]
         after = maker(calls, call.inputs[0])
@@ -60,7 +56,7 @@ def dropout_table(model: keras.Model, image_size: tuple[int, int] | None = None)
             {
                 "layer": call.path,
                 "after": after.path if after else "the input",
-                "place": _place(calls, call, after, decoder),
+                "place": placement_of(calls, call, after, decoder),
                 "part": "" if not decoder else "decoder" if call.path in decoder else "encoder",
                 "kind": kind,
                 "shared": shared,
@@ -113,27 +109,6 @@ def decoder_paths(calls: list[Call]) -> set[str]:
     return {call.path for call in [*named, *downstream(calls, outputs)]}
 
 
-def _place(calls, call: Call, after: Call | None, decoder) -> str:
-    """The placement that puts dropout here, as `build_unet` calls it."""
-    if after is None:
-        return "input"
-    receivers = consumers(calls, call)
-    if receivers and call.path not in decoder and all(receiver.path in decoder for receiver in receivers):
-        return "bottleneck" if after.path == BOTTLENECK else "skips"
-    if after.path == BOTTLENECK:
-        return "bottleneck"
-    unit, part, number = part_of_unit(after.path) or ("", "", 0)
-    if part in ("conv", "relu"):
-        if number == units_in(layer_call.path for layer_call in calls)[unit]:
-            return "branch_end" if part == "conv" else "between_convs"
-        return "activations" if part == "relu" else f"after {part}{number}"
-    if isinstance(after.layer, keras.layers.Add):
-        makers = [maker(calls, tensor) for tensor in after.inputs]
-        if any(producer and re.match(UNIT, producer.path) for producer in makers):
-            return "block_end"
-    return f"after {type(after.layer).__name__}"
-
-
 def _skips_reached(calls, call: Call, changed: list[Call], decoder) -> list[str]:
     """Encoder's layers whose tensor the decoder joins to its own, and that depend on this dropout."""
     affected = {tensor for dependent in changed for tensor in dependent.outputs} | set(call.outputs)
@@ -155,10 +130,6 @@ def _trains(weights) -> str:
     weights = [weight for weight in weights if "moving_" not in weight.path.split("/")[-1]]
     trainable = [weight.trainable for weight in weights]
     return "-" if not trainable else "all" if all(trainable) else "some" if any(trainable) else "none"
-
-
-def _product(shape: tuple) -> int | None:
-    return None if None in shape else math.prod(shape)
 
 
 def _unique(paths: Iterable[str]) -> list[str]:

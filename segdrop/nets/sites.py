@@ -1,15 +1,17 @@
 """Where in a U-Net dropout goes: placements, units, rates."""
 
 import fnmatch
+import re
 from collections import Counter
 from collections.abc import Mapping
 
 import keras
 
-from ..anatomy import BOTTLENECK, DEEP, units_in
+from ..anatomy import BOTTLENECK, DEEP, UNIT, part_of_unit, units_in
 from ..config.checks import check_rate
 from ..errors import InputError
 from ..surgery.dropout import linear_ramp, ramp_rates
+from ..surgery.graph import Call, consumers, maker
 from ..surgery.selection import nearest_names
 
 
@@ -130,3 +132,29 @@ def bypass(model, sites, placement: str, skips: str | None) -> list[str]:
         for layer in _consumers(model, model.get_layer(name).output)
         if layer.name != receiver
     ]
+
+
+def placement_of(calls: list[Call], call: Call, after: Call | None, decoder: set[str]) -> str:
+    """The placement that puts dropout where a call of it is, as `build_unet` calls it; else what it follows.
+
+    Args:
+        after: the call whose output is dropped; None for the model's input.
+        decoder: paths of the decoder's layers.
+    """
+    if after is None:
+        return "input"
+    receivers = consumers(calls, call)
+    if receivers and call.path not in decoder and all(receiver.path in decoder for receiver in receivers):
+        return "bottleneck" if after.path == BOTTLENECK else "skips"
+    if after.path == BOTTLENECK:
+        return "bottleneck"
+    unit, part, number = part_of_unit(after.path) or ("", "", 0)
+    if part in ("conv", "relu"):
+        if number == units_in(layer_call.path for layer_call in calls)[unit]:
+            return "branch_end" if part == "conv" else "between_convs"
+        return "activations" if part == "relu" else f"after {part}{number}"
+    if isinstance(after.layer, keras.layers.Add):
+        makers = [maker(calls, tensor) for tensor in after.inputs]
+        if any(producer and re.match(UNIT, producer.path) for producer in makers):
+            return "block_end"
+    return f"after {type(after.layer).__name__}"

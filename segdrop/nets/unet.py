@@ -15,7 +15,8 @@ import keras
 from ..anatomy import HEAD
 from ..config.train import ENCODERS, PLACEMENTS, SKIPS, resolve_kind
 from ..errors import InputError
-from ..surgery.dropout import check_kind, insert_dropout
+from ..layers import check_kind
+from ..surgery.dropout import insert_dropout
 from .sites import bypass, placement_sites, set_encoder_trainable, unit_rates
 from .weights import imagenet_file, load_encoder
 

@@ -4,17 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..show.scores import sampled_in_words
+from ..show.titles import TITLES, heading
 
-CLASS_SCORES = {  # of a class: the column's title and the score's name in metrics.json
-    "Dice": "dice",
-    "IoU": "iou",
-    "Precision": "precision",
-    "Recall": "recall",
-    "Dice per image": "dice_per_image",
-    "Dice per case": "dice_per_case",
-    "HD95": "hd95",
-    "Surface Dice": "surface_dice",
-}
 NATS = ("entropy", "predictive_entropy", "mutual_information")  # columns of per_image.csv
 UNCERTAINTIES = {
     "single_pass_entropy": "entropy of the single prediction",
@@ -29,8 +20,8 @@ def columns_of(result: Mapping) -> dict[str, str]:
     units = {"hd95": f" ({result.get('distance_unit', 'px')})"}
     classes = result.get("classes", {}).values()
     return {
-        title + units.get(key, ""): key
-        for title, key in CLASS_SCORES.items()
+        heading(key) + units.get(key, ""): key
+        for key in TITLES
         if any(scores.get(key) is not None for scores in classes)
     }
 
@@ -62,7 +53,7 @@ def detections(result: Mapping) -> dict[str, Mapping]:
 
 def image_table(rows: Sequence[Mapping[str, str]], background: str, foreground: Sequence[str], unit: str) -> dict:
     """Columns with their titles, and rows of values, worst Dice first and undefined last."""
-    hidden = {f"{key}_{background}" for key in CLASS_SCORES.values()} | {"split"}
+    hidden = {f"{key}_{background}" for key in TITLES} | {"split"}
     if len(foreground) == 1:  # whose mean it is
         hidden |= {f"{key}_{foreground[0]}" for key in ("dice", "iou")}
     keys = [key for key in (rows[0] if rows else ()) if key not in hidden and any(row[key] for row in rows)]
@@ -74,7 +65,7 @@ def image_table(rows: Sequence[Mapping[str, str]], background: str, foreground: 
 
 
 def _title(key: str, foreground: Sequence[str], unit: str) -> str:
-    titles = {name: title for title, name in CLASS_SCORES.items()} | {
+    titles = {key: heading(key) for key in TITLES} | {
         "hd95": f"HD95 ({unit})",
         "id": "Image",
         "group": "Group",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from ..scoring.counts import COUNTED
 from .tables import Table
+from .titles import TITLES
 
 
 def scores_table(result: Mapping) -> list[Table]:
@@ -17,14 +18,14 @@ def scores_table(result: Mapping) -> list[Table]:
 
 def _pixels(result: Mapping) -> Table:
     rows = [
-        {"class": name, **{_TITLES[key]: _with_interval(scores, key) for key in COUNTED}}
+        {"class": name, **{TITLES[key]: _with_interval(scores, key) for key in COUNTED}}
         for name, scores in result["classes"].items()
     ]
-    blank = {_TITLES[key]: "" for key in ("precision", "recall")}
-    mean = {_TITLES[key]: _with_interval(result, key) for key in ("dice", "iou")}
+    blank = {TITLES[key]: "" for key in COUNTED if key not in ("dice", "iou")}
+    mean = {TITLES[key]: _with_interval(result, key) for key in ("dice", "iou")}
     rows.append({"class": "foreground mean", **mean, **blank})
     if result.get("tuned"):
-        tuned = {_TITLES[key]: _in_words(result["tuned"][key]) for key in ("dice", "iou")}
+        tuned = {TITLES[key]: _in_words(result["tuned"][key]) for key in ("dice", "iou")}
         rows.append({"class": f"tuned, threshold {result['tuned']['threshold']:g}", **tuned, **blank})
     over = "images" if result["groups"] is None else f"images of {result['groups']} groups"
     return Table(rows, f"All pixels of {result['images']} {over} [95% interval]")
@@ -100,7 +101,6 @@ _DETECTION = {
     "aurc_images": "AURC of images",
     "spearman_images": "Spearman of images",
 }
-_TITLES = {"dice": "Dice", "iou": "IoU", "precision": "precision", "recall": "recall"}
 
 
 def _in_words(value: float | None, digits: int = 3) -> str:

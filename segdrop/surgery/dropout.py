@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping
 import keras
 
 from ..config.checks import check_rate
-from ..config.train import DROPOUT_KINDS
 from ..errors import InputError
-from ..layers import AdjustableDropout, DropBlock2D, FixedMode
+from ..layers import check_kind, check_rank, dropout_layer, is_dropout
 from .graph import Call, Part, consumers, downstream, functional_view, layers_by_path, maker, trace, upstream
 from .rebuild import insert_after, rebuild
 from .selection import Selector, as_selectors, select, select_sites
 
 SUFFIX = "_dropout"  # of the layer that is inserted after one
-SPATIAL = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
 
 
 def insert_dropout(
@@ -93,7 +91,7 @@ def insert_dropout(
         layer = known[path].layer
 
         def make(output):
-            return _dropout_layer(
+            return dropout_layer(
                 kind,
                 rates[path],
                 len(output.shape),
@@ -142,98 +140,8 @@ def remove_dropout(model: keras.Model, *, all: bool = False) -> keras.Model:
     return rebuild(model, call)
 
 
-def unwrapped(layer):
-    return layer.layer if isinstance(layer, FixedMode) else layer
-
-
-def is_dropout(layer) -> bool:
-    """Whether a layer is a dropout layer: Keras's, segdrop's, or one that is always on."""
-    layer = unwrapped(layer)
-    # keras.applications has a StochasticDepth layer of its own (ConvNeXt).
-    return isinstance(layer, _CLASSES) or type(layer).__name__ == "StochasticDepth"
-
-
-_CLASSES = (
-    keras.layers.Dropout,
-    *SPATIAL.values(),
-    keras.layers.GaussianDropout,
-    keras.layers.AlphaDropout,
-    AdjustableDropout,
-    DropBlock2D,
-)
-
-
-def rate_of(layer) -> float:
-    """The rate of a dropout layer at this moment."""
-    layer = unwrapped(layer)
-    return float(layer.drop_path_rate if type(layer).__name__ == "StochasticDepth" else layer.rate)
-
-
-def kind_of(layer) -> tuple[str, bool]:
-    """Kind of a dropout layer, and whether the batch shares its mask; "other" for a mask of no named kind."""
-    layer = unwrapped(layer)
-    if isinstance(layer, DropBlock2D):
-        return "block", layer.shared_across_batch
-    if isinstance(layer, tuple(SPATIAL.values())):
-        return "spatial", False
-    if isinstance(layer, (keras.layers.GaussianDropout, keras.layers.AlphaDropout)):
-        return type(layer).__name__.removesuffix("Dropout").lower(), False
-    if not isinstance(layer, (keras.layers.Dropout, AdjustableDropout)):
-        return "path", False
-    noise_shape = layer.noise_shape
-    if noise_shape is None:
-        return "element", False
-    shared, kind = noise_shape[0] == 1, tuple(noise_shape[1:])
-    for name in ("element", "path", "spatial"):
-        for data_format in ("channels_last", "channels_first"):
-            if kind == _noise_shape(name, len(noise_shape), False, data_format)[1:]:
-                return name, shared
-    return "other", shared
-
-
-def channel_axis(layer) -> int:
-    """The axis of the channels for a spatial or block dropout layer."""
-    layer = unwrapped(layer)
-    noise_shape = getattr(layer, "noise_shape", None)
-    if noise_shape is not None:
-        return next(axis for axis in range(len(noise_shape) - 1, 0, -1) if noise_shape[axis] is None)
-    return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
-
-
-def check_kind(kind: str, block_size: int | None = None) -> None:
-    """Raise InputError unless `kind` is known and goes with `block_size`."""
-    if kind not in DROPOUT_KINDS:
-        raise InputError(f"`kind` must be one of {', '.join(DROPOUT_KINDS)}, got kind={kind!r}.")
-    if block_size is not None and kind != "block":
-        raise InputError(f"`block_size` belongs to kind='block', got kind={kind!r}.")
-
-
 def stream_name(seed: int, order: int) -> int:
     return zlib.crc32(f"{seed}/{order}".encode())
-
-
-def _noise_shape(kind: str, rank: int, shared: bool, data_format: str) -> tuple:
-    batch = 1 if shared else None
-    if kind == "element":
-        return (batch, *[None] * (rank - 1))
-    if kind == "path":
-        return (batch, *[1] * (rank - 1))
-    if data_format == "channels_first":
-        return (batch, None, *[1] * (rank - 2))
-    return (batch, *[1] * (rank - 2), None)
-
-
-def _dropout_layer(kind, rate, rank, *, data_format, block_size, shared, adjustable, **options) -> keras.layers.Layer:
-    """Keras's own layer where it has one for this kind."""
-    if kind == "block":
-        return DropBlock2D(rate, 3 if block_size is None else block_size, shared, data_format, **options)
-    noise_shape = None if kind == "element" and not shared else _noise_shape(kind, rank, shared, data_format)
-    if adjustable:
-        return AdjustableDropout(rate, noise_shape, **options)
-    # SpatialDropout does not store its data format.
-    if kind == "spatial" and not shared and data_format == keras.config.image_data_format():
-        return SPATIAL[rank](rate, **options)
-    return keras.layers.Dropout(rate, noise_shape, **options)
 
 
 def _site_rates(known, view, sites, rate) -> dict[str, float]:
@@ -276,10 +184,7 @@ def _check_kind_fits(part: Part, path: str, kind: str, calls: list[Call], output
     if len({len(shape) for shape in shapes}) > 1:
         raise InputError(f"Site {path!r} is called on tensors of different ranks, {shapes}; choose other layers.")
     shape = shapes[0]
-    if kind == "block" and len(shape) != 4:
-        raise InputError(f"kind='block' needs 4-D outputs (N, H, W, C); site {path!r} gives {shape}.")
-    if kind == "spatial" and len(shape) not in SPATIAL:
-        raise InputError(f"kind='spatial' needs 4-D outputs (N, H, W, C), or 3-D or 5-D; site {path!r} gives {shape}.")
+    check_rank(kind, shape, path)
     if kind != "path":
         return
     own = [call for call in calls if call.path == path]

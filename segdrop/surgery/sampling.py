@@ -6,9 +6,9 @@ from keras import ops
 
 from ..config.checks import check_rate, check_whole
 from ..errors import InputError
-from ..layers import FixedMode
+from ..layers import FixedMode, is_dropout, kind_of, rate_of, unwrapped
 from ..scoring.uncertainty import SMALLEST
-from .dropout import is_dropout, kind_of, rate_of, stream_name, unwrapped
+from .dropout import stream_name
 from .graph import call_nodes, functional_view, is_model, trace
 from .rebuild import copy_layer, rebuild
 

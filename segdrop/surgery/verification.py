@@ -11,9 +11,8 @@ import numpy as np
 from ..anatomy import HEAD, is_decoder
 from ..config.checks import check_whole
 from ..errors import InputError, VerificationError
-from ..layers import DropBlock2D
+from ..layers import DropBlock2D, is_dropout, kind_of, rate_of
 from ..show.tables import Table
-from .dropout import is_dropout, kind_of, rate_of
 from .graph import Call, functional_view, trace
 
 STANDARD_ERRORS = 5.0  # two-sided, some ten comparisons: a sound layer fails in less than 1 of 10^5 tables
