@@ -2,6 +2,9 @@ import csv
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 import cv2
 import h5py
@@ -10,6 +13,7 @@ import numpy as np
 import optuna
 import pytest
 from postgresql import Unavailable, server
+from standin import build_small_unet
 
 from segdrop.cells import draw_cells
 from segdrop.config.train import TrainConfig
@@ -103,6 +107,27 @@ def cells(tmp_path_factory):
 def plain():
     """A resnet18 U-Net without dropout, every weight set."""
     return randomise(build_unet("resnet18", encoder_weights=None))
+
+
+def use_small_networks(patch):
+    """Trainings build the small network, whatever their encoder: what they do around it is the same."""
+    patch.setattr("segdrop.training.building.build_unet", build_small_unet)
+
+
+@pytest.fixture
+def small_unet(monkeypatch):
+    use_small_networks(monkeypatch)
+
+
+SMALL_AND_REAL = ("small", pytest.param("resnet18", marks=pytest.mark.slow))
+
+
+@pytest.fixture(params=SMALL_AND_REAL)
+def either_unet(request, monkeypatch):
+    """What trainings of this test build: the small network, and slowly a ResNet."""
+    if request.param == "small":
+        use_small_networks(monkeypatch)
+    return request.param
 
 
 def tiny_training(data, **fields):

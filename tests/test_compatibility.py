@@ -8,18 +8,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from standin import build_small_unet
 
 import segdrop
 import segdrop.layers  # registers them
 
 MADE = Path(__file__).parent / "made_by_0_4"
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def small_unet(monkeypatch):
-    monkeypatch.setattr("segdrop.training.building.build_unet", build_small_unet)
 
 
 @pytest.fixture

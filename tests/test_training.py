@@ -17,7 +17,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import randomise, write_pairs, write_table, write_weight_file
+from conftest import randomise, use_small_networks, write_pairs, write_table, write_weight_file
+from standin import build_small_unet
 from test_images import write_dicom
 
 import segdrop
@@ -145,9 +146,15 @@ def test_groups_are_recorded_as_hashes_only(cells, tmp_path):
     assert "Doe" not in (tmp_path / "split.csv").read_text()
 
 
-def test_the_encoder_stands_still_while_frozen_and_moves_in_the_first_step_after(cells, tmp_path, monkeypatch):
-    source = randomise(build_unet("resnet18", encoder_weights=None))
-    weights = write_weight_file(tmp_path / "w.h5", source)
+def test_the_encoder_stands_still_while_frozen_and_moves_in_the_first_step_after(
+    cells, tmp_path, monkeypatch, either_unet
+):
+    if either_unet == "small":
+        source, weights = randomise(build_small_unet()), "none"
+        monkeypatch.setattr("segdrop.training.building.build_unet", lambda *_, **__: randomise(build_small_unet()))
+    else:
+        source = randomise(build_unet("resnet18", encoder_weights=None))
+        weights = write_weight_file(tmp_path / "w.h5", source)
     snapshots = []
     original = Session.record_epoch
 
@@ -169,7 +176,7 @@ def test_the_encoder_stands_still_while_frozen_and_moves_in_the_first_step_after
     assert [row["learning_rate"] for row in result.history] == pytest.approx(expected, rel=1e-5)
 
 
-def test_bfloat16_trains_with_a_float32_head_and_gives_the_policy_back(cells, tmp_path):
+def test_bfloat16_trains_with_a_float32_head_and_gives_the_policy_back(cells, tmp_path, either_unet):
     result = train(tiny(cells, tmp_path / "run", epochs=1, mixed_precision="bfloat16"))
     dtypes = {layer.name: layer.compute_dtype for layer in result.model.layers}
     assert dtypes["conv0"] == "bfloat16" and dtypes["final_conv"] == dtypes["sigmoid"] == "float32"
@@ -177,14 +184,14 @@ def test_bfloat16_trains_with_a_float32_head_and_gives_the_policy_back(cells, tm
     assert math.isfinite(result.history[0]["loss"])
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_quantity(cells, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_with_step_and_quantity(cells, tmp_path, monkeypatch, small_unet):
     original = losses.SegmentationLoss.call
     monkeypatch.setattr(losses.SegmentationLoss, "call", lambda self, *a: original(self, *a) / 0.0)
     with pytest.raises(InputError, match=r"The loss became inf at step 1 of 2 in epoch 1; use a smaller --lr"):
         train(tiny(cells, tmp_path / "run", loss="focal"))
 
 
-def test_a_disk_that_fills_up_leaves_no_partial_file(cells, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_leaves_no_partial_file(cells, tmp_path, monkeypatch, small_unet):
     def full(file, **arrays):
         file.write(b"some")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -195,7 +202,7 @@ def test_a_disk_that_fills_up_leaves_no_partial_file(cells, tmp_path, monkeypatc
     assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name or path.name == "state.npz"]
 
 
-def test_a_pipeline_from_python_is_used_and_stored(cells, tmp_path, monkeypatch):
+def test_a_pipeline_from_python_is_used_and_stored(cells, tmp_path, monkeypatch, small_unet):
     used = []
     monkeypatch.setattr(
         "segdrop.training.samples.Sampler", lambda pipeline, size: used.append(pipeline) or Sampler(pipeline, size)
@@ -225,7 +232,7 @@ def test_an_unusable_pipeline_leaves_no_folder(cells, tmp_path, transform, messa
 
 
 def test_falling_back_to_random_weights_is_said_at_the_start_at_the_end_and_in_the_record(
-    cells, tmp_path, monkeypatch, capsys
+    cells, tmp_path, monkeypatch, capsys, small_unet
 ):
     def refuse(encoder):
         raise InputError("no network")
@@ -285,7 +292,7 @@ def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path):
         train(tiny("nowhere", tmp_path))
 
 
-def test_a_file_that_vanishes_during_training_is_told_in_its_own_words(cells, tmp_path, monkeypatch):
+def test_a_file_that_vanishes_during_training_is_told_in_its_own_words(cells, tmp_path, monkeypatch, small_unet):
     def vanish(dataset, index, original=Dataset.read):
         if index == 2 and (tmp_path / "run").exists():
             raise FileNotFoundError("images/cell_2.png is gone")
@@ -387,7 +394,7 @@ def test_a_configuration_gives_its_intensity_rule():
     assert rule_of(config) == Intensity("window", window=(-160, 240))
 
 
-def test_a_schedule_acts_and_is_in_history_tensorboard_and_the_saved_model(cells, tmp_path):
+def test_a_schedule_acts_and_is_in_history_tensorboard_and_the_saved_model(cells, tmp_path, small_unet):
     config = tiny(
         cells,
         tmp_path / "run",
@@ -415,13 +422,15 @@ def tensorboard_tags(folder):
     return events.Tags()["tensors"]
 
 
-def test_half_of_the_epochs_are_a_schedule_s_default_length(cells, tmp_path):
+def test_half_of_the_epochs_are_a_schedule_s_default_length(cells, tmp_path, small_unet):
     config = tiny(cells, tmp_path / "run", epochs=3, encoder_dropout=0.2, dropout_schedule="anneal")
     assert [row["dropout_rate"] for row in train(config).history] == [0.2, 0.1, 0]
 
 
 @pytest.mark.parametrize("better", [True, False])
-def test_recalibrated_batchnorm_is_kept_only_where_validation_dice_does_not_fall(cells, tmp_path, monkeypatch, better):
+def test_recalibrated_batchnorm_is_kept_only_where_validation_dice_does_not_fall(
+    cells, tmp_path, monkeypatch, small_unet, better
+):
     scores = iter([0.5, 0.6 if better else 0.4])
     seen = []
 
@@ -477,7 +486,6 @@ def dicom_folder(folder):
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "options"),
     [
@@ -485,7 +493,7 @@ def dicom_folder(folder):
         (dicom_folder, {"intensity": "window", "intensity_window": (-1024, 1016), "spacing": 0.4, "val_fraction": 0.3}),
     ],
 )
-def test_medical_images_train_end_to_end_and_their_patients_stay_unnamed(tmp_path, capsys, write, options):
+def test_medical_images_train_end_to_end_and_their_patients_stay_unnamed(tmp_path, capsys, small_unet, write, options):
     write(tmp_path / "data")
     result = train(tiny(tmp_path / "data", tmp_path / "run", epochs=1, **options))
     assert set(result.metrics) == {"val", "test"} and math.isfinite(result.history[0]["loss"])
@@ -504,6 +512,27 @@ class Stopped(Exception):
     """Instead of a fit."""
 
 
+def start_of(cells, folder, **arm):
+    """What an arm's fit is given: the network's weights, and the batches."""
+    seen = []
+
+    def fit(model, batches, **options):
+        weights = {w.path: np.array(w) for w in model.weights if "dropout" not in w.path}
+        seen.append((weights, [[np.array(part) for part in batch] for batch in batches]))
+        raise Stopped
+
+    split = {"train": np.array([0, 1, 2, 5, 7]), "val": np.array([3, 4]), "test": np.array([6])}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(keras.Model, "fit", fit)
+        train_fold(tiny(cells, None, seed=3, **arm), folder, open_dataset(cells), split, "off", "random")
+    return seen[0]
+
+
+@pytest.fixture(scope="module")
+def plain_start(cells, tmp_path_factory):
+    return start_of(cells, tmp_path_factory.mktemp("plain") / "run")
+
+
 @pytest.mark.parametrize(
     "arm",
     [
@@ -513,21 +542,8 @@ class Stopped(Exception):
         {"encoder_dropout": 0.1, "dropout_kind": "path", "dropout_placement": "branch_end", "lr": 0.1},
     ],
 )
-def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(cells, tmp_path, monkeypatch, arm):
-    dataset, seen = open_dataset(cells), []
-
-    def fit(model, batches, **options):
-        weights = {w.path: np.array(w) for w in model.weights if "dropout" not in w.path}
-        seen.append((weights, [[np.array(part) for part in batch] for batch in batches]))
-        raise Stopped
-
-    monkeypatch.setattr(keras.Model, "fit", fit)
-    split = {"train": np.array([0, 1, 2, 5, 7]), "val": np.array([3, 4]), "test": np.array([6])}
-    for number, changes in enumerate(({}, arm)):
-        with pytest.raises(Stopped):
-            config = tiny(cells, None, seed=3, **changes)
-            train_fold(config, tmp_path / str(number), dataset, split, "off", "random")
-    (plain, order), (dropped, same_order) = seen
+def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(cells, tmp_path, plain_start, arm):
+    (plain, order), (dropped, same_order) = plain_start, start_of(cells, tmp_path / "run", **arm)
     assert [value.std() > 0 for name, value in plain.items() if "kernel" in name].count(False) == 0
     for ours, theirs in zip(plain.values(), dropped.values(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -541,7 +557,9 @@ def fold(cells, tmp_path_factory):
     options = {"epochs": 4, "stop_after": 2, "train_fraction": 0.5, "encoder_dropout": 0.2, "seed": 5}
     split = {"train": np.array([0, 1, 2, 5, 7]), "val": np.array([3, 4]), "test": np.array([6])}
     folder = tmp_path_factory.mktemp("folds") / "00000"
-    return folder, train_fold(tiny(cells, None, **options), folder, open_dataset(cells), split, "off", "random")
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_networks(patch)
+        return folder, train_fold(tiny(cells, None, **options), folder, open_dataset(cells), split, "off", "random")
 
 
 def test_one_training_of_many_leaves_its_model_history_and_scores_alone(fold):
@@ -608,6 +626,7 @@ def without_validation(cells, tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
+        use_small_networks(patch)
         patch.setattr(Session, "record_epoch", record_epoch)
         with pytest.raises(KeyboardInterrupt):
             train(config)
