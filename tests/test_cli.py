@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in processes of its own."""
+"""The command line as a user meets it; where processes end, are killed or start without TensorFlow, in their own."""
 
 import json
 import os
@@ -33,15 +33,44 @@ def run(*arguments, **options):
     return subprocess.run(command(*arguments), capture_output=True, text=True, **options)
 
 
-def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path):
+SMALL = """
+import sys
+import segdrop.training.building
+from segdrop.cli.main import main
+from standin import build_small_unet
+
+segdrop.training.building.build_unet = build_small_unet
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def with_small_networks(*arguments):
+    """The command in a process that trains the small network, whatever its encoder."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{SMALL}"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+@pytest.mark.parametrize(
+    ("training", "epochs"),
+    [
+        (lambda *arguments: with_small_networks("train", *arguments), 30),  # they are short; one must be caught
+        pytest.param(command, 4, marks=pytest.mark.slow),
+    ],
+    ids=["small", "resnet18"],
+)
+def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path, training, epochs):
     """Two uninterrupted runs are equal, and so is one that was killed; with a frozen phase and a changing rate."""
-    options = [*TINY, "--data", cells, "--epochs", "4", "--freeze-epochs", "1", "--encoder-dropout", "0.3", "--spatial"]
-    options += ["--dropout-schedule", "ramp", "--dropout-schedule-epochs", "3"]
+
+    def run(*arguments):
+        return subprocess.run(training(*arguments), capture_output=True, text=True)
+
+    options = [*TINY, "--data", cells, "--epochs", epochs, "--freeze-epochs", "1", "--encoder-dropout", "0.3"]
+    options += ["--spatial", "--dropout-schedule", "ramp", "--dropout-schedule-epochs", "3"]
     whole = run(*options, "--run-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     history = tmp_path / "killed" / "history.csv"
     process = subprocess.Popen(
-        command(*options, "--run-dir", tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        training(*options, "--run-dir", tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
@@ -51,7 +80,7 @@ def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = len(history.read_text().splitlines()) - 1
-    assert 2 <= done < 4 and not (tmp_path / "killed" / "metrics.json").exists()
+    assert 2 <= done < epochs and not (tmp_path / "killed" / "metrics.json").exists()
     # The run's own split counts, whatever the data set says by now.
     given = cells / "splits.csv"
     kept = given.read_text()
@@ -101,14 +130,24 @@ def undecodable(folder):
         (small_set, ["--encoder-dropout", "1.3"], "`encoder_dropout` must be a number in [0, 1), got encoder_dropout="),
     ],
 )
-def test_bad_input_is_one_line_on_stderr_exit_code_2_and_no_folder(tmp_path, prepare, arguments, message):
+def test_bad_input_is_one_line_on_stderr_exit_code_2_and_no_folder(tmp_path, capfd, prepare, arguments, message):
     if prepare:
         prepare(tmp_path / "data")
-    done = run(*TINY, "--data", tmp_path / "data", "--run-dir", tmp_path / "run", *arguments)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    words = [*TINY, "--data", str(tmp_path / "data"), "--run-dir", str(tmp_path / "run"), *arguments]
+    assert main(["train", *words]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("segdrop: ") and message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_ends_with_that_line_and_code(tmp_path):
+    """After TensorFlow has started, which has things to say of its own."""
+    small_set(tmp_path / "data")
+    bad = ("--dropout-blocks", "stage5", "--encoder-dropout", "0.1")
+    done = run(*TINY, "--data", tmp_path / "data", "--run-dir", tmp_path / "run", *bad)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("segdrop: ") and "names no unit of this encoder: 'stage5" in line
 
 
 @pytest.mark.parametrize(
@@ -264,12 +303,15 @@ def bright(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "bright", brightness_model())
 
 
-def segdrop(*arguments, **options):
+def start(command, **options):
     def heed_interrupts():  # a shell has its background jobs ignore them, and these tests may run in one
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    command = [sys.executable, "-m", "segdrop.cli", *map(str, arguments)]
     return subprocess.Popen(command, preexec_fn=heed_interrupts, **options)
+
+
+def segdrop(*arguments, **options):
+    return start([sys.executable, "-m", "segdrop.cli", *map(str, arguments)], **options)
 
 
 def test_one_bad_file_is_one_line_and_exit_code_1_and_the_others_are_written(bright, tmp_path, capsys):
@@ -328,6 +370,10 @@ def test_a_killed_prediction_of_a_huge_image_resumes_to_the_same_mask(bright, tm
 SWEEP = [*TINY, "--mixed-precision", "off", "--epochs", "2", "--folds", "2", "--rates", "0.2"]
 
 
+def sweeping(folder, cells):
+    return with_small_networks("sweep", folder, "--data", cells, *SWEEP)
+
+
 def finished_trainings(folder):
     return {path.parent for path in folder.glob("trainings/*/metrics.json")}
 
@@ -336,9 +382,7 @@ def finished_trainings(folder):
 def interrupted(cells, tmp_path_factory):
     """A sweep of two arms in two folds, interrupted in its second training: its folder, and the process's end."""
     folder = tmp_path_factory.mktemp("sweeps") / "sweep"
-    process = segdrop(
-        "sweep", folder, "--data", cells, *SWEEP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start(sweeping(folder, cells), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if (folder / "trainings" / "00001" / "config.json").exists():
@@ -356,7 +400,7 @@ def answered(interrupted, cells):
     code = f"import sys; from segdrop.cli.main import main; code = main(['sweep', {str(folder)!r}, '--report'])"
     code += "; sys.exit(code or bool({'tensorflow', 'keras'} & set(sys.modules)))"
     between = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    process = segdrop("sweep", folder, "--data", cells, *SWEEP, stdout=subprocess.PIPE, text=True)
+    process = start(sweeping(folder, cells), stdout=subprocess.PIPE, text=True)
     stdout, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     return folder, stdout, between
@@ -371,6 +415,7 @@ def test_an_interrupted_sweep_says_how_it_goes_on_and_exits_with_2(interrupted):
     assert "1 of 4  none, fold 1 of 2: Dice 0." in stdout
 
 
+@pytest.mark.slow
 def test_a_scheduler_ends_a_sweep_with_its_workers_and_the_trainings_wait_for_the_next_call(cells, tmp_path):
     folder = tmp_path / "sweep"
     process = segdrop(
@@ -451,7 +496,7 @@ def test_a_sweep_s_test_images_are_scored_on_request(answered, capsys):
     assert "On the test images (2 images) it has a Dice of" in (folder / "answer.md").read_text()
 
 
-def test_the_chosen_arm_is_trained_on_all_folds_and_scored_on_request(answered, tmp_path, capsys):
+def test_the_chosen_arm_is_trained_on_all_folds_and_scored_on_request(answered, tmp_path, capsys, small_unet):
     folder, *_ = answered
     chosen, run_dir = chosen_config(folder), tmp_path / "run"
     assert main(["train", f"--from-sweep={folder}", "--run-dir", str(run_dir), "--stop-after", "1"]) == 0

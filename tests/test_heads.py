@@ -3,7 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from conftest import randomise
 from keras import layers
+from standin import build_small_unet
 
 from segdrop import InputError, add_head
 
@@ -61,17 +63,22 @@ def test_the_base_is_copied_with_its_weights_and_left_alone(base):
         np.testing.assert_array_equal(old, now)
 
 
-def test_a_label_beside_the_mask_of_a_unet(plain, tmp_path):
-    model = add_head(plain, 3, beside=True, units=[8])
-    outputs = model.predict(IMAGES, verbose=0)
+@pytest.fixture(params=["small", pytest.param("resnet18", marks=pytest.mark.slow)])
+def unet(request):
+    return randomise(build_small_unet()) if request.param == "small" else request.getfixturevalue("plain")
+
+
+def test_a_label_beside_the_mask_of_a_unet(unet, tmp_path):
+    model = add_head(unet, 3, beside=True, units=[8])
+    outputs = {name: np.array(value) for name, value in model(IMAGES).items()}
     assert {name: value.shape for name, value in outputs.items()} == {"sigmoid": (4, 64, 64, 1), "label": (4, 3)}
-    np.testing.assert_array_equal(outputs["sigmoid"], plain.predict(IMAGES, verbose=0))
+    np.testing.assert_array_equal(outputs["sigmoid"], unet(IMAGES))
     model.compile("sgd", {"sigmoid": "binary_crossentropy", "label": "sparse_categorical_crossentropy"})
     targets = {"sigmoid": np.zeros((4, 64, 64, 1)), "label": np.array([0, 1, 2, 0])}
     model.fit(IMAGES, targets, verbose=0)
     model.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
-    np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0)["label"], model.predict(IMAGES, verbose=0)["label"])
+    np.testing.assert_array_equal(loaded(IMAGES)["label"], model(IMAGES)["label"])
 
 
 def test_a_head_on_the_features_of_a_classifier_with_its_own_top(base):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -30,10 +31,16 @@ ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN
 WORKER = """
 import sys
 from pathlib import Path
+
+folder, storage, tests = sys.argv[1:]
+sys.path.insert(0, tests)
+
+import segdrop.training.building
 from segdrop.sweeps.state import open_state
 from segdrop.sweeps.workers import Worker
+from standin import build_small_unet
 
-folder, storage = sys.argv[1:]
+segdrop.training.building.build_unet = build_small_unet
 Worker(open_state(Path(folder), storage or None, heartbeat=1, grace=4)).work()
 """
 
@@ -46,7 +53,7 @@ def config(data, rates, seeds):
 def worker(folder, storage, log):
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), storage or ""],
+            [sys.executable, "-c", WORKER, str(folder), storage or "", str(Path(__file__).parent)],
             env={**os.environ, **ONE_THREAD},
             stdout=file,
             stderr=file,
@@ -69,6 +76,22 @@ def running(state):
     }
 
 
+def kill_two(workers, state):
+    """Kill two workers in the middle of their trainings, which are short: all stand still until it is done."""
+    while True:
+        for process in workers:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)  # what they have told the server takes effect
+        found = dict(list(running(state).items())[:2])
+        if len(found) == 2:
+            for process in workers:
+                process.send_signal(signal.SIGKILL if process.pid in found else signal.SIGCONT)
+            return found
+        for process in workers:
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+
+
 def by_training(state):
     return {job: trial.value for job, trial in scored_by_training(state.trials.all()).items()}
 
@@ -89,11 +112,8 @@ def swept(postgresql, tmp_path_factory):
         alone = open_or_start(folder / "alone", config(data, rates[3:4], (0,)), None)
     single = worker(alone.folder, None, folder / "alone.log")
     workers = [worker(shared.folder, url, folder / f"shared{i}.log") for i in range(4)]
-    wait_until(lambda: len(by_training(shared)) >= 4 and len(running(shared)) >= 2)
-    killed = dict(list(running(shared).items())[:2])
-    for process in workers:
-        if process.pid in killed:
-            process.send_signal(signal.SIGKILL)
+    wait_until(lambda: len(by_training(shared)) >= 4)
+    killed = kill_two(workers, shared)
     wait_until(lambda: len(by_training(shared)) >= 20)
     postgresql.stop("immediate")
     time.sleep(8)

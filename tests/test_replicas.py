@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import randomise, write_pairs
+from standin import build_small_unet
 
 from segdrop import InputError, TrainConfig, train
 from segdrop.cells import draw_cells
@@ -489,7 +490,10 @@ def measure_training(strategy, folder):
             mixed_precision="off",
             gpus=gpus,
         )
-        with mock.patch("segdrop.training.train.strategy_for", lambda gpus, _: strategy if gpus == "all" else None):
+        with (
+            mock.patch("segdrop.training.train.strategy_for", lambda gpus, _: strategy if gpus == "all" else None),
+            mock.patch("segdrop.training.building.build_unet", build_small_unet),
+        ):
             result = train(config)
         layers = result.model.layers
         found[gpus] = {name: [row[name] for row in result.history] for name in ("loss", "val_dice")} | {

@@ -48,7 +48,7 @@ def test_the_library_s_unet_is_what_is_built():
     ours, theirs = build("resnet34"), library_unet("resnet34", activation="sigmoid")
     assert [w.path for w in ours.weights if "add" not in w.path] == [w.path for w in theirs.weights]
     ours.set_weights(theirs.get_weights())
-    np.testing.assert_array_equal(ours.predict(IMAGES, verbose=0), theirs.predict(IMAGES, verbose=0))
+    np.testing.assert_array_equal(ours(IMAGES), theirs(IMAGES))
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -66,59 +66,71 @@ def test_the_decoder_is_the_plain_one_layer_by_layer(classes):
             np.testing.assert_array_equal(ours, theirs)
 
 
+slow = pytest.mark.slow
 PLACEMENTS = ["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network without dropout; `other` empties it."""
+    return build()
+
+
+@pytest.fixture
+def other(network):
+    """A network without dropout whose weights are all zero."""
+    network.set_weights([np.zeros_like(weight) for weight in network.get_weights()])
+    return network
 
 
 @pytest.mark.parametrize(
     ("placement", "kind", "sites"),
     [
-        ("between_convs", "element", 8),
+        pytest.param("between_convs", "element", 8, marks=slow),
         ("between_convs", "block", 8),
         ("branch_end", "path", 8),
-        ("branch_end", "spatial", 8),
-        ("block_end", "spatial", 8),
-        ("activations", "spatial", 16),
-        ("bottleneck", "block", 1),
+        pytest.param("branch_end", "spatial", 8, marks=slow),
+        pytest.param("block_end", "spatial", 8, marks=slow),
+        pytest.param("activations", "spatial", 16, marks=slow),
+        pytest.param("bottleneck", "block", 1, marks=slow),
         ("skips", "spatial", 4),
     ],
 )
 @pytest.mark.filterwarnings("ignore:placement='block_end'")
-def test_every_placement_survives_every_way_of_saving(plain, placement, kind, sites, tmp_path):
+def test_every_placement_survives_every_way_of_saving(plain, other, placement, kind, sites, tmp_path):
     blocks = "stage*" if sites > 4 else None
     dropped = build(encoder_dropout=0.5, kind=kind, placement=placement, blocks=blocks)
     assert len(dropout_names(dropped)) == sites
     plain.save_weights(tmp_path / "plain.weights.h5")
     dropped.load_weights(tmp_path / "plain.weights.h5")
-    wanted = plain.predict(IMAGES, verbose=0)
-    np.testing.assert_array_equal(dropped.predict(IMAGES, verbose=0), wanted)
+    wanted = plain(IMAGES)
+    np.testing.assert_array_equal(dropped(IMAGES), wanted)
     dropped.save(tmp_path / "m.keras")
-    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "m.keras").predict(IMAGES, verbose=0), wanted)
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "m.keras")(IMAGES), wanted)
     dropped.save_weights(tmp_path / "dropped.weights.h5")
-    other = build()
     other.load_weights(tmp_path / "dropped.weights.h5")
-    np.testing.assert_array_equal(other.predict(IMAGES, verbose=0), wanted)
+    np.testing.assert_array_equal(other(IMAGES), wanted)
     dropped.export(tmp_path / "exported", verbose=False)
     exported = tf.saved_model.load(str(tmp_path / "exported"))
     np.testing.assert_allclose(exported.serve(IMAGES), wanted, atol=1e-5)
     assert not np.allclose(dropped(IMAGES, training=True), other(IMAGES, training=True))
 
 
-@pytest.mark.parametrize("encoder", ["resnet34", "resnet50"])
+@pytest.mark.parametrize(
+    ("encoder", "units", "last"),
+    [("resnet18", 3, 2), pytest.param("resnet34", 8, 2, marks=slow), pytest.param("resnet50", 8, 3, marks=slow)],
+)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.filterwarnings("ignore:placement='block_end'")
-def test_every_placement_leaves_order_paths_and_values_of_weights(encoder, placement):
+def test_every_placement_leaves_order_paths_and_values_of_weights(encoder, units, last, placement):
     """A changed order would be warned of, and warnings are errors here; `verify` looks at paths and values."""
     dropped = build(encoder, encoder_dropout=0.5, placement=placement, spatial=True)
     verify(remove_dropout(dropped), dropped, draws=100)
     assert [row["place"] for row in dropout_table(dropped)] == {
-        "activations": [
-            "between_convs" if i % last == last - 1 else "activations"
-            for last in [3 if encoder == "resnet50" else 2]
-            for i in range(8 * last)
-        ],
+        "activations": ["between_convs" if i % last == last - 1 else "activations" for i in range(units * last)],
         "bottleneck": ["bottleneck"],
         "skips": ["skips"] * 4,
-    }.get(placement, [placement] * 8)
+    }.get(placement, [placement] * units)
 
 
 def test_the_whole_unet_differs_from_the_library_s_by_its_dropout_alone():
@@ -130,7 +142,10 @@ def test_the_whole_unet_differs_from_the_library_s_by_its_dropout_alone():
 
 @pytest.mark.parametrize(
     ("encoder", "units", "last_relu"),
-    [("resnet18", 3, 2), ("resnet34", 8, 2), ("resnet50", 8, 3), ("resnet101", 25, 3), ("resnet152", 38, 3)],
+    [
+        *(("resnet18", 3, 2), ("resnet34", 8, 2), ("resnet50", 8, 3)),
+        *(pytest.param("resnet101", 25, 3, marks=slow), pytest.param("resnet152", 38, 3, marks=slow)),
+    ],
 )
 def test_every_encoder_gets_its_default_sites_before_the_last_convolution(encoder, units, last_relu):
     names = dropout_names(build(encoder, encoder_dropout=0.1))
@@ -254,8 +269,14 @@ def test_rate_zero_is_the_plain_network():
     assert dropout_names(build(encoder_dropout=0.0)) == []
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize(
+    ("policy", "classes"),
+    [
+        *(("mixed_float16", 1), ("mixed_bfloat16", 3)),
+        *(pytest.param("mixed_float16", 3, marks=slow), pytest.param("mixed_bfloat16", 1, marks=slow)),
+        *(pytest.param("float32", classes, marks=slow) for classes in (1, 3)),
+    ],
+)
 def test_the_head_is_float32_and_compute_dtypes_survive_saving(policy, classes, tmp_path, float32_after):
     keras.config.set_dtype_policy(policy)
     model = build(classes=classes, encoder_dropout=0.2, spatial=True)
