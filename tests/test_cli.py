@@ -33,27 +33,31 @@ def run(*arguments, **options):
     return subprocess.run(command(*arguments), capture_output=True, text=True, **options)
 
 
-SMALL = """
+WITH_SMALL_NETWORKS = f"""
 import sys
-import segdrop.training.building
-from segdrop.cli.main import main
-from standin import build_small_unet
+import segdrop.cli.main as cli
 
-segdrop.training.building.build_unet = build_small_unet
-sys.exit(main(sys.argv[1:]))
+def start(original=cli._import_tensorflow):
+    original()
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    import segdrop.training.building
+    from standin import build_small_unet
+    segdrop.training.building.build_unet = build_small_unet
+
+cli._import_tensorflow = start
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 
 def with_small_networks(*arguments):
     """The command in a process that trains the small network, whatever its encoder."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{SMALL}"
-    return [sys.executable, "-c", code, *map(str, arguments)]
+    return [sys.executable, "-c", WITH_SMALL_NETWORKS, *map(str, arguments)]
 
 
 @pytest.mark.parametrize(
     ("training", "epochs"),
     [
-        (lambda *arguments: with_small_networks("train", *arguments), 30),  # they are short; one must be caught
+        (lambda *arguments: with_small_networks("train", *arguments), 12),  # they are short; one must be caught
         pytest.param(command, 4, marks=pytest.mark.slow),
     ],
     ids=["small", "resnet18"],
