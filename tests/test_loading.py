@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import pytest
 from conftest import brightness_model, randomise, write_run
+from standin import build_small_unet
 
 import segdrop
-from segdrop import InputError, build_unet
+from segdrop import InputError
 from segdrop.inference.network import load_model
 from segdrop.layers import AdjustableDropout, DropBlock2D
 
@@ -51,10 +52,10 @@ def test_sixteen_bits_are_scaled_by_their_range(run):
 
 def test_float32_computes_exactly_what_mixed_precision_rounds(tmp_path, float32_after):
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = randomise(build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2))
+    model = randomise(build_small_unet(encoder_dropout=0.2))
     keras.config.set_dtype_policy("float32")
     run = write_run(tmp_path / "run", model)
-    exact = randomise(build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2))
+    exact = randomise(build_small_unet(encoder_dropout=0.2))
     images = RNG.uniform(0, 255, (1, 64, 64, 3)).astype("float32")
     truth = exact.predict_on_batch(images)
     np.testing.assert_allclose(segdrop.load(run, precision="float32").probabilities(images), truth, atol=1e-5)

@@ -130,12 +130,12 @@ def test_weight_files_of_a_scheduled_unet_load_into_the_plain_one_and_back(plain
     image = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype("float32")
     plain.save_weights(tmp_path / "plain.weights.h5")
     scheduled.load_weights(tmp_path / "plain.weights.h5")
-    wanted = plain.predict(image, verbose=0)
-    np.testing.assert_array_equal(scheduled.predict(image, verbose=0), wanted)
+    wanted = plain(image)
+    np.testing.assert_array_equal(scheduled(image), wanted)
     scheduled.save_weights(tmp_path / "scheduled.weights.h5")
     other = build_unet("resnet18", encoder_weights=None)
     other.load_weights(tmp_path / "scheduled.weights.h5")
-    np.testing.assert_array_equal(other.predict(image, verbose=0), wanted)
+    np.testing.assert_array_equal(other(image), wanted)
 
 
 def test_a_twin_of_a_model_whose_schedule_ended_at_zero_takes_a_rate():

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import randomise
+from standin import build_small_unet
 
 from segdrop import InputError, build_unet, insert_dropout, monte_carlo
 from segdrop.scoring.uncertainty import entropy, from_moments, moments
@@ -59,16 +60,25 @@ def dropped(**options):
     return model
 
 
+def small(**options):
+    return randomise(build_small_unet(encoder_dropout=0.3, seed=0, **options))
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"spatial": True, "classes": 3},
         {"kind": "block", "blocks": ["stage2"]},
-        {"kind": "path", "placement": "branch_end"},
         {"placement": "skips"},
-        {"placement": "bottleneck", "adjustable": True},
-        {"shared_across_batch": True},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {},
+                {"spatial": True, "classes": 3},
+                {"kind": "path", "placement": "branch_end"},
+                {"placement": "bottleneck", "adjustable": True},
+                {"shared_across_batch": True},
+            )
+        ),
     ],
     ids=str,
 )
@@ -119,7 +129,7 @@ def test_samples_have_the_mean_and_spread_that_dropout_has_in_theory():
 
 
 def test_samples_have_the_statistics_of_independent_passes():
-    model = dropped(spatial=True)
+    model = small(spatial=True)
     twin = monte_carlo(model, seed=3)
     passes = np.stack([twin.predict_on_batch(IMAGES[:1]) for _ in range(150)])
     found = from_moments(MonteCarlo(model, 150, seed=4).moments(IMAGES[:1]))
@@ -131,7 +141,7 @@ def test_samples_have_the_statistics_of_independent_passes():
 
 
 def test_seed_and_key_choose_the_samples():
-    model = dropped()
+    model = small()
     first = MonteCarlo(model, 3, seed=1).moments(IMAGES)
     np.testing.assert_array_equal(first, MonteCarlo(model, 3, seed=1).moments(IMAGES))
     assert (first != MonteCarlo(model, 3, seed=2).moments(IMAGES)).any()
@@ -140,7 +150,7 @@ def test_seed_and_key_choose_the_samples():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_samples_in_one_batch_differ(shared, monkeypatch):
-    model = dropped(shared_across_batch=shared)
+    model = small(shared_across_batch=shared)
     together = from_moments(MonteCarlo(model, 8).moments(IMAGES)).std.mean()
     monkeypatch.setattr(sampling, "BATCH_PIXELS", 1)
     apart = from_moments(MonteCarlo(model, 8).moments(IMAGES)).std.mean()
