@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 INPUT_NORM, STEM = "bn_data", "conv0"  # the two layers that see the input's channels
-LAST_NORM, BOTTLENECK = "bn1", "relu1"  # the end of the encoder
+LAST_NORM = "bn1"  # after the last unit
 FIRST_UPSAMPLING = ("decoder_stage0_upsampling", "decoder_stage0a_transpose")  # of the two kinds of decoder
 HEAD = "final_conv"
 DECODER = ("decoder_", "center_block", "fpn_", "psp_")  # how the names in the library's decoders begin

@@ -396,3 +396,11 @@ def test_an_exported_file_predicts_images_like_its_run(small_onnx, tmp_path):
 
 def test_export_is_a_function_after_its_module_is_imported():
     assert callable(segdrop.export) and callable(segdrop.export) and callable(segdrop.report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "saved_model"])
+def test_an_encoder_of_torchvision_s_is_exported_with_its_normalisation(tmp_path, cells, format):
+    model = settled(build_unet("torchvision_resnet18", encoder_weights=None, encoder_dropout=0.2))
+    run = write_run(tmp_path / "run", model, cells)
+    assert export(run, tmp_path / "network", format=format).difference < 1e-4

@@ -13,7 +13,18 @@ from .checks import Rule, Seed, at_least, check_fields, check_rate, is_finite, i
 Kind = Literal["element", "spatial", "block", "path"]
 Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
 Schedule = Literal["constant", "ramp", "anneal", "warmup"]
-Encoder = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Encoder = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "torchvision_resnet18",
+    "torchvision_resnet34",
+    "torchvision_resnet50",
+    "torchvision_resnet101",
+    "torchvision_resnet152",
+]
 Skips = Literal["clean", "dropped"]
 DROPOUT_KINDS: tuple[str, ...] = typing.get_args(Kind)
 PLACEMENTS: tuple[str, ...] = typing.get_args(Placement)
@@ -78,9 +89,10 @@ class TrainConfig:
     seed: Seed = 0
     """Seed of split, initial weights, order, augmentation and dropout."""
     encoder: Encoder = "resnet34"
-    """The encoder."""
+    """The encoder: segmentation_models' ResNets, or torchvision's, which take weights trained with PyTorch."""
     encoder_weights: str = "auto"
-    """imagenet; none (random); a weight file; or auto: ImageNet if it can be had, else random with a warning."""
+    """imagenet; none (random); a weight file; a repository of the Hugging Face Hub (timm/resnet34.a1_in1k) for
+    torchvision's; or auto: ImageNet if it can be had, else random with a warning."""
     encoder_dropout: float | dict[str, float] | tuple[float, float] = 0.0
     """Probability of dropping, 0 <= rate < 1; one per block: stage3=0.1,stage4=0.2; or a ramp over depth: 0.05..0.3."""
     spatial: bool = False

@@ -71,7 +71,8 @@ class RunRecord:
         class_names: names of class 0, 1, ...
         images: number of images of each split.
         data_sha256: the data set's digest.
-        encoder_weights: name or path of the weights that the encoder began with.
+        encoder_weights: path of the weights that the encoder began with, or "random".
+        weights: of a file of PyTorch's what was loaded: file, sha256, tensors, left_out, and the Hub's revision.
         warnings: what the user has to know of the training, one sentence each.
         mixed_precision: off, float16 or bfloat16.
         device: in words.
@@ -85,6 +86,7 @@ class RunRecord:
     images: Mapping[str, int] = field(default_factory=dict)
     data_sha256: str | None = None
     encoder_weights: str = "unknown"
+    weights: Mapping | None = None
     warnings: tuple[str, ...] = ()
     mixed_precision: str = "unknown"
     device: str = "unknown"

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import keras
 
-from ..anatomy import BOTTLENECK, FIRST_UPSAMPLING
 from ..config.checks import check_rate, check_whole
 from ..errors import InputError
 from ..surgery.graph import functional_view, layers_by_path
 from ..surgery.rebuild import rebuild
 from ..surgery.selection import nearest_names
+from .sites import encoder_end
 
 POOLINGS = {
     "avg": (keras.layers.GlobalAveragePooling2D,),
@@ -80,9 +80,10 @@ def add_head(
     if taken:
         raise InputError(f"`name` must be new to the model, which has {taken[0]!r}, got name={name!r}.")
     if at is None and beside:
-        if BOTTLENECK not in layers or not any(name in layers for name in FIRST_UPSAMPLING):
+        end = encoder_end(view)
+        if end is None:
             raise InputError("`at` must name the layer to put the head on: this model is not a U-Net of segdrop.")
-        at = BOTTLENECK
+        at = end.name
     if at is not None and at not in layers:
         raise InputError(f"`at` names no layer of this model: {at!r}. Nearest: {nearest_names(at, layers)}.")
     base = rebuild(view)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import keras
 
-from ..anatomy import BOTTLENECK, DEEP, UNIT, part_of_unit, units_in
+from ..anatomy import DEEP, FIRST_UPSAMPLING, UNIT, part_of_unit, units_in
 from ..config.checks import check_rate
 from ..errors import InputError
 from ..surgery.dropout import linear_ramp, ramp_rates
@@ -15,9 +15,15 @@ from ..surgery.graph import Call, consumers, maker
 from ..surgery.selection import nearest_names
 
 
+def encoder_end(model: keras.Model) -> keras.layers.Layer | None:
+    """The last layer of a U-Net's encoder, which its decoder begins with; None where there is none."""
+    first = next((layer for layer in model.layers if layer.name in FIRST_UPSAMPLING), None)
+    return None if first is None else _maker(first.input)
+
+
 def encoder_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """The layers of a U-Net's encoder, inserted dropout included, in the model's order."""
-    return keras.Model(model.input, model.get_layer(BOTTLENECK).output).layers
+    return keras.Model(model.input, encoder_end(model).output).layers
 
 
 def set_encoder_trainable(model: keras.Model, trainable: bool) -> None:
@@ -81,24 +87,50 @@ def unit_rates(units, encoder_dropout, blocks, placement) -> dict[str, float]:
 def placement_sites(model, placement: str) -> dict[str, list[str]]:
     """For each unit, or each place of its own, the layers that dropout follows; in the order of depth."""
     if placement == "bottleneck":
-        return {BOTTLENECK: [BOTTLENECK]}
+        end = encoder_end(model).name
+        return {end: [end]}
     if placement == "skips":
         skips = sorted(name for name, _ in _skips(model))
-        return {name.removesuffix("_relu1"): [name] for name in skips}
+        return {re.sub(r"_relu\d$", "", name): [name] for name in skips}
     return {unit: _unit_sites(model, unit, placement) for unit in _units(model)}
 
 
 def _unit_sites(model, unit: str, placement: str) -> list[str]:
+    """The layers of a unit that dropout follows.
+
+    Found by the graph, because the library's units have BatchNorm and ReLU before each convolution and torchvision's
+    after it, and the library's additions are named by a counter of the whole process.
+    """
     last = units_in(layer.name for layer in model.layers)[unit]
-    if placement == "between_convs":
-        return [f"{unit}_relu{last}"]
-    if placement == "branch_end":
-        return [f"{unit}_conv{last}"]
     if placement == "activations":
         return [f"{unit}_relu{n}" for n in range(1, last + 1)]
-    # The names of the additions come from a process-global counter: find this one by what it adds.
-    branch = model.get_layer(f"{unit}_conv{last}").output
-    return [layer.name for layer in _consumers(model, branch)]
+    conv = model.get_layer(f"{unit}_conv{last}")
+    if placement == "between_convs":
+        before = _maker(conv.input)
+        while not _is_activation(before):  # padding
+            before = _maker(before.input)
+        return [before.name]
+    end, add = conv, _follower(model, conv)
+    while not isinstance(add, keras.layers.Add):  # torchvision's last BatchNorm, and steps that do nothing
+        end, add = add, _follower(model, add)
+    if placement == "branch_end":
+        return [end.name]
+    after = _consumers(model, add.output)
+    return [after[0].name if len(after) == 1 and _is_activation(after[0]) else add.name]
+
+
+def _maker(tensor) -> keras.layers.Layer:
+    return tensor._keras_history.operation
+
+
+def _is_activation(layer) -> bool:
+    return isinstance(layer, (keras.layers.Activation, keras.layers.ReLU))
+
+
+def _follower(model, layer) -> keras.layers.Layer:
+    """The one layer that receives a layer's output."""
+    (follower,) = _consumers(model, layer.output)
+    return follower
 
 
 def _consumers(model, tensor) -> list:
@@ -144,17 +176,33 @@ def placement_of(calls: list[Call], call: Call, after: Call | None, decoder: set
     if after is None:
         return "input"
     receivers = consumers(calls, call)
+    encoder_ends = any(receiver.path in FIRST_UPSAMPLING for receiver in receivers)
     if receivers and call.path not in decoder and all(receiver.path in decoder for receiver in receivers):
-        return "bottleneck" if after.path == BOTTLENECK else "skips"
-    if after.path == BOTTLENECK:
+        return "bottleneck" if encoder_ends else "skips"
+    if encoder_ends:
         return "bottleneck"
-    unit, part, number = part_of_unit(after.path) or ("", "", 0)
-    if part in ("conv", "relu"):
-        if number == units_in(layer_call.path for layer_call in calls)[unit]:
-            return "branch_end" if part == "conv" else "between_convs"
-        return "activations" if part == "relu" else f"after {part}{number}"
-    if isinstance(after.layer, keras.layers.Add):
-        makers = [maker(calls, tensor) for tensor in after.inputs]
+    added = _addition_before(calls, after)
+    if added is not None:
+        makers = [maker(calls, tensor) for tensor in added.inputs]
         if any(producer and re.match(UNIT, producer.path) for producer in makers):
             return "block_end"
+    unit, part, number = part_of_unit(after.path) or ("", "", 0)
+    if unit:
+        while any(isinstance(receiver.layer, keras.layers.ZeroPadding2D) for receiver in receivers):
+            receivers = [follower for receiver in receivers for follower in consumers(calls, receiver)]
+        last = units_in(layer_call.path for layer_call in calls)[unit]
+        if part == "relu":
+            before_last = any(receiver.path == f"{unit}_conv{last}" for receiver in receivers)
+            return "between_convs" if before_last else "activations"
+        if any(isinstance(receiver.layer, keras.layers.Add) for receiver in receivers):
+            return "branch_end"
+        return f"after {part}{number}"
     return f"after {type(after.layer).__name__}"
+
+
+def _addition_before(calls: list[Call], call: Call) -> Call | None:
+    """The addition that a call is, or that it is the activation of."""
+    if isinstance(call.layer, keras.layers.Add):
+        return call
+    producer = maker(calls, call.inputs[0]) if _is_activation(call.layer) else None
+    return producer if producer is not None and isinstance(producer.layer, keras.layers.Add) else None

@@ -17,8 +17,10 @@ from ..config.train import ENCODERS, PLACEMENTS, SKIPS, resolve_kind
 from ..errors import InputError
 from ..layers import check_kind
 from ..surgery.dropout import insert_dropout
+from .hub import input_statistics
 from .sites import bypass, placement_sites, set_encoder_trainable, unit_rates
-from .weights import imagenet_file, load_encoder
+from .torchvision import RESNETS, build_resnet, skips_of
+from .weights import find_file, load_encoder
 
 if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
     raise ImportError("segdrop needs Keras 3; unset TF_USE_LEGACY_KERAS, which asks for the legacy Keras 2.")
@@ -29,6 +31,7 @@ os.environ["SM_FRAMEWORK"] = "tf.keras"
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints the framework's name when imported
     import segmentation_models as sm
+    from segmentation_models.backbones.backbones_factory import Backbones
 
 
 def build_unet(
@@ -62,12 +65,15 @@ def build_unet(
     multiples of 32, to `probabilities: float32 (N, H, W, classes), 0..1` under every precision policy.
 
     Args:
-        encoder: `"resnet18"`, `"resnet34"`, `"resnet50"`, `"resnet101"` or `"resnet152"`.
+        encoder: `"resnet18"`, `"resnet34"`, `"resnet50"`, `"resnet101"` or `"resnet152"`, the library's own; or
+            `"torchvision_resnet18"` and so on, torchvision's, for weights trained with PyTorch.
         input_shape: (height, width, channels); None for any height or width.
         classes: number of classes counting the background, except 1, which is binary.
         activation: None for sigmoid (one class) or softmax (more); any Keras activation; `"linear"` for logits.
         encoder_weights: `"imagenet"`; None for random initialisation; or a file: a Keras 2 HDF5 weight file
-            (the format of the ImageNet files) or a `.keras` model whose encoder has the same layer names.
+            (the format of the ImageNet files) or a `.keras` model whose encoder has the same layer names. For
+            torchvision's encoders a file of PyTorch's (`.safetensors`, or `.pth` and `.pt` where torch is installed)
+            or a repository of the Hugging Face Hub, `"timm/resnet34.a1_in1k"`.
             With other than 3 channels, input channel i takes pretrained channel i mod 3 and the kernels are
             scaled by 3 / channels; for one channel they are summed.
         encoder_dropout: probability of dropping, in [0, 1); or (first, last), a linear ramp over the depth of the
@@ -128,21 +134,22 @@ def build_unet(
     if keras.config.image_data_format() != "channels_last":
         raise InputError("build_unet needs keras.config.set_image_data_format('channels_last').")
 
+    path = None if encoder_weights is None else find_file(encoder, encoder_weights)
     model = sm.Unet(
         encoder,
         input_shape=tuple(input_shape),
         classes=classes,
         activation=activation or ("sigmoid" if classes == 1 else "softmax"),
         encoder_weights=None,
+        encoder_features=_skips_of(encoder, path),
         decoder_filters=tuple(decoder_filters),
         decoder_block_type=decoder_block_type,
         decoder_use_batchnorm=decoder_use_batchnorm,
     )
     sites = placement_sites(model, placement)
     rates = unit_rates(list(sites), encoder_dropout, blocks, placement)
-    if encoder_weights is not None:
-        path = imagenet_file(encoder) if encoder_weights == "imagenet" else Path(encoder_weights)
-        load_encoder(model, path)
+    if path is not None:
+        load_encoder(model, encoder, path)
     model = _with_float32_head(model)
     if encoder_freeze:
         set_encoder_trainable(model, False)
@@ -165,6 +172,20 @@ def build_unet(
         bypass=bypass(model, site_rates, placement, skips),
         seed=seed,
     )
+
+
+def _skips_of(encoder: str, weights: Path | None) -> str | tuple[str, ...]:
+    """What `encoder_features` of the library has to be; an encoder that it does not have is put into its factory."""
+    if encoder not in RESNETS:
+        return "default"
+    statistics = None if weights is None else input_statistics(weights)
+    more = {} if statistics is None else dict(zip(("mean", "std"), statistics, strict=True))
+
+    def build(input_shape, **_):
+        return build_resnet(encoder, input_shape, **more)
+
+    Backbones._models_update[encoder] = [build, None]
+    return skips_of(encoder)
 
 
 def _check_input_shape(input_shape) -> None:

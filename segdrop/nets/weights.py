@@ -12,7 +12,24 @@ from classification_models.weights import WEIGHTS_COLLECTION
 
 from ..anatomy import INPUT_NORM, STEM
 from ..errors import InputError
+from . import hub
+from .checkpoints import load_checkpoint
 from .sites import encoder_layers
+from .torchvision import RESNETS
+
+
+def find_file(encoder: str, weights: str | os.PathLike) -> Path:
+    """The file that `encoder_weights` means, downloaded where it has to be.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    if weights == "imagenet":
+        return hub.hub_file(hub.IMAGENET[encoder]) if encoder in RESNETS else imagenet_file(encoder)
+    path = Path(weights)
+    if encoder in RESNETS and not path.exists() and hub.is_repository(os.fspath(weights)):
+        return hub.hub_file(os.fspath(weights))
+    return path
 
 
 def imagenet_file(encoder: str) -> Path:
@@ -39,10 +56,13 @@ def imagenet_file(encoder: str) -> Path:
         ) from error
 
 
-def load_encoder(model, path: Path) -> None:
-    """Copy the weights of `path` into the encoder's layers by name, fitted to the model's input channels."""
+def load_encoder(model, encoder: str, path: Path) -> None:
+    """Copy the weights of `path` into the encoder's layers, fitted to the model's input channels."""
     if not path.is_file():
         raise FileNotFoundError(f"`encoder_weights` names no file: {path}.")
+    if encoder in RESNETS and path.suffix != ".keras":
+        load_checkpoint(model, encoder, path)
+        return
     stored = _read_weights(path)
     pending = []
     for layer in encoder_layers(model):

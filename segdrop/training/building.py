@@ -9,8 +9,10 @@ from ..config.train import TrainConfig
 from ..data.augment import describe
 from ..errors import InputError
 from ..folders.run import RunRecord, package_versions
+from ..nets.checkpoints import SUFFIXES, describe_checkpoint
+from ..nets.torchvision import RESNETS
 from ..nets.unet import build_unet
-from ..nets.weights import imagenet_file
+from ..nets.weights import find_file
 from .device import precision_policy
 from .samples import Samples
 
@@ -25,9 +27,9 @@ def find_weights(config: TrainConfig) -> str:
     if config.encoder_weights == "none":
         return "random"
     if config.encoder_weights not in ("auto", "imagenet"):
-        return config.encoder_weights
+        return str(find_file(config.encoder, config.encoder_weights))
     try:
-        return str(imagenet_file(config.encoder))
+        return str(find_file(config.encoder, "imagenet"))
     except InputError:
         if config.encoder_weights == "imagenet":
             raise
@@ -57,6 +59,12 @@ def build_model(config: TrainConfig, class_names, weights: str | None, precision
     return model
 
 
+def _describe(encoder: str, weights: str) -> dict | None:
+    """What the record says of a file of PyTorch's."""
+    path = Path(weights)
+    return dataclasses.asdict(describe_checkpoint(path)) if encoder in RESNETS and path.suffix in SUFFIXES else None
+
+
 def record_of(
     samples: Samples, model: keras.Model, run_dir: Path, *, device: str, precision: str, weights: str
 ) -> RunRecord:
@@ -69,6 +77,7 @@ def record_of(
         images={name: len(indices) for name, indices in samples.split.items()},
         data_sha256=dataset.digest,
         encoder_weights=weights,
+        weights=_describe(config.encoder, weights),
         warnings=(RANDOM_WEIGHTS,) if config.encoder_weights == "auto" and weights == "random" else (),
         mixed_precision=precision,
         device=device,

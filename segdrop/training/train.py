@@ -22,6 +22,7 @@ from ..files import remove_partial, write_atomically
 from ..folders.run import RunRecord, create_run, open_run, recorded_split, start_run
 from ..folders.state import best_epoch, load_history
 from ..folders.sweep import sweep_split
+from ..nets.checkpoints import Loaded
 from ..show import plots
 from .building import build_model, find_weights, record_of
 from .callbacks import TensorBoardPanels
@@ -194,7 +195,7 @@ def _announce(run: _Run, resumed: bool) -> None:
     _console.print(f"Images:  {counts}, from {dataset.path} ({dataset.cached} of {len(dataset)} held in memory)")
     _console.print(f"Classes: {', '.join(dataset.class_names)}")
     _console.print(f"Encoder: {record.config.encoder}, dropout at {sites} sites")
-    _console.print(f"Weights: {record.encoder_weights}")
+    _console.print(f"Weights: {Loaded(**record.weights) if record.weights else record.encoder_weights}")
     _console.print(f"Run:     {run.run_dir}{' (resumed)' if resumed else ''}")
     _warn(record)
 
