@@ -127,7 +127,7 @@ def test_dropout_changes_nothing_at_inference(tmp_path):
         "torchvision_resnet18", encoder_weights=file, encoder_dropout=0.2, kind="path", placement="branch_end"
     )
     dropped.set_weights(plain.get_weights())
-    verify(plain, dropped, draws=200)
+    assert "inference is the same" in {row["check"] for row in verify(plain, dropped, draws=200)}
 
 
 def test_freezing_covers_the_encoder_and_nothing_else():

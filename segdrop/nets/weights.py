@@ -13,7 +13,7 @@ from classification_models.weights import WEIGHTS_COLLECTION
 from ..anatomy import INPUT_NORM, STEM
 from ..errors import InputError
 from . import hub
-from .checkpoints import load_checkpoint
+from .checkpoints import fit_kernel, load_checkpoint
 from .sites import encoder_layers
 from .torchvision import RESNETS
 
@@ -108,9 +108,7 @@ def _fit_channels(layer, values: list[np.ndarray]) -> list[np.ndarray]:
         if channels == 1:
             return [value.mean(keepdims=True) for value in values]
         return [value[np.arange(channels) % 3] for value in values]
-    if layer.name == STEM and values[0].shape[2] == 3 != channels:
+    if layer.name == STEM:
         kernel, *rest = values
-        if channels == 1:
-            return [kernel.sum(axis=2, keepdims=True), *rest]
-        return [kernel[:, :, np.arange(channels) % 3] * (3 / channels), *rest]
+        return [fit_kernel(kernel, channels), *rest]
     return values
