@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .inference.predict import predict as predict
     from .inference.predict import predict_uncertainty as predict_uncertainty
     from .nets.batchnorm import batchnorm_shift as batchnorm_shift
+    from .nets.batchnorm import rebase_batchnorm as rebase_batchnorm
     from .nets.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
     from .nets.drawing import draw_network as draw_network
     from .nets.heads import add_head as add_head
@@ -55,6 +56,7 @@ _HOME = {
     "verify": "surgery.verification",
     "batchnorm_shift": "nets.batchnorm",
     "recalibrate_batchnorm": "nets.batchnorm",
+    "rebase_batchnorm": "nets.batchnorm",
     "DropoutSchedule": "surgery.schedules",
     "set_dropout_rate": "surgery.schedules",
     "train": "training.train",

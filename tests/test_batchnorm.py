@@ -4,9 +4,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import randomise, tiny_training
 from keras import layers
 
-from segdrop import InputError, batchnorm_shift, build_unet, insert_dropout, recalibrate_batchnorm
+from segdrop import (
+    InputError,
+    batchnorm_shift,
+    build_unet,
+    insert_dropout,
+    rebase_batchnorm,
+    recalibrate_batchnorm,
+    train,
+)
 
 RNG = np.random.default_rng(0)
 BATCHES = [RNG.normal(2, 3, (16, 8, 8, 5)).astype("float32") for _ in range(6)]
@@ -118,3 +127,45 @@ def test_a_batchnorm_inside_another_layer_is_named():
     model = keras.Model(inputs, layers.BatchNormalization(name="open")(inner(inputs)))
     with pytest.raises(InputError, match="BatchNorm 'hidden' is part of another layer"):
         recalibrate_batchnorm(model, [np.ones((2, 3, 5), "float32")])
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "torchvision_resnet18"])
+def test_rebasing_changes_the_statistics_and_not_the_function(encoder):
+    model = randomise(build_unet(encoder, encoder_weights=None, activation="linear"))
+    images = [RNG.uniform(0, 60, (2, 64, 64, 3)).astype("float32") for _ in range(2)]
+    decoder = model.get_layer("decoder_stage0a_bn").get_weights()
+    before = np.asarray(model(images[0]))
+    changed = rebase_batchnorm(model, images)
+    after = np.asarray(model(images[0]))
+    assert np.abs(after - before).max() < 1e-4 * np.abs(before).max()
+    ratios = {row["layer"]: row["ratio"] for row in batchnorm_shift(model, images)}
+    unscaled = {"bn_data"} & set(ratios)  # the library's first BatchNorm has no scale to take up a difference
+    assert changed == len(ratios) - len(unscaled)
+    assert [name for name, ratio in ratios.items() if abs(ratio - 1) > 1e-2 and name not in unscaled] == []
+    for ours, theirs in zip(model.get_layer("decoder_stage0a_bn").get_weights(), decoder, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_statistics_that_are_not_finite_leave_the_model_as_it_is():
+    model = normalised()
+    before = model.get_weights()
+    with pytest.raises(InputError, match="statistics of 'bn' are not finite; nothing was changed"):
+        rebase_batchnorm(model, [BATCHES[0], BATCHES[1] * np.nan])
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_training_starts_from_the_statistics_of_its_own_crops(cells, tmp_path, monkeypatch, small_unet):
+    seen = []
+
+    def fit(model, batches, **options):
+        seen.append(batchnorm_shift(model, batches.take(2)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    for rebased in (False, True):
+        config = tiny_training(cells, run_dir=str(tmp_path / f"{rebased}"), rebase_batchnorm=rebased, augment="none")
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    (plain, rebased) = ({row["layer"]: row["ratio"] for row in table} for table in seen)
+    assert not 0.5 < plain["bn1"] < 2 and 0.5 < rebased["bn1"] < 2

@@ -118,6 +118,9 @@ class TrainConfig:
     """Momentum of BatchNorm's moving statistics: 0.99, Keras's default, lags by more steps than a small set has."""
     recalibrate_batchnorm: bool = False
     """Re-estimate BatchNorm's statistics with dropout off after training; kept if validation Dice does not fall."""
+    rebase_batchnorm: bool = False
+    """Before training, give the encoder's BatchNorms the statistics of an epoch of training crops, and take up the
+    difference in scale and shift, so that the network computes what it did."""
     freeze_epochs: Annotated[int, at_least(0)] = 0
     """Epochs at the start in which the encoder is frozen, BatchNorm included."""
     classes: Classes | None = None

@@ -43,29 +43,8 @@ def batchnorm_shift(model: keras.Model, dataset: Iterable) -> Table:
         Li et al. 2019, Understanding the disharmony between dropout and batch normalization,
         https://arxiv.org/abs/1801.05134.
     """
-    view = functional_view(model)
-    decoder = decoder_paths(trace(view))
-    nodes = [
-        node
-        for node in call_nodes(view)
-        if isinstance(node.operation, BatchNormalization) and node.operation.name not in decoder
-    ]
-    if not nodes:
-        raise InputError("`model` has no BatchNorm layer; those within nested models are not seen.")
-    layers = [node.operation for node in nodes]
-    probe = keras.Model(view.inputs, [node.input_tensors[0] for node in nodes])
-    sums = [np.zeros((3, 1))] * len(layers)
-    for images in _images(dataset):
-        for i, (layer, values) in enumerate(
-            zip(layers, keras.tree.flatten(probe.predict_on_batch(images)), strict=True)
-        ):
-            values = np.moveaxis(np.asarray(values, "float64"), layer.axis, -1)
-            values = values.reshape(-1, values.shape[-1])
-            count = np.full(values.shape[-1], len(values))
-            sums[i] = sums[i] + np.stack([count, values.sum(axis=0), np.square(values).sum(axis=0)])
     rows = []
-    for layer, (count, total, squares) in zip(layers, sums, strict=True):
-        test = squares / count - np.square(total / count)
+    for layer, _, test in _input_statistics(model, dataset):
         moving = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), "float64")
         rows.append(
             {
@@ -145,6 +124,75 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: boo
             variable.assign(value)
         for layer, (trainable, momentum) in zip(layers, settings, strict=True):
             layer.trainable, layer.momentum = trainable, momentum
+
+
+def rebase_batchnorm(model: keras.Model, dataset: Iterable) -> int:
+    """Give the encoder's BatchNorms the statistics of other images, in place, without changing what the model computes.
+
+    Mean and variance become those of each BatchNorm's inputs over the data set, and scale and shift take up the
+    difference: gamma' = gamma sqrt((v' + e) / (v + e)), beta' = beta + gamma (m' - m) / sqrt(v + e). So a training that
+    begins with weights from other images begins with statistics of its own. A BatchNorm without scale or shift stays
+    as it is.
+
+    Args:
+        dataset: as in `batchnorm_shift`.
+
+    Returns:
+        How many BatchNorms were changed.
+
+    Raises:
+        InputError: the model has no BatchNorm, the data set no batch, or the statistics are not finite; then nothing
+            is changed.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.BatchNormalization()])
+        >>> images = np.array([0, 2, 4, 6], "float32").reshape(1, 2, 2, 1)
+        >>> segdrop.rebase_batchnorm(model, [images])
+        1
+        >>> [round(float(weight[0]), 2) for weight in model.get_weights()]  # gamma, beta, mean, variance
+        [2.24, 3.0, 3.0, 5.0]
+    """
+    changes = []
+    for layer, mean, variance in _input_statistics(model, dataset):
+        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+            raise InputError(f"The statistics of {layer.name!r} are not finite; nothing was changed.")
+        if layer.scale and layer.center:
+            gamma, beta, old_mean, old_variance = (np.asarray(weight, "float64") for weight in layer.get_weights())
+            deviation = np.sqrt(old_variance + layer.epsilon)
+            shifted = beta + gamma * (mean - old_mean) / deviation
+            scaled = gamma * np.sqrt(variance + layer.epsilon) / deviation
+            changes.append((layer, [scaled, shifted, mean, variance]))
+    for layer, weights in changes:
+        layer.set_weights(weights)
+    return len(changes)
+
+
+def _input_statistics(model: keras.Model, dataset: Iterable) -> list[tuple[BatchNormalization, np.ndarray, np.ndarray]]:
+    """Each BatchNorm outside of a decoder with mean and variance of its inputs at inference, float64 (channels,)."""
+    view = functional_view(model)
+    decoder = decoder_paths(trace(view))
+    nodes = [
+        node
+        for node in call_nodes(view)
+        if isinstance(node.operation, BatchNormalization) and node.operation.name not in decoder
+    ]
+    if not nodes:
+        raise InputError("`model` has no BatchNorm layer; those within nested models are not seen.")
+    layers = [node.operation for node in nodes]
+    probe = keras.Model(view.inputs, [node.input_tensors[0] for node in nodes])
+    sums = [np.zeros((3, 1))] * len(layers)
+    for images in _images(dataset):
+        for i, (layer, values) in enumerate(
+            zip(layers, keras.tree.flatten(probe.predict_on_batch(images)), strict=True)
+        ):
+            values = np.moveaxis(np.asarray(values, "float64"), layer.axis, -1)
+            values = values.reshape(-1, values.shape[-1])
+            count = np.full(values.shape[-1], len(values))
+            sums[i] = sums[i] + np.stack([count, values.sum(axis=0), np.square(values).sum(axis=0)])
+    return [
+        (layer, total / count, np.maximum(squares / count - np.square(total / count), 0))
+        for layer, (count, total, squares) in zip(layers, sums, strict=True)
+    ]
 
 
 def _images(dataset: Iterable) -> Iterable:

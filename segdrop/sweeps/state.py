@@ -228,7 +228,10 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
     from ..data.opening import open_configured
 
     record = open_sweep(folder)
-    stored, given = record["config"], json.loads(json.dumps(config.to_json()))
+    # Read and written again, so that fields that an earlier version did not have are there.
+    stored, given = (
+        json.loads(json.dumps(sweep.to_json())) for sweep in (SweepConfig.from_json(record["config"]), config)
+    )
     differences = {
         name: (given["train"][name], stored["train"].get(name))
         for name in given["train"]

@@ -9,6 +9,7 @@ from ..config.train import TrainConfig
 from ..data.augment import describe
 from ..errors import InputError
 from ..folders.run import RunRecord, package_versions
+from ..nets.batchnorm import rebase_batchnorm
 from ..nets.checkpoints import SUFFIXES, describe_checkpoint
 from ..nets.torchvision import RESNETS
 from ..nets.unet import build_unet
@@ -57,6 +58,12 @@ def build_model(config: TrainConfig, class_names, weights: str | None, precision
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = config.bn_momentum
     return model
+
+
+def rebase(model: keras.Model, samples: Samples) -> None:
+    """What `--rebase-batchnorm` asks for, before the first epoch."""
+    if samples.config.rebase_batchnorm:
+        rebase_batchnorm(model, (images for images, _ in samples.training(0, 1)))
 
 
 def _describe(encoder: str, weights: str) -> dict | None:

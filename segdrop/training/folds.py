@@ -13,7 +13,7 @@ from ..data.splits import part_of
 from ..folders.run import start_run
 from ..folders.state import best_epoch
 from ..scoring.score import score
-from .building import build_model, record_of
+from .building import build_model, rebase, record_of
 from .device import choose_device
 from .finishing import finish
 from .samples import Samples
@@ -48,6 +48,7 @@ def train_fold(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said once, when the sweep was started
         model = build_model(config, dataset.class_names, None if weights == "random" else weights, precision)
+    rebase(model, samples)
     record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights)
     # The best model, twice while one replaces the other.
     start_run(run_dir, record, dataset, samples.split, needed_bytes=2 * 4 * model.count_params())

@@ -24,7 +24,7 @@ from ..folders.state import best_epoch, load_history
 from ..folders.sweep import sweep_split
 from ..nets.checkpoints import Loaded
 from ..show import plots
-from .building import build_model, find_weights, record_of
+from .building import build_model, find_weights, rebase, record_of
 from .callbacks import TensorBoardPanels
 from .device import choose_device
 from .finishing import example_panels, finish
@@ -142,6 +142,7 @@ def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     weights = find_weights(config)
     model = build_model(config, dataset.class_names, None if weights == "random" else weights, precision)
     samples = Samples(config, dataset, split, augmentation)
+    rebase(model, samples)
     record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights)
     # The best model, and weights and moments of the state twice while one replaces the other.
     start_run(run_dir, record, dataset, split, needed_bytes=8 * 4 * model.count_params())
