@@ -11,6 +11,8 @@ import pytest
 
 import segdrop
 import segdrop.layers  # registers them
+from segdrop import SweepConfig
+from segdrop.sweeps.state import open_or_start
 
 MADE = Path(__file__).parent / "made_by_0_4"
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -87,3 +89,11 @@ def test_a_sweep_with_one_training_left_ends_like_the_whole_one(copied, small_un
     whole = segdrop.sweep_report(copied / "sweep")
     for one, other in zip(answer.arms, whole.arms, strict=True):
         np.testing.assert_allclose(one.dice, other.dice, atol=1e-3)
+
+
+def test_a_sweep_is_known_again_by_a_command_with_fields_that_it_was_started_without(copied):
+    folder = copied / "started_sweep"
+    stored = json.loads((folder / "sweep.json").read_text())["config"]
+    config = SweepConfig.from_json(stored)
+    assert set(config.to_json()["train"]) > set(stored["train"])
+    assert open_or_start(folder, config, None).config == config
