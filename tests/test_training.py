@@ -237,7 +237,7 @@ def test_falling_back_to_random_weights_is_said_at_the_start_at_the_end_and_in_t
     def refuse(encoder):
         raise InputError("no network")
 
-    monkeypatch.setattr("segdrop.training.building.imagenet_file", refuse)
+    monkeypatch.setattr("segdrop.nets.weights.imagenet_file", refuse)
     result = train(tiny(cells, tmp_path / "run", epochs=1, encoder_weights="auto"))
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("The encoder starts from RANDOM weights") == 2

@@ -54,7 +54,8 @@ def revision_of(path: Path) -> str | None:
     """The commit that a file of the Hub's cache belongs to; None for other files.
 
     Example:
-        >>> revision_of(Path("hub/models--timm--resnet18.tv_in1k/snapshots/0a1b2c/model.safetensors"))
+        >>> from pathlib import Path
+        >>> revision_of(Path("models--timm--resnet18.tv_in1k/snapshots/0a1b2c/model.safetensors"))
         '0a1b2c'
     """
     return path.parent.name if path.parent.parent.name == "snapshots" else None
