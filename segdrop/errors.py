@@ -31,3 +31,13 @@ class VerificationError(InputError):
 
 class Diverged(InputError):
     """The loss of a training is no longer finite."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library's says, in one line; its class where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no header\\nat byte 0")), first_line(EOFError())
+        ('no header', 'EOFError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

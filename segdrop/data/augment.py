@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ..conventions import IGNORED
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network at import
 
@@ -77,7 +77,7 @@ def load_augmentation(name: str) -> A.Compose:
     try:
         transform = A.load(path, data_format="json" if path.suffix.lower() == ".json" else "yaml")
     except Exception as error:  # a parser's, a constructor's or a registry's, all with types of their own
-        raise InputError(f"{path} is not an Albumentations file: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"{path} is not an Albumentations file: {first_line(error)}.") from error
     return transform if isinstance(transform, A.Compose) else A.Compose([transform])
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..errors import first_line
 from ..files import file_digest
 from ..images.intensity import Intensity
 from ..images.opening import open_image, same_place
@@ -91,8 +92,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
                 path = store.files[file][0]
                 store.offer(file, part, image.read(part), labels, image.slices is not None)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = reason.removeprefix(f"{path}: ").removesuffix(".")
+        reason = first_line(error).removeprefix(f"{path}: ").removesuffix(".")
         return Scan(problem=(kind, f"{path.parent.name}/{path.name}", reason))
     return Scan(
         size=(image.height, image.width),

@@ -71,6 +71,10 @@ def evaluate(
         raise InputError(f"`tolerance` must be a number of at least 0, got tolerance={tolerance!r}.")
     record = open_run(run)
     networks = load_alike([run, *ensemble])
+    sampled, sampler = {}, None
+    if mc_samples or ensemble:
+        sampled = {"samples": mc_samples, "networks": len(networks), "seed": seed}
+        sampler = combine(networks, moments_wanted=True, mc_samples=mc_samples, seed=seed)
     own = data is None or Path(data).resolve() == Path(record.config.data).resolve()
     scorer = _Scorer(run, record, networks[0], {"seed": seed, "tolerance": tolerance, "tile": tile, "overlap": overlap})
     dataset = scorer.open_data(record.config.data if data is None else data)
@@ -80,10 +84,6 @@ def evaluate(
     tune, threshold = own and split == "val", None
     if record.classes == 1 and not tune:
         threshold = scorer.tuned_threshold(dataset if own else None)
-    sampled, sampler = {}, None
-    if mc_samples or ensemble:
-        sampled = {"samples": mc_samples, "networks": len(networks), "seed": seed}
-        sampler = combine(networks, moments_wanted=True, mc_samples=mc_samples, seed=seed)
     key = split if own else f"{dataset.path}/{split}"
     return scorer.score(dataset, indices, key, own, sampled, sampler=sampler, tune=tune, threshold=threshold)
 

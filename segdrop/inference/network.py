@@ -13,7 +13,7 @@ import numpy as np
 from .. import layers  # noqa: F401 (registers the layers that a network of segdrop may have)
 from ..conventions import MULTIPLE, OVERLAP, TILE
 from ..data.tiles import in_tiles
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..folders.run import MODEL, open_run
 from ..images.common import from_array
 from ..images.intensity import Intensity, rule_of, scale
@@ -214,8 +214,7 @@ def load_model(path: Path) -> keras.Model:
     except Exception as error:  # whatever the parsers of its parts raise
         if "safe_mode" in str(error):
             raise InputError(f"{path} holds code (a Lambda layer), which is never run; use other layers.") from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is not a Keras model that can be loaded: {reason}") from error
+        raise InputError(f"{path} is not a Keras model that can be loaded: {first_line(error)}") from error
 
 
 def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import file_digest
 from . import hub
 from .torchvision import RESNETS
@@ -56,7 +56,7 @@ def load_checkpoint(model: keras.Model, encoder: str, path: Path) -> Loaded:
         InputError: it is another network's, is damaged, or lacks a tensor; the first is named.
     """
     own, left_out = _encoder_tensors(path)
-    wanted = {layer.name: names_of(layer.name) for layer in model.layers if layer.name in _weighted(model)}
+    wanted = {layer: names_of(layer) for layer in _weighted(model)}
     _check_family(own, wanted, encoder, path)
     values = {layer: _values(model.get_layer(layer), names, own, path) for layer, names in wanted.items()}
     if not any(value[0].any() for layer, value in values.items() if "bn" not in layer):
@@ -117,7 +117,7 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler's, a zip file's, torch's own
-        raise InputError(f"{path} is not a file of tensors that torch can read safely: {_first_line(error)}") from error
+        raise InputError(f"{path} is not a file of tensors that torch can read safely: {first_line(error)}") from error
     tensors = _unwrapped(stored)
     return {
         name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
@@ -132,7 +132,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except Exception as error:  # SafetensorError, and NumPy's for a type that it does not have
-        raise InputError(f"{path} is not a safetensors file that can be read: {_first_line(error)}") from error
+        raise InputError(f"{path} is not a safetensors file that can be read: {first_line(error)}") from error
 
 
 def _unwrapped(stored) -> Mapping:
@@ -160,11 +160,11 @@ def _without_prefix(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, 
     return {name.removeprefix(prefix) if name.startswith(prefix) else name: tensors[name] for name in tensors}
 
 
-def _weighted(model: keras.Model) -> set[str]:
+def _weighted(model: keras.Model) -> list[str]:
     """The layers of the encoder that a checkpoint has weights for."""
-    return {
+    return [
         layer.name for layer in model.layers if layer.weights and re.match(r"(stage\d_unit|conv0$|bn0$)", layer.name)
-    }
+    ]
 
 
 def _check_family(own: Mapping, wanted: Mapping[str, list[str]], encoder: str, path: Path) -> None:
@@ -221,7 +221,3 @@ def fit_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
     if channels == 1:
         return kernel.sum(axis=2, keepdims=True)
     return kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 # torchvision's own first ImageNet weights, as timm publishes them in safetensors.
 IMAGENET = {f"torchvision_resnet{depth}": f"timm/resnet{depth}.tv_in1k" for depth in (18, 34, 50, 101, 152)}
@@ -42,7 +42,7 @@ def hub_file(name: str) -> Path:
         path = Path(hf_hub_download(repository, _WEIGHTS, revision=revision or None))
         hf_hub_download(repository, _CONFIG, revision=revision_of(path))
     except Exception as error:  # of huggingface_hub, of the client that it uses, of the disk
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise InputError(
             f"The weights {name} are not cached and could not be had from the Hugging Face Hub ({reason}); give a "
             "local file, or use encoder_weights=None (--encoder-weights none) for random initialisation."

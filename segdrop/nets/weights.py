@@ -11,7 +11,7 @@ import numpy as np
 from classification_models.weights import WEIGHTS_COLLECTION
 
 from ..anatomy import INPUT_NORM, STEM
-from ..errors import InputError
+from ..errors import InputError, first_line
 from . import hub
 from .checkpoints import fit_kernel, load_checkpoint
 from .sites import encoder_layers
@@ -51,7 +51,7 @@ def imagenet_file(encoder: str) -> Path:
         folder = Path(os.environ.get("KERAS_HOME", "~/.keras"), "models")
         raise InputError(
             f"The ImageNet weights of {encoder} are not cached and could not be downloaded "
-            f"({str(error).splitlines()[0]}); put {entry['url']} into {folder}, or use encoder_weights=None "
+            f"({first_line(error)}); put {entry['url']} into {folder}, or use encoder_weights=None "
             "(--encoder-weights none) for random initialisation."
         ) from error
 
@@ -93,7 +93,7 @@ def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
             }
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path} is neither a Keras 2 HDF5 weight file nor a .keras model: {str(error).splitlines()[0]}."
+            f"{path} is neither a Keras 2 HDF5 weight file nor a .keras model: {first_line(error)}."
         ) from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import keras
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .graph import Part, functional_view, is_model, layers_by_path, with_flag_of
 from .selection import Selector, as_selectors, describe_selector, select, select_sites
 
@@ -246,7 +246,7 @@ def copy_layer(layer, **changes):
         copy = layer.__class__.from_config({**layer.get_config(), **changes})
     except Exception as error:  # whatever a layer's own code raises
         raise InputError(
-            f"Layer {layer.name!r} cannot be copied from its configuration ({str(error).splitlines()[0]}); register "
+            f"Layer {layer.name!r} cannot be copied from its configuration ({first_line(error)}); register "
             "its class and functions with keras.saving.register_keras_serializable, or give it a get_config."
         ) from error
     copy.name = layer.name  # a layer's own get_config may leave it out

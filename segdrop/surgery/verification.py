@@ -10,7 +10,7 @@ import numpy as np
 
 from ..anatomy import HEAD, is_decoder
 from ..config.checks import check_whole
-from ..errors import InputError, VerificationError
+from ..errors import InputError, VerificationError, first_line
 from ..layers import DropBlock2D, is_dropout, kind_of, rate_of
 from ..show.tables import Table
 from .graph import Call, functional_view, trace
@@ -91,7 +91,7 @@ def _checks(plain: keras.Model, dropped: keras.Model, images, draws: int) -> Ite
     try:
         reference, output = _flat(plain(images, training=False)), _flat(dropped(images, training=False))
     except (ValueError, TypeError) as error:
-        raise InputError(f"`images` do not fit the model: {str(error).splitlines()[0]}") from error
+        raise InputError(f"`images` do not fit the model: {first_line(error)}") from error
     shapes = [tensor.shape for tensor in output], [tensor.shape for tensor in reference]
     yield _Check(shapes[0] == shapes[1], "outputs have the same shapes", "outputs", *shapes)
     pairs = list(zip(reference, output, strict=True))

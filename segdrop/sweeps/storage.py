@@ -22,7 +22,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.pool import NullPool
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 HEARTBEAT, GRACE = 30, 150  # seconds between signs of life, and without one until a trial counts as stale
 PATIENCE = 900  # seconds that a call waits for a database that does not answer
@@ -70,7 +70,7 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RD
             "'segdrop[postgresql]'."
         ) from error
     except (StorageInternalError, SQLAlchemyError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise InputError(f"`storage` {without_password(url)} cannot be reached: {reason}.") from error
     storage.patience = PATIENCE
     return storage
