@@ -6,8 +6,9 @@ from collections.abc import Iterable
 INPUT_NORM, STEM = "bn_data", "conv0"  # the two layers that see the input's channels
 LAST_NORM = "bn1"  # after the last unit
 FIRST_UPSAMPLING = ("decoder_stage0_upsampling", "decoder_stage0a_transpose")  # of the two kinds of decoder
+CENTER = "center_block"  # before it, where the encoder ends in a pooling
 HEAD = "final_conv"
-DECODER = ("decoder_", "center_block", "fpn_", "psp_")  # how the names in the library's decoders begin
+DECODER = ("decoder_", CENTER, "fpn_", "psp_")  # how the names in the library's decoders begin
 UNIT = r"stage\d+_unit\d+"
 DEEP = ("stage3_", "stage4_")  # where dropout goes unless blocks are named
 

@@ -463,7 +463,7 @@ def test_legacy_keras_is_refused():
         ({"kind": "element", "spatial": True}, "contradicts kind='element'"),
         ({"placement": "everywhere"}, "`placement` must be one of between_convs, branch_end, block_end"),
         ({"skips": "dirty"}, "`skips` must be one of clean, dropped"),
-        ({"encoder": "vgg16"}, "`encoder` must be one of resnet18, resnet34"),
+        ({"encoder": "vgg17"}, "`encoder` must be one of resnet18, resnet34"),
         ({"classes": 0}, "`classes` must be a whole number of at least 1, got classes=0"),
         ({"input_shape": (100, 64, 3)}, "multiples of 32 or None"),
         ({"input_shape": (64, 64)}, r"`input_shape` must be \(height, width, channels\)"),

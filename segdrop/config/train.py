@@ -11,24 +11,20 @@ from ..errors import InputError
 from .checks import Rule, Seed, at_least, check_fields, check_rate, is_finite, is_whole, within
 
 Kind = Literal["element", "spatial", "block", "path"]
-Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips"]
+Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips", "layers"]
 Schedule = Literal["constant", "ramp", "anneal", "warmup"]
-Encoder = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "torchvision_resnet18",
-    "torchvision_resnet34",
-    "torchvision_resnet50",
-    "torchvision_resnet101",
-    "torchvision_resnet152",
-]
 Skips = Literal["clean", "dropped"]
 DROPOUT_KINDS: tuple[str, ...] = typing.get_args(Kind)
 PLACEMENTS: tuple[str, ...] = typing.get_args(Placement)
-ENCODERS: tuple[str, ...] = typing.get_args(Encoder)
+LIBRARY_RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
+ENCODERS = (
+    *LIBRARY_RESNETS,
+    *(f"torchvision_{name}" for name in LIBRARY_RESNETS),
+    *"vgg16 vgg19 densenet121 densenet169 densenet201 mobilenet mobilenetv2 inceptionv3 inceptionresnetv2".split(),
+    *"seresnet18 seresnet34 seresnet50 seresnet101 seresnet152 resnext50 resnext101".split(),
+    *"seresnext50 seresnext101 senet154".split(),
+    *(f"efficientnetb{n}" for n in range(8)),
+)
 SKIPS: tuple[str, ...] = typing.get_args(Skips)
 Count = Annotated[int, at_least(1)]
 Crop = Annotated[int, at_least(32), within(f"a multiple of {MULTIPLE}", lambda value: value % MULTIPLE == 0)]
@@ -37,6 +33,10 @@ MaskValue = Annotated[int, Rule("in 0..255", lambda value: is_whole(value) and 0
 Positive = Annotated[float, within("a positive number", lambda value: value > 0)]
 Millimetres = Annotated[float, within("a positive number of millimetres", lambda value: value > 0)]
 Axis = Annotated[int, Rule("0, 1 or 2", lambda value: is_whole(value) and 0 <= value <= 2)]
+ENCODER_RULE = Rule(
+    f"one of {', '.join(ENCODERS)}, or keras:NAME of keras.applications",
+    lambda value: isinstance(value, str) and (value in ENCODERS or value.startswith("keras:")),
+)
 Momentum = Annotated[float, within("in [0, 1)", lambda value: 0 <= value < 1)]
 Fraction = Annotated[float, within("in (0, 1]", lambda value: 0 < value <= 1)]
 Third = Annotated[float, within("in (0, 1/3]", lambda value: 0 < value <= 1 / 3)]  # validation and test may both be cut
@@ -88,8 +88,9 @@ class TrainConfig:
     """none, light, medical, microscopy, or an Albumentations file (JSON or YAML)."""
     seed: Seed = 0
     """Seed of split, initial weights, order, augmentation and dropout."""
-    encoder: Encoder = "resnet34"
-    """The encoder: segmentation_models' ResNets, or torchvision's, which take weights trained with PyTorch."""
+    encoder: Annotated[str, ENCODER_RULE] = "resnet34"
+    """The encoder: resnet18 to resnet152; torchvision_resnet18 to 152, which take weights trained with PyTorch; another
+    of segmentation_models' (vgg16, densenet121, efficientnetb0, ...); or keras:NAME of keras.applications."""
     encoder_weights: str = "auto"
     """imagenet; none (random); a weight file; a repository of the Hugging Face Hub (timm/resnet34.a1_in1k) for
     torchvision's; or auto: ImageNet if it can be had, else random with a warning."""
@@ -104,10 +105,10 @@ class TrainConfig:
     dropout_shared: bool = False
     """Drop the same in all samples of a batch."""
     dropout_blocks: tuple[str, ...] | None = None
-    """Stages, units or globs, comma-separated; by default stage3 and stage4 without the last unit."""
+    """Stages, units, layers or globs, comma-separated; by default stage3 and stage4 without the last unit."""
     dropout_placement: Placement = "between_convs"
     """Where: in the chosen units before the last convolution, at the end of the residual branch, after the addition, or
-    after every activation; or after the encoder's last activation; or on the skips."""
+    after every activation; or after the encoder's last activation; on the skips; or after layers named as blocks."""
     dropout_schedule: Schedule = "constant"
     """How rates change: not at all; rise from 0; fall to 0; or are 0 at first."""
     dropout_schedule_epochs: Count | None = None

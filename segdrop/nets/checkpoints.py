@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import InputError, first_line
 from ..files import file_digest
 from . import hub
+from .channels import fit_channels
 from .torchvision import RESNETS
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -195,7 +196,7 @@ def _values(layer, names: list[str], tensors: Mapping[str, np.ndarray], path: Pa
         if value.ndim == 4:
             value = value.transpose(2, 3, 1, 0)
             if layer.name == "conv0":
-                value = fit_kernel(value, weight.shape[2])
+                value = fit_channels(value, weight.shape[2])
         if value.shape != tuple(weight.shape):
             raise InputError(
                 f"{path}: {name} has the shape {tensors[name].shape}, which does not fit {layer.name!r}, "
@@ -205,19 +206,3 @@ def _values(layer, names: list[str], tensors: Mapping[str, np.ndarray], path: Pa
             raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged.")
         values.append(value)
     return values
-
-
-def fit_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """The kernel (h, w, 3, F) of a first convolution for another number of input channels.
-
-    Channel i takes that of i mod 3, scaled by 3 / channels; for one channel they are summed.
-
-    Example:
-        >>> fit_kernel(np.ones((1, 1, 3, 2)), 6)[0, 0, :, 0]
-        array([0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
-    """
-    if kernel.shape[2] != 3 or channels == 3:
-        return kernel
-    if channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    return kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)

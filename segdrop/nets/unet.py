@@ -1,43 +1,29 @@
-"""The ResNet U-Net of segmentation_models with dropout in its encoder.
+"""The U-Net of segmentation_models with dropout in its encoder."""
 
-The only module that imports segmentation_models, which must be told to use Keras 3 beforehand.
-"""
-
-import contextlib
-import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 
-from ..anatomy import HEAD
-from ..config.train import ENCODERS, PLACEMENTS, SKIPS, resolve_kind
+from ..anatomy import HEAD, is_decoder
+from ..config.train import ENCODER_RULE, LIBRARY_RESNETS, PLACEMENTS, SKIPS, resolve_kind
 from ..errors import InputError
 from ..layers import check_kind
 from ..surgery.dropout import insert_dropout
+from .encoders import make_encoder
 from .hub import input_statistics
+from .library import Backbones, sm
 from .sites import bypass, placement_sites, set_encoder_trainable, unit_rates
 from .torchvision import RESNETS, build_resnet, skips_of
-from .weights import find_file, load_encoder
-
-if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
-    raise ImportError("segdrop needs Keras 3; unset TF_USE_LEGACY_KERAS, which asks for the legacy Keras 2.")
-
-
-os.environ["SM_FRAMEWORK"] = "tf.keras"
-
-
-with contextlib.redirect_stdout(io.StringIO()):  # it prints the framework's name when imported
-    import segmentation_models as sm
-    from segmentation_models.backbones.backbones_factory import Backbones
+from .weights import load_encoder, resolve_weights
 
 
 def build_unet(
-    encoder: str = "resnet34",
+    encoder: str | keras.Model = "resnet34",
     *,
-    input_shape: tuple[int | None, int | None, int] = (None, None, 3),
+    input_shape: tuple[int | None, int | None, int] | None = None,
     classes: int = 1,
     activation: str | None = None,
     encoder_weights: str | os.PathLike | None = "imagenet",
@@ -47,6 +33,7 @@ def build_unet(
     placement: str = "between_convs",
     blocks: str | Iterable[str] | None = None,
     skips: str | None = None,
+    skips_from: Sequence[str] | None = None,
     block_size: int | None = None,
     shared_across_batch: bool = False,
     adjustable: bool = False,
@@ -56,7 +43,7 @@ def build_unet(
     decoder_block_type: str = "upsampling",
     decoder_use_batchnorm: bool = True,
 ) -> keras.Model:
-    """Build a U-Net whose ResNet encoder has dropout in it.
+    """Build a U-Net whose pretrained encoder has dropout in it.
 
     The decoder and all weights are those of `segmentation_models.Unet`; dropout acts in training only,
     so inference equals the plain U-Net's exactly.
@@ -65,15 +52,18 @@ def build_unet(
     multiples of 32, to `probabilities: float32 (N, H, W, classes), 0..1` under every precision policy.
 
     Args:
-        encoder: `"resnet18"`, `"resnet34"`, `"resnet50"`, `"resnet101"` or `"resnet152"`, the library's own; or
-            `"torchvision_resnet18"` and so on, torchvision's, for weights trained with PyTorch.
-        input_shape: (height, width, channels); None for any height or width.
+        encoder: `"resnet18"`, `"resnet34"`, `"resnet50"`, `"resnet101"` or `"resnet152"`, the library's own;
+            `"torchvision_resnet18"` and so on, torchvision's, for weights trained with PyTorch; another of the
+            library's (`"vgg16"`, `"seresnet50"`, `"efficientnetb0"`, ...); `"keras:EfficientNetV2B0"` and so on, of
+            keras.applications; or a functional model from images, 0..255, to maps of 1/32 of their size. Of the model
+            a copy is made, with its weights. Dropout that a network of a library has of its own is left out.
+        input_shape: (height, width, channels); None for any height or width. By default any and 3, or the model's.
         classes: number of classes counting the background, except 1, which is binary.
         activation: None for sigmoid (one class) or softmax (more); any Keras activation; `"linear"` for logits.
         encoder_weights: `"imagenet"`; None for random initialisation; or a file: a Keras 2 HDF5 weight file
             (the format of the ImageNet files) or a `.keras` model whose encoder has the same layer names. For
             torchvision's encoders a file of PyTorch's (`.safetensors`, or `.pth` and `.pt` where torch is installed)
-            or a repository of the Hugging Face Hub, `"timm/resnet34.a1_in1k"`.
+            or a repository of the Hugging Face Hub, `"timm/resnet34.a1_in1k"`. A model has its own.
             With other than 3 channels, input channel i takes pretrained channel i mod 3 and the kernels are
             scaled by 3 / channels; for one channel they are summed.
         encoder_dropout: probability of dropping, in [0, 1); or (first, last), a linear ramp over the depth of the
@@ -85,12 +75,17 @@ def build_unet(
         placement: where in the chosen units. `"between_convs"`: before the last convolution, inside the residual
             branch; `"branch_end"`: after the last convolution, before the addition; `"block_end"`: after the
             addition, where it shifts BatchNorm's variance most; `"activations"`: after every activation. Or
-            `"bottleneck"`: after the encoder's last activation; `"skips"`: on the decoder's side of the skips.
+            `"bottleneck"`: after the encoder's last activation; `"skips"`: on the decoder's side of the skips;
+            `"layers"`: after the layers that `blocks` names. An encoder without units of that kind has no
+            `"between_convs"`, and one without residual branches no ends of them.
         blocks: stages, units or globs (`"stage3"`, `"stage4_unit1"`, `"stage*_unit1"`). Default: stage3 and
             stage4 without the encoder's last unit. Of the skips: `"relu0"`, `"stage2"`, `"stage3"`, `"stage4"`,
-            by default all; not for the bottleneck, which is one place.
+            by default all; not for the bottleneck, which is one place. Of other encoders the names of layers, whole or
+            up to an underscore (`"block5"`, `"block6*"`); by default those of the two deepest scales but the last.
         skips: `"clean"` (default): where a site's own output is a skip, the decoder receives it undropped;
             `"dropped"`: it receives the dropped one. `placement="skips"` is `"dropped"`.
+        skips_from: of encoders other than ResNets, the four layers whose maps go to the decoder, at 1/16, 1/8, 1/4 and
+            1/2 of the image; by default the last ones of each scale.
         block_size: side of the squares of `kind="block"` in pixels of the feature map, 3 by default.
         shared_across_batch: drop the same in all samples of a batch.
         adjustable: make the rates changeable during training (`segdrop.DropoutSchedule`).
@@ -114,42 +109,33 @@ def build_unet(
     References:
         Zagoruyko and Komodakis 2016 (dropout between the convolutions); Tompson et al. 2015 (spatial dropout).
     """
-    if encoder not in ENCODERS:
-        raise InputError(f"`encoder` must be one of {', '.join(ENCODERS)}, got encoder={encoder!r}.")
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-        raise InputError(f"`classes` must be a whole number of at least 1, got classes={classes!r}.")
-    if placement not in PLACEMENTS:
-        raise InputError(f"`placement` must be one of {', '.join(PLACEMENTS)}, got placement={placement!r}.")
-    if skips not in (None, *SKIPS):
-        raise InputError(f"`skips` must be one of {', '.join(SKIPS)}, got skips={skips!r}.")
-    if placement == "skips" and skips == "clean":
-        raise InputError("placement='skips' drops on the skips, which skips='clean' forbids; leave `skips` out.")
+    _check_options(encoder, classes, placement, skips, encoder_weights, skips_from)
     kind = resolve_kind(kind, spatial)
     check_kind(kind, block_size)
     if kind == "path" and placement != "branch_end":
         raise InputError(
             f"kind='path' drops whole residual branches and needs placement='branch_end', got placement={placement!r}."
         )
+    if input_shape is None:
+        input_shape = (None, None, 3) if isinstance(encoder, str) else encoder.input_shape[1:]
     _check_input_shape(input_shape)
-    if keras.config.image_data_format() != "channels_last":
-        raise InputError("build_unet needs keras.config.set_image_data_format('channels_last').")
 
-    path = None if encoder_weights is None else find_file(encoder, encoder_weights)
-    model = sm.Unet(
-        encoder,
-        input_shape=tuple(input_shape),
+    weights = encoder_weights if isinstance(encoder, str) else None
+    weights = None if weights is None else resolve_weights(encoder, weights)
+    model = _library_unet(
+        *_encoder_and_skips(encoder, tuple(input_shape), weights, skips_from),
         classes=classes,
         activation=activation or ("sigmoid" if classes == 1 else "softmax"),
-        encoder_weights=None,
-        encoder_features=_skips_of(encoder, path),
         decoder_filters=tuple(decoder_filters),
         decoder_block_type=decoder_block_type,
         decoder_use_batchnorm=decoder_use_batchnorm,
     )
-    sites = placement_sites(model, placement)
-    rates = unit_rates(list(sites), encoder_dropout, blocks, placement)
-    if path is not None:
-        load_encoder(model, encoder, path)
+    rates = {}
+    if blocks is not None or isinstance(encoder_dropout, bool) or encoder_dropout != 0:
+        sites = placement_sites(model, placement)
+        rates = unit_rates(model, sites, encoder_dropout, blocks, placement)
+    if weights not in (None, "imagenet"):
+        load_encoder(model, encoder, Path(weights))
     model = _with_float32_head(model)
     if encoder_freeze:
         set_encoder_trainable(model, False)
@@ -174,18 +160,50 @@ def build_unet(
     )
 
 
-def _skips_of(encoder: str, weights: Path | None) -> str | tuple[str, ...]:
-    """What `encoder_features` of the library has to be; an encoder that it does not have is put into its factory."""
-    if encoder not in RESNETS:
-        return "default"
-    statistics = None if weights is None else input_statistics(weights)
-    more = {} if statistics is None else dict(zip(("mean", "std"), statistics, strict=True))
+def _check_options(encoder, classes, placement, skips, encoder_weights, skips_from) -> None:
+    if isinstance(encoder, keras.Model):
+        if encoder_weights not in (None, "imagenet"):
+            raise InputError("`encoder_weights` must be left out where `encoder` is a model, which has its own.")
+        clash = next((layer.name for layer in encoder.layers if is_decoder(layer.name) or layer.name == HEAD), None)
+        if clash is not None:
+            raise InputError(f"`encoder` has a layer called {clash!r}, as the decoder's are; give it another name.")
+    elif not ENCODER_RULE.holds(encoder):
+        raise InputError(f"`encoder` must be {ENCODER_RULE.words}, or a keras.Model, got encoder={encoder!r}.")
+    elif skips_from is not None and (encoder in RESNETS or encoder in LIBRARY_RESNETS):
+        raise InputError(f"`skips_from` is for encoders other than the ResNets, got encoder={encoder!r}.")
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise InputError(f"`classes` must be a whole number of at least 1, got classes={classes!r}.")
+    if placement not in PLACEMENTS:
+        raise InputError(f"`placement` must be one of {', '.join(PLACEMENTS)}, got placement={placement!r}.")
+    if skips not in (None, *SKIPS):
+        raise InputError(f"`skips` must be one of {', '.join(SKIPS)}, got skips={skips!r}.")
+    if placement == "skips" and skips == "clean":
+        raise InputError("placement='skips' drops on the skips, which skips='clean' forbids; leave `skips` out.")
+    if keras.config.image_data_format() != "channels_last":
+        raise InputError("build_unet needs keras.config.set_image_data_format('channels_last').")
 
-    def build(input_shape, **_):
-        return build_resnet(encoder, input_shape, **more)
 
-    Backbones._models_update[encoder] = [build, None]
-    return skips_of(encoder)
+def _encoder_and_skips(encoder, input_shape, weights: str | None, skips_from):
+    """What the library's Unet is to be built on: a name of its own, or a model; and the skips."""
+    if encoder in LIBRARY_RESNETS:
+        build = sm.inject_global_submodules(Backbones.get_backbone)
+        model = build(encoder, input_shape=input_shape, weights=None, include_top=False)
+        return model, Backbones.get_feature_layers(encoder, n=4)
+    if encoder in RESNETS:
+        statistics = None if weights is None else input_statistics(Path(weights))
+        more = {} if statistics is None else dict(zip(("mean", "std"), statistics, strict=True))
+        return build_resnet(encoder, input_shape, **more), skips_of(encoder)
+    return make_encoder(encoder, input_shape, weights == "imagenet", skips_from)
+
+
+def _library_unet(encoder: keras.Model, skips: tuple[str, ...], **options) -> keras.Model:
+    """The library's Unet on an encoder that is put into its factory for the moment."""
+    key = f"segdrop/{encoder.name}"
+    Backbones._models_update[key] = [lambda **_: encoder, None]
+    try:
+        return sm.Unet(key, encoder_weights=None, encoder_features=skips, **options)
+    finally:
+        del Backbones._models_update[key]
 
 
 def _check_input_shape(input_shape) -> None:

@@ -10,26 +10,34 @@ import keras
 import numpy as np
 from classification_models.weights import WEIGHTS_COLLECTION
 
-from ..anatomy import INPUT_NORM, STEM
+from ..config.train import LIBRARY_RESNETS
 from ..errors import InputError, first_line
 from . import hub
-from .checkpoints import fit_kernel, load_checkpoint
+from .channels import fit_channels
+from .checkpoints import load_checkpoint
+from .encoders import check_published
 from .sites import encoder_layers
 from .torchvision import RESNETS
 
 
-def find_file(encoder: str, weights: str | os.PathLike) -> Path:
-    """The file that `encoder_weights` means, downloaded where it has to be.
+def resolve_weights(encoder: str, weights: str | os.PathLike) -> str:
+    """The file that `encoder_weights` means, downloaded where it has to be; `"imagenet"` where the encoder's library
+    reads its own.
 
     Raises:
         InputError: it cannot be had.
     """
     if weights == "imagenet":
-        return hub.hub_file(hub.IMAGENET[encoder]) if encoder in RESNETS else imagenet_file(encoder)
+        if encoder in RESNETS:
+            return str(hub.hub_file(hub.IMAGENET[encoder]))
+        if encoder in LIBRARY_RESNETS:
+            return str(imagenet_file(encoder))
+        check_published(encoder)
+        return "imagenet"
     path = Path(weights)
     if encoder in RESNETS and not path.exists() and hub.is_repository(os.fspath(weights)):
-        return hub.hub_file(os.fspath(weights))
-    return path
+        return str(hub.hub_file(os.fspath(weights)))
+    return str(path)
 
 
 def imagenet_file(encoder: str) -> Path:
@@ -64,13 +72,17 @@ def load_encoder(model, encoder: str, path: Path) -> None:
         load_checkpoint(model, encoder, path)
         return
     stored = _read_weights(path)
+    channels = model.input_shape[-1]
     pending = []
     for layer in encoder_layers(model):
         if not layer.weights:
             continue
         if layer.name not in stored:
             raise InputError(f"{path} has no weights for layer {layer.name!r}; it is not a file of this encoder.")
-        values = _fit_channels(layer, stored[layer.name])
+        values = stored[layer.name]
+        if len(values) == len(layer.weights):  # those that see the image's channels
+            fit = zip(values, layer.weights, strict=True)
+            values = [v if v.shape == tuple(w.shape) else fit_channels(v, channels) for v, w in fit]
         if [v.shape for v in values] != [tuple(w.shape) for w in layer.weights]:
             raise InputError(
                 f"{path}: layer {layer.name!r} has weights of shape {[v.shape for v in values]}, "
@@ -99,16 +111,3 @@ def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
 
 def _text(name) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def _fit_channels(layer, values: list[np.ndarray]) -> list[np.ndarray]:
-    """Spread the weights of the two layers that see three input channels over the channels there are."""
-    channels = layer.input.shape[-1]
-    if layer.name == INPUT_NORM and values[0].shape[0] == 3 != channels:
-        if channels == 1:
-            return [value.mean(keepdims=True) for value in values]
-        return [value[np.arange(channels) % 3] for value in values]
-    if layer.name == STEM:
-        kernel, *rest = values
-        return [fit_kernel(kernel, channels), *rest]
-    return values

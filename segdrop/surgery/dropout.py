@@ -189,14 +189,14 @@ def _check_kind_fits(part: Part, path: str, kind: str, calls: list[Call], output
         return
     own = [call for call in calls if call.path == path]
     is_output = any(id(tensor) in outputs for tensors in part.outputs for tensor in tensors)
-    if is_output or not own or not all(_ends_branch(call, calls) for call in own):
+    if is_output or not own or not all(ends_branch(call, calls) for call in own):
         raise InputError(
             f"kind='path' needs the end of a residual branch; the output of site {path!r} is not only added to its "
             "own input or a projection of it."
         )
 
 
-def _ends_branch(call: Call, calls: list[Call]) -> bool:
+def ends_branch(call: Call, calls: list[Call]) -> bool:
     """Whether a call's output goes into additions alone, where the other summand is a shortcut past the call."""
     receivers = consumers(calls, call)
     return bool(receivers) and all(

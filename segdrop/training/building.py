@@ -13,7 +13,7 @@ from ..nets.batchnorm import rebase_batchnorm
 from ..nets.checkpoints import SUFFIXES, describe_checkpoint
 from ..nets.torchvision import RESNETS
 from ..nets.unet import build_unet
-from ..nets.weights import find_file
+from ..nets.weights import resolve_weights
 from .device import precision_policy
 from .samples import Samples
 
@@ -24,13 +24,13 @@ RANDOM_WEIGHTS = (
 
 
 def find_weights(config: TrainConfig) -> str:
-    """Path of the encoder's weight file, or "random"."""
+    """Path of the encoder's weight file, "imagenet" where its library reads its own, or "random"."""
     if config.encoder_weights == "none":
         return "random"
     if config.encoder_weights not in ("auto", "imagenet"):
-        return str(find_file(config.encoder, config.encoder_weights))
+        return resolve_weights(config.encoder, config.encoder_weights)
     try:
-        return str(find_file(config.encoder, "imagenet"))
+        return resolve_weights(config.encoder, "imagenet")
     except InputError:
         if config.encoder_weights == "imagenet":
             raise

@@ -1,0 +1,16 @@
+"""segmentation_models, told to use Keras 3 before it is imported: the one place that imports it."""
+
+import contextlib
+import io
+import os
+
+if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
+    raise ImportError("segdrop needs Keras 3; unset TF_USE_LEGACY_KERAS, which asks for the legacy Keras 2.")
+
+os.environ["SM_FRAMEWORK"] = "tf.keras"
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints the framework's name when imported
+    import segmentation_models as sm
+    from segmentation_models.backbones.backbones_factory import Backbones
+
+__all__ = ["Backbones", "sm"]
