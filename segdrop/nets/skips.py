@@ -78,6 +78,12 @@ def _measured(model: keras.Model) -> tuple[list[Call], dict[str, int]]:
         raise InputError(
             f"`encoder` {model.name!r} does not take images of {'x'.join(map(str, sides))}: {first_line(error)}"
         ) from error
+    unknown = next((call.path for call in calls if None in call.shapes[0][1:]), None)
+    if unknown is not None:
+        raise InputError(
+            f"`encoder` {model.name!r}: Keras cannot tell the shape of what {unknown!r} makes; give the layer an "
+            "`output_shape` or a `compute_output_shape`."
+        )
     scales = {}
     for call in calls:
         if isinstance(call.layer, keras.layers.Layer) and "/" not in call.path and len(call.shapes[0]) == 4:
