@@ -42,6 +42,7 @@ def test_a_classifier_s_head_has_pooling_dropout_and_dense_layers(base):
         ("avg", lambda maps: maps.mean(axis=(1, 2))),
         ("max", lambda maps: maps.max(axis=(1, 2))),
         ("avgmax", lambda maps: np.concatenate([maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1)),
+        ("flatten", lambda maps: maps.reshape(len(maps), -1)),
     ],
 )
 def test_what_the_head_computes(base, pooling, by_hand):
@@ -49,6 +50,24 @@ def test_what_the_head_computes(base, pooling, by_hand):
     kernel, bias = model.get_layer("label").get_weights()
     wanted = by_hand(np.array(base(IMAGES))) @ kernel + bias
     np.testing.assert_allclose(model(IMAGES), wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_a_projection_is_a_matrix_and_a_relu_at_every_place(base):
+    model = add_head(base, 2, projection=3, activation="linear")
+    kernel, bias = model.get_layer("label_projection").get_weights()
+    projected = np.maximum(np.array(base(IMAGES)) @ kernel[0, 0] + bias, 0)
+    assert projected.shape[-1] == 3 and (projected == 0).any()
+    kernel, bias = model.get_layer("label").get_weights()
+    np.testing.assert_allclose(model(IMAGES), projected.mean(axis=(1, 2)) @ kernel + bias, rtol=1e-4, atol=1e-3)
+
+
+def test_each_dense_layer_can_have_a_rate_of_its_own(base):
+    model = add_head(base, 3, units=[16, 8], dropout=(0.1, 0, 0.4))
+    rates = {layer.name: layer.rate for layer in model.layers if isinstance(layer, layers.Dropout)}
+    assert rates == {"label_dropout0": 0.1, "label_dropout2": 0.4}
+    receivers = {layer.name: layer.input._keras_history.operation.name for layer in model.layers[4:]}
+    assert receivers["label_dense0"] == "label_dropout0" and receivers["label_dense1"] == "label_dense0"
+    assert receivers["label"] == "label_dropout2"
 
 
 def test_the_base_is_copied_with_its_weights_and_left_alone(base):
@@ -98,9 +117,12 @@ def test_the_last_layer_is_float32_under_mixed_precision(base, float32_after):
     ("options", "message"),
     [
         ({"classes": 0}, "`classes` must be a whole number of at least 1, got classes=0"),
-        ({"pooling": "median"}, "`pooling` must be one of avg, max, avgmax, got pooling='median'"),
+        ({"pooling": "median"}, "`pooling` must be one of avg, max, avgmax, flatten, got pooling='median'"),
         ({"units": [0]}, "`units` must be whole numbers of at least 1"),
         ({"dropout": 1.0}, r"`dropout` must be a number in \[0, 1\), got dropout=1.0"),
+        ({"dropout": [0.1, 0.2], "units": [4, 4]}, r"`dropout` must be one rate or 3, .* got dropout=\[0.1, 0.2\]"),
+        ({"dropout": (0.1, 1.0), "units": [4]}, r"`dropout` must be a number in \[0, 1\), got dropout=1.0"),
+        ({"projection": 0}, "`projection` must be a whole number of at least 1, got projection=0"),
         ({"at": "feature"}, "`at` names no layer of this model: 'feature'. Nearest: features"),
         ({"beside": True}, "`at` must name the layer to put the head on"),
         ({"name": "conv"}, "`name` must be new to the model, which has 'conv'"),
@@ -109,6 +131,18 @@ def test_the_last_layer_is_float32_under_mixed_precision(base, float32_after):
 def test_wrong_arguments_are_errors(base, options, message):
     with pytest.raises(InputError, match=message):
         add_head(base, **{"classes": 2, **options})
+
+
+def test_maps_of_no_known_size_are_not_flattened():
+    model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 1, name="conv")])
+    with pytest.raises(InputError, match=r"needs maps of a known size; 'conv' gives \(None, None, None, 4\): build"):
+        add_head(model, 2, pooling="flatten")
+
+
+def test_features_that_are_no_maps_are_not_projected(base):
+    model = keras.Model(base.input, layers.GlobalMaxPooling2D(name="pool")(base.output))
+    with pytest.raises(InputError, match=r"`projection` needs features \(N, H, W, C\); 'pool' gives \(None, 6\)"):
+        add_head(model, 2, projection=4)
 
 
 def test_a_dict_of_outputs_keeps_its_names(base):
