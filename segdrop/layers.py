@@ -10,7 +10,7 @@ import math
 import keras
 from keras import ops
 
-from .config.checks import check_rate, check_whole
+from .config.checks import check_rate, check_whole, is_finite
 from .config.train import DROPOUT_KINDS
 from .errors import InputError
 
@@ -234,6 +234,10 @@ class FixedMode(keras.layers.Layer):
             return self.layer(inputs, training=self.mode, mask=mask)
         return self.layer(inputs, training=self.mode)
 
+    def compute_output_spec(self, inputs, training=None, mask=None):
+        # Not by the shape alone, which layers of the user's own need not tell.
+        return self.layer.compute_output_spec(inputs, training=self.mode)
+
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
 
@@ -249,6 +253,7 @@ class FixedMode(keras.layers.Layer):
         return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
 
 
+SUFFIX = "_dropout"  # of the name of a layer that is inserted after one
 _SPATIAL = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
 _RANKS = {
     "block": ((4,), "4-D outputs (N, H, W, C)"),
@@ -268,9 +273,9 @@ def count_units(layer, shape: tuple) -> int | None:
     kind, _ = kind_of(layer)
     if kind == "spatial":
         return shape[channel_axis(layer)]
-    if kind in ("path", "gaussian"):
-        return 1 if kind == "path" else None
-    return None if None in shape[1:] else math.prod(shape[1:])
+    if kind == "path":
+        return 1
+    return None if kind not in (*DROPOUT_KINDS, "alpha", "other") or None in shape[1:] else math.prod(shape[1:])
 
 
 def unwrapped(layer):
@@ -278,10 +283,32 @@ def unwrapped(layer):
 
 
 def is_dropout(layer) -> bool:
-    """Whether a layer is a dropout layer: Keras's, segdrop's, or one that is always on."""
+    """Whether a layer is a dropout layer: Keras's, segdrop's, the user's own, or one that is always on.
+
+    The user's own are layers without weights that have a `rate`, a number in [0, 1), and a name that ends in
+    `_dropout`, as what is inserted is called.
+    """
     layer = unwrapped(layer)
-    # keras.applications has a StochasticDepth layer of its own (ConvNeXt).
-    return isinstance(layer, _CLASSES) or type(layer).__name__ == "StochasticDepth"
+    if not is_custom(layer):
+        return True
+    rate = getattr(layer, "rate", None)
+    return (
+        is_finite(rate)
+        and 0 <= rate < 1
+        and isinstance(layer, keras.layers.Layer)
+        and layer.name.endswith(SUFFIX)
+        and not layer.weights
+    )
+
+
+def is_custom(layer) -> bool:
+    """Whether a dropout layer is none of the known classes, nor made of one."""
+    layer = unwrapped(layer)
+    return not isinstance(layer, _CLASSES) and not _is_stochastic_depth(layer)
+
+
+def _is_stochastic_depth(layer) -> bool:
+    return type(layer).__name__ == "StochasticDepth"  # keras.applications has one of its own (ConvNeXt)
 
 
 _CLASSES = (
@@ -297,12 +324,15 @@ _CLASSES = (
 def rate_of(layer) -> float:
     """The rate of a dropout layer at this moment."""
     layer = unwrapped(layer)
-    return float(layer.drop_path_rate if type(layer).__name__ == "StochasticDepth" else layer.rate)
+    return float(layer.drop_path_rate if _is_stochastic_depth(layer) else layer.rate)
 
 
 def kind_of(layer) -> tuple[str, bool]:
-    """Kind of a dropout layer, and whether the batch shares its mask; "other" for a mask of no named kind."""
+    """Kind of a dropout layer, and whether the batch shares its mask; "other" for a mask of no named kind; of the
+    user's own layers the name of their class."""
     layer = unwrapped(layer)
+    if is_custom(layer):
+        return type(layer).__name__, False
     if isinstance(layer, DropBlock2D):
         return "block", layer.shared_across_batch
     if isinstance(layer, tuple(_SPATIAL.values())):
@@ -350,7 +380,7 @@ def _noise_shape(kind: str, rank: int, shared: bool, data_format: str) -> tuple:
     return (batch, *[1] * (rank - 2), None)
 
 
-def dropout_layer(kind, rate, rank, *, data_format, block_size, shared, adjustable, **options) -> keras.layers.Layer:
+def layer_of_kind(kind, rate, rank, *, data_format, block_size, shared, adjustable, **options) -> keras.layers.Layer:
     """Keras's own layer where it has one for this kind."""
     if kind == "block":
         return DropBlock2D(rate, 3 if block_size is None else block_size, shared, data_format, **options)

@@ -22,6 +22,7 @@ def build_small_unet(
     block_size=None,
     shared_across_batch=False,
     adjustable=False,
+    dropout_layer=None,
     seed=None,
 ):
     """Stands in for `segdrop.build_unet`: one residual unit, one skip, dropout before the unit's second convolution.
@@ -51,9 +52,10 @@ def build_small_unet(
         model,
         [f"{UNIT}_relu2"],
         encoder_dropout,
-        kind=kind or ("spatial" if spatial else "element"),
+        kind="spatial" if spatial else kind,
         block_size=block_size,
         shared_across_batch=shared_across_batch,
         adjustable=adjustable,
+        dropout_layer=dropout_layer,
         seed=seed,
     )

@@ -386,6 +386,15 @@ def test_workers_share_the_cores_and_get_the_storage_in_secret(start, cells, mon
     assert [environment for _, environment in told] == [["postgresql://me:secret@here/db", n, n] for n in ("3", "2")]
 
 
+def test_workers_find_the_modules_that_this_process_finds(start, cells, monkeypatch, tmp_path):
+    (tmp_path / "only_here.py").write_text("told = 'found'")
+    monkeypatch.syspath_prepend(tmp_path)
+    stub(monkeypatch, "import only_here; print(only_here.told)")
+    state = start(config(cells))
+    run_workers(state, 1)
+    assert [path.read_text() for path in (state.folder / "logs").iterdir()] == ["found\n"]
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

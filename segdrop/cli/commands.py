@@ -72,7 +72,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     from ..inference.evaluate import evaluate
     from ..show.scores import scores_table
 
-    result = evaluate(**vars(options))
+    result = evaluate(**options.arguments)
     console = _console()
     for table in scores_table(result):
         console.print(table.rich())
@@ -83,7 +83,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
 def run_predict(options: PredictFilesOptions) -> int:
     from ..inference.predict import predict
 
-    predictions = predict(**vars(options))
+    predictions = predict(**options.arguments)
     failures = [row for row in predictions.files if row["status"] != "ok"]
     for row in failures[:10]:
         print(f"segdrop: {row['status']}", file=sys.stderr)
@@ -99,7 +99,7 @@ def run_predict(options: PredictFilesOptions) -> int:
 def run_report(options: ReportOptions) -> None:
     from ..reporting.page import report
 
-    print(f"Report: {report(**vars(options))}")
+    print(f"Report: {report(**options.arguments)}")
 
 
 def run_export(options: ExportOptions) -> None:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
+from ..config.importing import import_modules
 from ..config.train import TrainConfig
 from ..errors import InputError
 from ..version import __version__
@@ -15,6 +16,7 @@ from .options import (
     EvaluateOptions,
     ExportOptions,
     InspectOptions,
+    LoadsModels,
     PredictFilesOptions,
     ReportOptions,
     SweepOptions,
@@ -70,6 +72,8 @@ def _dispatch(arguments: list[str]) -> int:
     options = read_options(arguments or ["--help"])
     if not (isinstance(options, SweepOptions) and options.report and not options.test):
         _import_tensorflow()
+        if isinstance(options, LoadsModels):
+            import_modules(options.imports, "import")
     return COMMANDS[arguments[0]][1](options) or 0
 
 

@@ -13,7 +13,22 @@ from ..conventions import OVERLAP, TILE
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
+class LoadsModels:
+    """What every command takes that loads a model."""
+
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction] = (
+        dataclasses.field(default=(), kw_only=True)
+    )
+    """A module to import first, installed or in the current folder, which registers layers that the model has."""
+
+    @property
+    def arguments(self) -> dict:
+        """All that the command's function takes."""
+        return {name: value for name, value in vars(self).items() if name != "imports"}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions(LoadsModels):
     """Score a run's best model: overlap, distances, calibration, and with samples how well it knows its errors."""
 
     run: tyro.conf.Positional[Path]
@@ -37,7 +52,7 @@ class EvaluateOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictFilesOptions(PredictOptions):
+class PredictFilesOptions(LoadsModels, PredictOptions):
     """Write masks, and if asked for probabilities, uncertainty and overlays, of images of any size and format."""
 
     run: tyro.conf.Positional[Path]
@@ -51,7 +66,7 @@ class PredictFilesOptions(PredictOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(LoadsModels):
     """Write a run's report: one HTML file with its scores, plots and pictures."""
 
     run: tyro.conf.Positional[Path]
@@ -69,7 +84,7 @@ class ReportOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(LoadsModels):
     """Write a run's network for use elsewhere: no dropout, float32, intensity scaling inside, checked."""
 
     run: tyro.conf.Positional[Path]
@@ -81,7 +96,7 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepOptions(SweepConfig):
+class SweepOptions(LoadsModels, SweepConfig):
     """Does dropout help on these data? Train with and without it on the same folds, and tell how sure the answer is."""
 
     folder: tyro.conf.Positional[Path]
@@ -115,14 +130,14 @@ class SweepOptions(SweepConfig):
     @property
     def compares(self) -> bool:
         """Whether anything is said of what to compare, and not only of how to run it."""
-        of_the_call = ("folder", "storage", "workers", "dry_run", "report", "test")
+        of_the_call = ("folder", "storage", "workers", "dry_run", "report", "test", "imports")
         silent = SweepOptions(folder=self.folder)
         names = [field.name for field in dataclasses.fields(self) if field.name not in of_the_call]
         return any(getattr(self, name) != getattr(silent, name) for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectOptions:
+class InspectOptions(LoadsModels):
     """Show the dropout layers of a run or a model file, and which layers each affects."""
 
     model: tyro.conf.Positional[Path]

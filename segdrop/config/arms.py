@@ -17,6 +17,7 @@ DROPOUT_FIELDS = (
     "dropout_kind",
     "dropout_block_size",
     "dropout_shared",
+    "dropout_layer",
     "dropout_blocks",
     "dropout_placement",
     "dropout_schedule",
@@ -73,7 +74,8 @@ def default_grid(train: TrainConfig, given: Mapping[str, Sequence]) -> dict[str,
     if any_dropout(train):
         return dict(given)
     rates = {} if "encoder_dropout" in given else {"encoder_dropout": list(RATES)}
-    kinds = {} if train.spatial or train.dropout_kind or "dropout_kind" in given else {"dropout_kind": list(KINDS)}
+    said = train.spatial or train.dropout_kind or train.dropout_layer or "dropout_kind" in given
+    kinds = {} if said else {"dropout_kind": list(KINDS)}
     return {**rates, **kinds, **given}
 
 
@@ -225,7 +227,7 @@ def curve_of(changes: Mapping) -> str:
     """
     words = []
     if "encoder_dropout" in changes:
-        words.append(changes["dropout_kind"])
+        words.append(_what(changes))
         if "dropout_block_size" in changes:
             words.append(f"of {changes['dropout_block_size']}")
         if "dropout_placement" in changes:
@@ -253,8 +255,13 @@ def name_of(changes: Mapping) -> str:
     """
     if "encoder_dropout" not in changes:
         return ", ".join(["none", *([curve_of(changes)] if changes else [])])
-    kind, rest = changes["dropout_kind"], curve_of(changes).removeprefix(changes["dropout_kind"])
-    return f"{kind} {rate_text(changes['encoder_dropout'])}{rest}"
+    what = _what(changes)
+    return f"{what} {rate_text(changes['encoder_dropout'])}{curve_of(changes).removeprefix(what)}"
+
+
+def _what(changes: Mapping) -> str:
+    """What drops in an arm with dropout: a kind, or a layer of the user's own."""
+    return changes.get("dropout_layer") or changes["dropout_kind"]
 
 
 def rate_text(rate) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from ..conventions import MULTIPLE
 from ..errors import InputError
 from .checks import Rule, Seed, at_least, check_fields, check_rate, is_finite, is_whole, within
+from .importing import reference_to
 
 Kind = Literal["element", "spatial", "block", "path"]
 Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips", "layers"]
@@ -42,8 +43,8 @@ Fraction = Annotated[float, within("in (0, 1]", lambda value: 0 < value <= 1)]
 Third = Annotated[float, within("in (0, 1/3]", lambda value: 0 < value <= 1 / 3)]  # validation and test may both be cut
 
 
-def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str:
-    """The kind of dropout that `kind` and its shorthand `spatial` ask for together.
+def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str | None:
+    """The kind of dropout that `kind` and its shorthand `spatial` ask for together; None where they ask for none.
 
     Args:
         name: what the user calls the kind.
@@ -53,7 +54,7 @@ def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str:
     """
     if spatial and kind not in (None, "spatial"):
         raise InputError(f"`spatial` contradicts {name}={kind!r}; give one of them.")
-    return "spatial" if spatial else kind or "element"
+    return "spatial" if spatial else kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,8 @@ class TrainConfig:
     """Side of the squares of --dropout-kind block in pixels of the feature map, by default 3."""
     dropout_shared: bool = False
     """Drop the same in all samples of a batch."""
+    dropout_layer: str | None = None
+    """A layer of your own instead of a kind, module:Class, installed or in the current folder."""
     dropout_blocks: tuple[str, ...] | None = None
     """Stages, units, layers or globs, comma-separated; by default stage3 and stage4 without the last unit."""
     dropout_placement: Placement = "between_convs"
@@ -174,9 +177,10 @@ class TrainConfig:
             raise InputError("`resume` needs run_dir, the folder of the run to continue.")
 
     @property
-    def kind(self) -> str:
-        """The kind of dropout, whichever of the two options says it."""
-        return resolve_kind(self.dropout_kind, self.spatial, "dropout_kind")
+    def kind(self) -> str | None:
+        """The kind of dropout, whichever of the two options says it; None for a layer of the user's own."""
+        kind = resolve_kind(self.dropout_kind, self.spatial, "dropout_kind")
+        return kind or (None if self.dropout_layer else "element")
 
     @property
     def rates(self) -> list[float]:
@@ -203,6 +207,19 @@ class TrainConfig:
         if self.dropout_block_size is not None and self.dropout_kind != "block":
             raise InputError(f"`dropout_block_size` needs dropout_kind='block', got {self.dropout_kind!r}.")
         resolve_kind(self.dropout_kind, self.spatial, "dropout_kind")
+        if self.dropout_layer is not None:
+            object.__setattr__(self, "dropout_layer", reference_to(self.dropout_layer, "dropout_layer"))
+            others = {
+                "spatial": self.spatial,
+                "dropout_kind": self.dropout_kind,
+                "dropout_shared": self.dropout_shared,
+                "dropout_schedule": self.dropout_schedule != "constant",
+            }
+            for name in (name for name, given in others.items() if given):
+                raise InputError(
+                    f"`{name}` is not for a dropout_layer, which decides itself what it drops and keeps its rate; "
+                    "leave one of them out."
+                )
 
     def _check_intensity(self) -> None:
         for name in ("intensity_percentiles", "intensity_window"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -214,7 +215,21 @@ def load_model(path: Path) -> keras.Model:
     except Exception as error:  # whatever the parsers of its parts raise
         if "safe_mode" in str(error):
             raise InputError(f"{path} holds code (a Lambda layer), which is never run; use other layers.") from error
+        if unknown := re.search(r"Could not locate class '(\w+)'", str(error)):
+            raise InputError(
+                f"{path} has a layer of a class that is not known, {unknown[1]}; import the module that registers it, "
+                f"on the command line with --import {_module_of(path.parent)}."
+            ) from error
         raise InputError(f"{path} is not a Keras model that can be loaded: {first_line(error)}") from error
+
+
+def _module_of(run: Path) -> str:
+    """The module of the user's own dropout layer, which a run names; it is never imported for that."""
+    try:
+        layer = open_run(run).config.dropout_layer
+    except (InputError, OSError):
+        layer = None
+    return layer.partition(":")[0] if layer else "MODULE"
 
 
 def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ import keras
 from ..anatomy import HEAD, is_decoder
 from ..config.train import ENCODER_RULE, LIBRARY_RESNETS, PLACEMENTS, SKIPS, resolve_kind
 from ..errors import InputError
-from ..layers import check_kind
+from ..surgery.custom import Maker, resolve_layer
 from ..surgery.dropout import insert_dropout
 from .encoders import make_encoder
 from .hub import input_statistics
@@ -37,6 +37,7 @@ def build_unet(
     block_size: int | None = None,
     shared_across_batch: bool = False,
     adjustable: bool = False,
+    dropout_layer: Maker | None = None,
     seed: int | None = None,
     encoder_freeze: bool = False,
     decoder_filters: tuple[int, ...] = (256, 128, 64, 32, 16),
@@ -89,6 +90,7 @@ def build_unet(
         block_size: side of the squares of `kind="block"` in pixels of the feature map, 3 by default.
         shared_across_batch: drop the same in all samples of a batch.
         adjustable: make the rates changeable during training (`segdrop.DropoutSchedule`).
+        dropout_layer: a layer of your own instead of a `kind`, as in `segdrop.insert_dropout`.
         seed: seed of the dropout masks.
         encoder_freeze: freeze all encoder layers, BatchNorm included.
         decoder_filters, decoder_block_type, decoder_use_batchnorm: as in `segmentation_models.Unet`.
@@ -111,7 +113,9 @@ def build_unet(
     """
     _check_options(encoder, classes, placement, skips, encoder_weights, skips_from)
     kind = resolve_kind(kind, spatial)
-    check_kind(kind, block_size)
+    resolve_layer(
+        dropout_layer, kind, block_size=block_size, shared_across_batch=shared_across_batch, adjustable=adjustable
+    )
     if kind == "path" and placement != "branch_end":
         raise InputError(
             f"kind='path' drops whole residual branches and needs placement='branch_end', got placement={placement!r}."
@@ -155,6 +159,7 @@ def build_unet(
         block_size=block_size,
         shared_across_batch=shared_across_batch,
         adjustable=adjustable,
+        dropout_layer=dropout_layer,
         bypass=bypass(model, site_rates, placement, skips),
         seed=seed,
     )

@@ -203,12 +203,13 @@ def _commands(run, config, split, samples, mc_samples, images, seed) -> list[str
         else:
             many = isinstance(getattr(config, name), (tuple, list)) and " " in words
             train += [f"--{flag}", *(words.split(" ") if many else [words])]
+    own = ["--import", config.dropout_layer.partition(":")[0]] if config.dropout_layer else []
     evaluate_options = ["--split", split, "--mc-samples", str(samples), "--seed", str(seed)]
     report_options = ["--split", split, "--mc-samples", str(mc_samples), "--images", str(images), "--seed", str(seed)]
     return [
         shlex.join(train),
-        shlex.join(["segdrop", "evaluate", str(run), *evaluate_options]),
-        shlex.join(["segdrop", "report", str(run), *report_options]),
+        shlex.join(["segdrop", "evaluate", str(run), *own, *evaluate_options]),
+        shlex.join(["segdrop", "report", str(run), *own, *report_options]),
     ]
 
 

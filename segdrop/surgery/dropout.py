@@ -9,12 +9,11 @@ import keras
 
 from ..config.checks import check_rate
 from ..errors import InputError
-from ..layers import check_kind, check_rank, dropout_layer, is_dropout
+from ..layers import SUFFIX, check_rank, is_dropout, layer_of_kind
+from .custom import Maker, check_rests, make_layer, resolve_layer
 from .graph import Call, Part, consumers, downstream, functional_view, layers_by_path, maker, trace, upstream
 from .rebuild import insert_after, rebuild
 from .selection import Selector, as_selectors, select, select_sites
-
-SUFFIX = "_dropout"  # of the layer that is inserted after one
 
 
 def insert_dropout(
@@ -22,10 +21,11 @@ def insert_dropout(
     sites: Selector | Iterable[Selector] | Mapping[Selector, float],
     rate: float | tuple[float, float] | None = None,
     *,
-    kind: str = "element",
+    kind: str | None = None,
     block_size: int | None = None,
     shared_across_batch: bool = False,
     adjustable: bool = False,
+    dropout_layer: Maker | None = None,
     bypass: Selector | Iterable[Selector] = (),
     nested: bool = False,
     seed: int | None = None,
@@ -45,13 +45,17 @@ def insert_dropout(
             which draws anew in each call.
         rate: probability of dropping, in [0, 1); or (first, last), a linear ramp over the sites in the model's
             order. Left out when `sites` is a mapping.
-        kind: what is dropped together. `"element"`: single values (`keras.layers.Dropout`). `"spatial"`: whole
-            feature maps (`SpatialDropout1D` to `3D`, by rank). `"block"`: squares of a map (`DropBlock2D`).
+        kind: what is dropped together. `"element"`, the default: single values (`keras.layers.Dropout`). `"spatial"`:
+            whole feature maps (`SpatialDropout1D` to `3D`, by rank). `"block"`: squares of a map (`DropBlock2D`).
             `"path"`: all of a sample, which needs the end of a residual branch (stochastic depth).
         block_size: side of the squares of `kind="block"`, in pixels of the feature map; 3 by default.
         shared_across_batch: drop the same in all samples of a batch.
         adjustable: make layers whose rate can change in training (`segdrop.DropoutSchedule`); they are segdrop's
             own and load after `import segdrop.layers`. So does `kind="block"`; all other layers are Keras's.
+        dropout_layer: a class of your own instead of a `kind`, or a function that makes a layer; called for each site
+            as `dropout_layer(rate, name=..., seed=..., dtype=...)`, without `seed` and `dtype` where it does not take
+            them. The layer has the attribute `rate` and no weights, keeps the shape, and returns its input where
+            `training` is false; its `get_config` has the rate (docs/dropout.md).
         bypass: selectors of layers that go on receiving a site's output as it was *before* dropout.
         nested: enter models within the model; their layers are called by path, `"backbone/conv1"`.
         seed: makes the masks reproducible; each site draws from a stream of its own, which depends on
@@ -59,7 +63,8 @@ def insert_dropout(
 
     Raises:
         InputError: a selector that matches no layer, a site named twice or already followed by dropout, a
-            rate outside [0, 1), a site whose output does not suit `kind`.
+            rate outside [0, 1), a site whose output does not suit `kind`, a `dropout_layer` that gives another layer
+            than is said above.
         TypeError: `model` is not a functional or Sequential Keras 3 model.
 
     Example:
@@ -76,22 +81,32 @@ def insert_dropout(
     """
     view = functional_view(model)
     known = layers_by_path(view, nested)
-    check_kind(kind, block_size)
+    kind = resolve_layer(
+        dropout_layer, kind, block_size=block_size, shared_across_batch=shared_across_batch, adjustable=adjustable
+    )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
         raise InputError(f"`seed` must be a whole number or None, got seed={seed!r}.")
     rates = _site_rates(known, view, sites, rate)
-    calls = trace(view) if kind == "path" else []
-    outputs = {id(tensor) for tensor in view.outputs}
-    for path in rates:
-        _check_kind_fits(known[path], path, kind, calls, outputs)
-        if f"{path}{SUFFIX}" in known:
-            raise InputError(f"Site {path!r} is already followed by dropout; insert into the plain model.")
+    _check_sites(known, view, rates, kind)
+
+    own: list[tuple[keras.layers.Layer, tuple]] = []
 
     def layer_for(order: int, path: str):
         layer = known[path].layer
 
         def make(output):
-            return dropout_layer(
+            options = {
+                "name": f"{layer.name}{SUFFIX}",
+                # Seeds follow the order of the sites, not their names, some of which come from a global counter.
+                "seed": None if seed is None else stream_name(seed, order),
+                # The compute dtype, not the policy: SpatialDropout2D stores only a dtype in its config, so a
+                # mixed policy would come back from disk as float32. The layer has no weights to keep in float32.
+                "dtype": output.dtype,
+            }
+            if dropout_layer is not None:
+                own.append((make_layer(dropout_layer, rates[path], **options), output.shape))
+                return own[-1][0]
+            return layer_of_kind(
                 kind,
                 rates[path],
                 len(output.shape),
@@ -99,18 +114,26 @@ def insert_dropout(
                 block_size=block_size,
                 shared=shared_across_batch,
                 adjustable=adjustable,
-                # Seeds follow the order of the sites, not their names, some of which come from a global counter.
-                seed=None if seed is None else stream_name(seed, order),
-                name=f"{layer.name}{SUFFIX}",
-                # The compute dtype, not the policy: SpatialDropout2D stores only a dtype in its config, so a
-                # mixed policy would come back from disk as float32. The layer has no weights to keep in float32.
-                dtype=output.dtype,
+                **options,
             )
 
         return make
 
     makers = {path: layer_for(order, path) for order, path in enumerate(rates)}
-    return insert_after(view, known, makers, bypass)
+    dropped = insert_after(view, known, makers, bypass)
+    for layer, shape in own:
+        check_rests(layer, shape)
+    return dropped
+
+
+def _check_sites(known: dict[str, Part], view: keras.Model, sites: Iterable[str], kind: str | None) -> None:
+    """Raise InputError unless `kind` can be put behind each of the sites, and none has dropout."""
+    calls = trace(view) if kind == "path" else []
+    outputs = {id(tensor) for tensor in view.outputs}
+    for path in sites:
+        _check_kind_fits(known[path], path, kind, calls, outputs)
+        if f"{path}{SUFFIX}" in known:
+            raise InputError(f"Site {path!r} is already followed by dropout; insert into the plain model.")
 
 
 def remove_dropout(model: keras.Model, *, all: bool = False) -> keras.Model:
@@ -179,12 +202,13 @@ def linear_ramp(first: float, last: float, count: int) -> list[float]:
     return [round(first + (last - first) * i / (count - 1), 6) for i in range(count)]
 
 
-def _check_kind_fits(part: Part, path: str, kind: str, calls: list[Call], outputs: set[int]) -> None:
+def _check_kind_fits(part: Part, path: str, kind: str | None, calls: list[Call], outputs: set[int]) -> None:
     shapes = [tuple(tensor.shape) for tensors in part.outputs for tensor in tensors]
     if len({len(shape) for shape in shapes}) > 1:
         raise InputError(f"Site {path!r} is called on tensors of different ranks, {shapes}; choose other layers.")
     shape = shapes[0]
-    check_rank(kind, shape, path)
+    if kind is not None:
+        check_rank(kind, shape, path)
     if kind != "path":
         return
     own = [call for call in calls if call.path == path]

@@ -6,7 +6,7 @@ from keras import ops
 
 from ..config.checks import check_rate, check_whole
 from ..errors import InputError
-from ..layers import FixedMode, is_dropout, kind_of, rate_of, unwrapped
+from ..layers import FixedMode, is_custom, is_dropout, kind_of, rate_of, unwrapped
 from ..scoring.uncertainty import SMALLEST
 from .dropout import stream_name
 from .graph import call_nodes, functional_view, is_model, trace
@@ -87,8 +87,8 @@ class MonteCarlo:
         self.samples, self.seed = check_whole(samples, "samples"), check_whole(seed, "seed", minimum=0)
         twin = monte_carlo(model, rate=rate, seed=seed)
         self._before, self._after, layers = _split(twin)
-        # A mask that a batch shares would be the same for all samples in it.
-        self._shared = any(kind_of(layer)[1] for layer in layers)
+        # A mask that a batch shares would be the same for all samples in it; of a user's own nothing is known.
+        self._shared = any(kind_of(layer)[1] or is_custom(layer) for layer in layers)
         generators = [getattr(layer.layer, "seed_generator", None) for layer in layers]
         self._states = [generator.state for generator in generators if generator is not None]
         self._samplers: dict[int, keras.Model] = {}

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..anatomy import HEAD, is_decoder
 from ..config.checks import check_whole
+from ..config.train import DROPOUT_KINDS
 from ..errors import InputError, VerificationError, first_line
 from ..layers import DropBlock2D, is_dropout, kind_of, rate_of
 from ..show.tables import Table
@@ -32,9 +33,9 @@ def verify(
     Checked, in this order: that both give the same at inference, to the last bit; that every layer but the added
     dropout has the same configuration; that every weight has the same path, shape and value; that training mode gives
     something else; for each added dropout layer, over `draws` masks, that what is kept is multiplied by 1 / (1 - rate)
-    and nothing else happens to it, that the share kept is 1 - rate, and that the mean output equals the input; that
-    inference leaves BatchNorm's statistics as they are and training moves them. Both models are left as they were,
-    with their random state.
+    and nothing else happens to it, that the share kept is 1 - rate, and that the mean output equals the input, or of a
+    layer of your own that it changes its input in training; that inference leaves BatchNorm's statistics as they are
+    and training moves them. Both models are left as they were, with their random state.
 
     Args:
         images: a batch of inputs for both; by default two images of uniform noise in 0..255 made from `seed`, with
@@ -186,7 +187,11 @@ def _by_path(model) -> dict:
 
 def _check_layer(call: Call, draws: int) -> Iterator[_Check]:
     layer, rate, (kind, shared) = call.layer, rate_of(call.layer), kind_of(call.layer)
-    if kind in ("gaussian", "alpha", "other"):
+    if kind == "other":
+        return
+    if kind not in DROPOUT_KINDS:
+        found, expected = ("changed" if flag else "as it was" for flag in (_acts(call, draws), rate > 0))
+        yield _Check(found == expected, f"the input in training ({kind})", call.path, found, expected)
         return
     mask = draw_masks(layer, len(call.shapes[0]), draws)
     scale = 1 / (1 - rate)
@@ -217,6 +222,12 @@ def _check_layer(call: Call, draws: int) -> Iterator[_Check]:
         f"{mean:.5f} +- {error:.5f}",
         "1",
     )
+
+
+def _acts(call: Call, draws: int) -> bool:
+    """Whether a dropout layer changes an input of ones in training mode, once in `draws` times."""
+    ones = np.ones([2, *(KEPT_SIDE if side is None else side for side in call.shapes[0][1:])], "float32")
+    return any((_flat(call.layer(ones, training=True))[0] != 1).any() for _ in range(draws))
 
 
 def draw_masks(layer, rank: int, draws: int, channels: int = 8) -> np.ndarray:

@@ -197,7 +197,12 @@ def run_workers(state: State, count: int) -> None:
     shares = [[int(core) for core in part] or cores for part in np.array_split(cores, count)]
     processes, files = [], []
     for number, share in enumerate(shares):
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", _STORAGE: state.storage or ""}
+        environment = {
+            **os.environ,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # they find the modules that this process finds
+            _STORAGE: state.storage or "",
+        }
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
         else:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import keras
 
+from ..config.importing import import_object
 from ..config.train import TrainConfig
 from ..data.augment import describe
 from ..errors import InputError
 from ..folders.run import RunRecord, package_versions
+from ..layers import is_custom, is_dropout
 from ..nets.batchnorm import rebase_batchnorm
 from ..nets.checkpoints import SUFFIXES, describe_checkpoint
 from ..nets.torchvision import RESNETS
@@ -38,6 +40,7 @@ def find_weights(config: TrainConfig) -> str:
 
 
 def build_model(config: TrainConfig, class_names, weights: str | None, precision: str) -> keras.Model:
+    own = None if config.dropout_layer is None else import_object(config.dropout_layer, "dropout_layer")
     keras.utils.set_random_seed(config.seed)
     with precision_policy(precision):
         model = build_unet(
@@ -52,12 +55,25 @@ def build_model(config: TrainConfig, class_names, weights: str | None, precision
             block_size=config.dropout_block_size,
             shared_across_batch=config.dropout_shared,
             adjustable=config.dropout_schedule != "constant",
+            dropout_layer=own,
             seed=config.seed,
         )
+    _check_registered(model, config)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = config.bn_momentum
     return model
+
+
+def _check_registered(model: keras.Model, config: TrainConfig) -> None:
+    """Raise InputError unless Keras will know the user's own layers again in the file of the model."""
+    for layer in model.layers:
+        name = keras.saving.get_registered_name(type(layer))
+        if is_dropout(layer) and is_custom(layer) and keras.saving.get_registered_object(name) is not type(layer):
+            raise InputError(
+                f"`dropout_layer` {config.dropout_layer} makes layers that Keras cannot load again; put "
+                f"@keras.saving.register_keras_serializable() before the class {type(layer).__name__}."
+            )
 
 
 def rebase(model: keras.Model, samples: Samples) -> None:
