@@ -64,6 +64,13 @@ def test_calling_dropout_on_a_layer_s_output_leaves_the_model_as_it_is(unet):
     assert len(model.layers) == len(unet.layers)
 
 
+def test_a_layer_s_output_cannot_be_assigned(unet):
+    """`layer.output = Dropout(0.5)(layer.output)`."""
+    layer = unet.get_layer("stage3_unit1_relu2")
+    with pytest.raises(AttributeError, match="output"):
+        layer.output = layers.Dropout(0.5)(layer.output)
+
+
 def test_a_sequential_of_the_layers_and_dropout_breaks_on_the_residual_additions(unet):
     """`Sequential(new_layers)`: an addition then has one input."""
     new_layers = []
