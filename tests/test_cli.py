@@ -63,13 +63,14 @@ def with_small_networks(*arguments):
     ids=["small", "resnet18"],
 )
 def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path, training, epochs):
-    """Two uninterrupted runs are equal, and so is one that was killed; with a frozen phase and a changing rate."""
+    """Two uninterrupted runs are equal, and so is one that was killed; with a frozen phase, a changing rate, and an
+    encoder that learns at a rate of its own."""
 
     def run(*arguments):
         return subprocess.run(training(*arguments), capture_output=True, text=True)
 
     options = [*TINY, "--data", cells, "--epochs", epochs, "--freeze-epochs", "1", "--encoder-dropout", "0.3"]
-    options += ["--spatial", "--dropout-schedule", "ramp", "--dropout-schedule-epochs", "3"]
+    options += ["--spatial", "--dropout-schedule", "ramp", "--dropout-schedule-epochs", "3", "--encoder-lr", "0.1"]
     whole = run(*options, "--run-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     history = tmp_path / "killed" / "history.csv"
@@ -222,7 +223,10 @@ def test_a_full_disk_is_one_line_with_advice(capsys, monkeypatch):
     ("arguments", "words"),
     [
         (["--help"], ["train", "evaluate", "--version"]),
-        (["train", "--help"], ["--encoder-dropout", "--mixed-precision", "--freeze-epochs", "--ignore-value"]),
+        (
+            ["train", "--help"],
+            ["--encoder-dropout", "--mixed-precision", "--freeze-epochs", "--ignore-value", "--encoder-lr"],
+        ),
         (["evaluate", "--help"], ["--split", "--data"]),
         (["sweep", "--help"], ["--rates", "--grid", "--folds", "--storage", "--workers", "--dry-run", "--epochs"]),
         (["inspect", "--help"], ["--svg", "--csv", "--json", "--verify", "--image-size"]),

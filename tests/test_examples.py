@@ -47,6 +47,7 @@ FURTHER = [
     "training.losses.SegmentationLoss",
     "training.metrics.Dice",
     "training.metrics.IoU",
+    "training.optimizer.PartwiseAdamW",
     "training.optimizer.WarmupCosine",
 ]
 SHOWN_ELSEWHERE = {"training.train.TrainResult"}  # by `train`, which alone makes one

@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 from conftest import randomise, write_pairs
 from standin import build_small_unet
+from test_optimizer import step_taken
 
 from segdrop import InputError, TrainConfig, train
 from segdrop.cells import draw_cells
@@ -166,6 +167,12 @@ def test_loss_scaling_takes_a_finite_step(measured):
     step = measured["overflow"][2]
     assert 0 < step["largest_step"] < 0.1
     assert (step["loss_scale"], step["iterations"]) == (2.0**15, 1)
+
+
+def test_the_encoder_s_factor_holds_on_every_device(measured):
+    whole, scaled = measured["encoder_lr"]["1.0"], measured["encoder_lr"]["0.25"]
+    np.testing.assert_allclose(scaled["encoder"], np.array(whole["encoder"]) / 4, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(scaled["decoder"], whole["decoder"], rtol=1e-3, atol=1e-6)
 
 
 def test_a_whole_training_divides_its_batches(measured):
@@ -474,6 +481,12 @@ def measure_overflow(strategy):
     return found
 
 
+def measure_encoder_lr(strategy, folder):
+    """A step of a training, with the factor 1 and with a smaller one."""
+    steps = {factor: step_taken(folder / "cells", strategy, encoder_lr=factor) for factor in (1.0, 0.25)}
+    return {factor: {"encoder": e.tolist(), "decoder": d.tolist()} for factor, (e, d) in steps.items()}
+
+
 def measure_training(strategy, folder):
     """`segdrop.train` on one device and on both."""
     found = {}
@@ -522,6 +535,7 @@ def main(folder):
         "resume": measure_resume(strategy(), dataset, folder),
         "overflow": measure_overflow(strategy()),
         "agreement": measure_agreement(strategy(), dataset),
+        "encoder_lr": measure_encoder_lr(strategy(), folder),
         "training": measure_training(strategy(), folder),
     }
     (folder / "measured.json").write_text(json.dumps(found, indent=1))

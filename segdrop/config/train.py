@@ -32,6 +32,9 @@ Crop = Annotated[int, at_least(32), within(f"a multiple of {MULTIPLE}", lambda v
 Classes = Annotated[int, at_least(1), within("at most 255", lambda value: value <= 255)]
 MaskValue = Annotated[int, Rule("in 0..255", lambda value: is_whole(value) and 0 <= value <= 255)]
 Positive = Annotated[float, within("a positive number", lambda value: value > 0)]
+Factor = Annotated[
+    float, within("a positive number (freeze_epochs is what holds the encoder still)", lambda value: value > 0)
+]
 Millimetres = Annotated[float, within("a positive number of millimetres", lambda value: value > 0)]
 Axis = Annotated[int, Rule("0, 1 or 2", lambda value: is_whole(value) and 0 <= value <= 2)]
 ENCODER_RULE = Rule(
@@ -83,6 +86,8 @@ class TrainConfig:
     """Height and width of the training crops in pixels, a multiple of 32; smaller images are padded."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW, after warm-up and before cosine decay to zero."""
+    encoder_lr: Factor = 1.0
+    """Factor of the learning rate in the encoder, all training long; 0.1 for pretrained weights, say."""
     loss: Literal["dice_ce", "dice", "focal", "tversky"] = "dice_ce"
     """Dice plus cross-entropy, Dice, focal, or Tversky."""
     augment: str = "medical"

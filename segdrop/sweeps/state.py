@@ -215,7 +215,10 @@ def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
     for config in configs:
         rates = config.encoder_dropout
         structure = dataclasses.replace(
-            config, encoder_dropout=rates if isinstance(rates, dict) else float(np.max(rates) > 0) / 2, lr=1.0
+            config,
+            encoder_dropout=rates if isinstance(rates, dict) else float(np.max(rates) > 0) / 2,
+            lr=1.0,
+            encoder_lr=1.0,
         )
         if repr(structure) not in built:
             built.add(repr(structure))

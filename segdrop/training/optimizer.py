@@ -1,9 +1,44 @@
 """The optimizer, and how its learning rate goes."""
 
+from collections.abc import Iterable
+
 import keras
 
 
-class OneDeviceAdamW(keras.optimizers.AdamW):
+class PartwiseAdamW(keras.optimizers.AdamW):
+    """AdamW that can take smaller or larger steps in a part of the network.
+
+    What is multiplied is the learning rate, and with it the step and the weight decay, as in PyTorch's parameter
+    groups: AdamW's step is the same for gradients of any scale. Its state is that of Keras's AdamW.
+
+    Example:
+        >>> encoder, decoder = keras.Variable([1.0]), keras.Variable([1.0])
+        >>> optimizer = PartwiseAdamW(0.1, weight_decay=0.0)
+        >>> optimizer.scale_rate([encoder], 0.5)
+        >>> optimizer.apply([np.ones(1), np.ones(1)], [encoder, decoder])
+        >>> round(float(encoder[0]), 4), round(float(decoder[0]), 4)
+        (0.95, 0.9)
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._factors: dict[str, float] = {}
+
+    def scale_rate(self, variables: Iterable, factor: float) -> None:
+        """Multiply the learning rate of `variables` by `factor`."""
+        self._factors.update({self._var_key(variable): factor for variable in variables})
+
+    def _apply_weight_decay(self, variables):
+        """Left to `update_step`, which knows the rate of each variable."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = keras.ops.cast(learning_rate, variable.dtype) * self._factors.get(self._var_key(variable), 1.0)
+        if self._use_weight_decay(variable):
+            self.assign_sub(variable, variable * self.weight_decay * rate)
+        super().update_step(gradient, variable, rate)
+
+
+class OneDeviceAdamW(PartwiseAdamW):
     """AdamW that does not sum its gradients over devices.
 
     TensorFlow's sum registers a gradient of its own, for good, which keeps the traced step and with it all weights and

@@ -9,12 +9,12 @@ import tensorflow as tf
 from ..files import write_atomically, write_csv
 from ..folders.run import HISTORY, MODEL
 from ..folders.state import best_epoch, restore_state, save_state
-from ..nets.sites import set_encoder_trainable
+from ..nets.sites import encoder_layers, set_encoder_trainable
 from ..surgery.schedules import DropoutSchedule
 from .callbacks import Recorder, StopWhenNotFinite
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU
-from .optimizer import OneDeviceAdamW, WarmupCosine
+from .optimizer import OneDeviceAdamW, PartwiseAdamW, WarmupCosine
 from .replicas import AgreedLossScale, UpdateOriginal, replicate
 from .samples import Samples
 
@@ -96,12 +96,14 @@ class Session:
 
     def _optimizer(self, first_epoch: int) -> keras.optimizers.Optimizer:
         config = self.config
-        optimizer = (OneDeviceAdamW if self.strategy is None else keras.optimizers.AdamW)(
+        optimizer = (OneDeviceAdamW if self.strategy is None else PartwiseAdamW)(
             WarmupCosine(config.lr, config.epochs * self.steps, offset=first_epoch * self.steps),
             weight_decay=1e-4,
             name="adamw",
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        encoder = (weight for layer in encoder_layers(self.trained) for weight in layer.trainable_weights)
+        optimizer.scale_rate(encoder, config.encoder_lr)
         if self.strategy is not None and self.trained.dtype_policy.compute_dtype == "float16":
             return AgreedLossScale(optimizer)
         return optimizer
