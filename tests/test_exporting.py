@@ -19,9 +19,9 @@ from segdrop.data.opening import open_dataset
 from segdrop.files import write_csv, write_json
 from segdrop.inference import export as exporting
 from segdrop.inference.export import export
-from segdrop.inference.network import load_model
 from segdrop.inference.onnx import open_onnx
 from segdrop.inference.predict import predict
+from segdrop.nets.stored import load_model
 from segdrop.surgery.rebuild import in_float32, rebuild
 
 UNET = {"encoder_weights": None, "encoder_dropout": 0.2, "spatial": True}

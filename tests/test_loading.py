@@ -11,8 +11,8 @@ from standin import build_small_unet
 
 import segdrop
 from segdrop import InputError
-from segdrop.inference.network import load_model
 from segdrop.layers import AdjustableDropout, DropBlock2D
+from segdrop.nets.stored import load_model
 
 RNG = np.random.default_rng(0)
 

@@ -112,9 +112,9 @@ def run_export(options: ExportOptions) -> None:
 
 def run_inspect(options: InspectOptions) -> None:
     from ..folders.run import MODEL, open_run
-    from ..inference.network import load_model
     from ..nets.drawing import draw_network
     from ..nets.inspection import dropout_table
+    from ..nets.stored import load_model
     from ..surgery.dropout import remove_dropout
     from ..surgery.verification import verify
 

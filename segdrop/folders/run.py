@@ -129,6 +129,17 @@ def open_run(path: str | os.PathLike) -> RunRecord:
     return RunRecord(**told)
 
 
+def model_file(path: Path) -> Path:
+    """The file of a run's best model.
+
+    Raises:
+        InputError: there is none yet.
+    """
+    if not (path / MODEL).is_file():
+        raise InputError(f"{path} has no {MODEL} yet: no epoch has ended.")
+    return path / MODEL
+
+
 def package_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:

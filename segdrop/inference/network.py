@@ -2,24 +2,21 @@
 
 import dataclasses
 import os
-import re
-import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from .. import layers  # noqa: F401 (registers the layers that a network of segdrop may have)
 from ..conventions import MULTIPLE, OVERLAP, TILE
 from ..data.tiles import in_tiles
-from ..errors import InputError, first_line
-from ..folders.run import MODEL, open_run
+from ..errors import InputError
+from ..folders.run import model_file, open_run
 from ..images.common import from_array
 from ..images.intensity import Intensity, rule_of, scale
 from ..images.picture import Picture, narrow_range
 from ..images.resampling import resample, resampled_size
+from ..nets.stored import load_model
 from ..scoring.counts import to_labels
 
 
@@ -141,9 +138,7 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
     if path.is_file():
         return _load_onnx(path)
     record = open_run(path)
-    if not (path / MODEL).is_file():
-        raise InputError(f"{path} has no {MODEL} yet: no epoch has ended.")
-    model = load_model(path / MODEL)
+    model = load_model(model_file(path))
     if precision == "float32":
         from ..surgery.rebuild import in_float32
 
@@ -198,38 +193,6 @@ def _load_onnx(path: Path) -> Network:
         )
     except Exception as error:  # what is missing, or what onnxruntime says of a graph with other inputs
         raise InputError(f"{path} is not a complete export of segdrop; export the run again.") from error
-
-
-def load_model(path: Path) -> keras.Model:
-    """The Keras model in a file; code in it is refused (Keras's safe mode).
-
-    Raises:
-        InputError: it is not a Keras model, or not one that can be loaded.
-    """
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is not a Keras model that can be loaded: it is damaged, or another kind of file.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say comes with the error
-            return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever the parsers of its parts raise
-        if "safe_mode" in str(error):
-            raise InputError(f"{path} holds code (a Lambda layer), which is never run; use other layers.") from error
-        if unknown := re.search(r"Could not locate class '(\w+)'", str(error)):
-            raise InputError(
-                f"{path} has a layer of a class that is not known, {unknown[1]}; import the module that registers it, "
-                f"on the command line with --import {_module_of(path.parent)}."
-            ) from error
-        raise InputError(f"{path} is not a Keras model that can be loaded: {first_line(error)}") from error
-
-
-def _module_of(run: Path) -> str:
-    """The module of the user's own dropout layer, which a run names; it is never imported for that."""
-    try:
-        layer = open_run(run).config.dropout_layer
-    except (InputError, OSError):
-        layer = None
-    return layer.partition(":")[0] if layer else "MODULE"
 
 
 def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
