@@ -254,7 +254,8 @@ def test_the_interface_has_every_promised_option(capsys):
     promised = """--data --run-dir --epochs --batch-size --crop-size --lr --loss --augment --seed --encoder
         --encoder-weights --encoder-dropout --spatial --dropout-kind --dropout-blocks --dropout-placement --skips
         --dropout-block-size --dropout-shared --dropout-schedule --dropout-schedule-epochs --recalibrate-batchnorm
-        --freeze-epochs --classes --ignore-value --stratify --mixed-precision --resume --from-sweep""".split()
+        --freeze-epochs --classes --ignore-value --stratify --mixed-precision --resume --from-sweep
+        --encoder-lr --init-from --init-parts""".split()
     assert [option for option in promised if f"{option} " not in text and f"{option}," not in text] == []
 
 

@@ -100,6 +100,11 @@ class TrainConfig:
     encoder_weights: str = "auto"
     """imagenet; none (random); a weight file; a repository of the Hugging Face Hub (timm/resnet34.a1_in1k) for
     torchvision's; or auto: ImageNet if it can be had, else random with a warning."""
+    init_from: str | None = None
+    """A run's folder, or a .keras file, to start from the weights of; the encoder must be the same. The last
+    convolution is a new one where the number of classes differs."""
+    init_parts: Literal["both", "encoder", "decoder"] = "both"
+    """What --init-from is for: encoder and decoder, or one of them."""
     encoder_dropout: float | dict[str, float] | tuple[float, float] = 0.0
     """Probability of dropping, 0 <= rate < 1; one per block: stage3=0.1,stage4=0.2; or a ramp over depth: 0.05..0.3."""
     spatial: bool = False
@@ -168,7 +173,7 @@ class TrainConfig:
     """Continue the run in --run-dir after its last finished epoch."""
 
     def __post_init__(self):
-        for name in ("data", "run_dir", "augment", "encoder_weights", "from_sweep"):
+        for name in ("data", "run_dir", "augment", "encoder_weights", "init_from", "from_sweep"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
             if not isinstance(getattr(self, name), str | None):
@@ -176,6 +181,13 @@ class TrainConfig:
         check_fields(self)
         self._check_intensity()
         self._check_dropout()
+        if self.init_from is None and self.init_parts != "both":
+            raise InputError(f"`init_parts` needs init_from, the run to start from, got {self.init_parts!r} alone.")
+        if self.encoder_from_run and self.encoder_weights != "auto":
+            raise InputError(
+                f"`encoder_weights` is {self.encoder_weights!r}, but the encoder's weights come from "
+                f"init_from={self.init_from!r}; leave one of them out, or take init_parts='decoder'."
+            )
         if self.freeze_epochs > self.epochs:
             raise InputError(f"`freeze_epochs` must be at most epochs={self.epochs}, got {self.freeze_epochs}.")
         if self.resume and self.run_dir is None:
@@ -186,6 +198,11 @@ class TrainConfig:
         """The kind of dropout, whichever of the two options says it; None for a layer of the user's own."""
         kind = resolve_kind(self.dropout_kind, self.spatial, "dropout_kind")
         return kind or (None if self.dropout_layer else "element")
+
+    @property
+    def encoder_from_run(self) -> bool:
+        """Whether the encoder starts from the weights of an earlier run."""
+        return self.init_from is not None and self.init_parts != "decoder"
 
     @property
     def rates(self) -> list[float]:

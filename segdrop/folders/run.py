@@ -73,6 +73,7 @@ class RunRecord:
         data_sha256: the data set's digest.
         encoder_weights: path of the weights that the encoder began with, or "random".
         weights: of a file of PyTorch's what was loaded: file, sha256, tensors, left_out, and the Hub's revision.
+        start: of the earlier run that this one starts from what was taken: file, sha256, parts, layers, new.
         warnings: what the user has to know of the training, one sentence each.
         mixed_precision: off, float16 or bfloat16.
         device: in words.
@@ -87,6 +88,7 @@ class RunRecord:
     data_sha256: str | None = None
     encoder_weights: str = "unknown"
     weights: Mapping | None = None
+    start: Mapping | None = None
     warnings: tuple[str, ...] = ()
     mixed_precision: str = "unknown"
     device: str = "unknown"

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError, first_line
 from ..surgery.rebuild import copy_layer
 from ..surgery.selection import nearest_names
-from .channels import fit_channels
+from .channels import BGR, fit_channels
 from .library import Backbones, sm
 from .plain import with_plain_layers
 from .skips import check_skips, find_skips
@@ -72,10 +72,10 @@ def make_encoder(
         x = image
         if bgr and channels == 3:
             x = keras.ops.flip(x, axis=-1)
-            x._keras_history.operation.name = "rgb_to_bgr"
+            x._keras_history.operation.name = BGR
         if (scale == 1).all() and not offset.any():
             return x
-        values = (fit_channels(v, channels, bgr).tolist() for v in (scale, offset))
+        values = (fit_channels(v, channels, bgr=bgr).tolist() for v in (scale, offset))
         return keras.layers.Rescaling(*values, name="preprocessing")(x)
 
     return _on_images(source, input_shape, preprocessed, bgr), skips
@@ -155,7 +155,9 @@ def _on_images(model: keras.Model, shape, preprocessed: Callable, bgr: bool) -> 
         if not isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization)):
             return copy_layer(layer)
         lists = {name: value for name, value in layer.get_config().items() if isinstance(value, (list, tuple))}
-        return copy_layer(layer, **{n: fit_channels(np.asarray(v), channels, bgr).tolist() for n, v in lists.items()})
+        return copy_layer(
+            layer, **{n: fit_channels(np.asarray(v), channels, bgr=bgr).tolist() for n, v in lists.items()}
+        )
 
     copy = keras.models.clone_model(model, input_tensors=image, clone_function=convert, call_function=call)
     for layer in model.layers:
@@ -164,7 +166,7 @@ def _on_images(model: keras.Model, shape, preprocessed: Callable, bgr: bool) -> 
         twin = copy.get_layer(layer.name)
         twin.trainable = layer.trainable
         pairs = zip(layer.get_weights(), twin.weights, strict=True)
-        twin.set_weights([v if v.shape == tuple(w.shape) else fit_channels(v, channels, bgr) for v, w in pairs])
+        twin.set_weights([v if v.shape == tuple(w.shape) else fit_channels(v, channels, bgr=bgr) for v, w in pairs])
         if hasattr(twin, "finalize_state"):  # Normalization computes with what it derives from its weights
             twin.finalize_state()
     return copy

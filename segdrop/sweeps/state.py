@@ -207,7 +207,7 @@ def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
     """Augment an image with each pipeline and build a network of each structure, so that a file that is missing, an
     unknown block and the like are found before the first training."""
     from ..data.augment import Sampler, load_augmentation
-    from ..training.building import build_model, find_weights
+    from ..training.building import build_model, find_weights, start_from
 
     for augment, size in {(config.augment, config.crop_size) for config in configs}:
         Sampler(load_augmentation(augment), size)(*dataset.read(0), (0,))
@@ -223,7 +223,7 @@ def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
         if repr(structure) not in built:
             built.add(repr(structure))
             weights = None if config.encoder_weights in ("auto", "none") else find_weights(config)
-            build_model(config, dataset.class_names, weights, "off")
+            start_from(build_model(config, dataset.class_names, weights, "off"), config)
 
 
 def _check_same(folder: Path, config: SweepConfig) -> Dataset:

@@ -81,9 +81,8 @@ class Worker:
         split = {"train": np.setdiff1d(inside, held_out), "val": np.sort(held_out), "test": np.empty(0, int)}
         # Where a machine lacks the weights that the others have, this is an error and no training from random ones.
         wanted = "none" if state.record["random_weights"] else "imagenet"
-        weights = find_weights(
-            dataclasses.replace(config, encoder_weights=wanted) if config.encoder_weights == "auto" else config
-        )
+        automatic = config.encoder_weights == "auto" and not config.encoder_from_run
+        weights = find_weights(dataclasses.replace(config, encoder_weights=wanted) if automatic else config)
         run_dir = training_dir(state.folder, number)
         original = run_dir if job.rebuilt is None else training_dir(state.folder, job.rebuilt)
         if (original / MODEL).is_file() and job.rebuilt is not None:

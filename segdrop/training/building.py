@@ -9,11 +9,14 @@ from ..config.importing import import_object
 from ..config.train import TrainConfig
 from ..data.augment import describe
 from ..errors import InputError
-from ..folders.run import RunRecord, package_versions
+from ..files import file_digest
+from ..folders.run import CONFIG, MODEL, RunRecord, model_file, open_run, package_versions
 from ..layers import is_custom, is_dropout
 from ..nets.batchnorm import rebase_batchnorm
 from ..nets.checkpoints import SUFFIXES, describe_checkpoint
+from ..nets.stored import load_model
 from ..nets.torchvision import RESNETS
+from ..nets.transfer import Transferred, transfer
 from ..nets.unet import build_unet
 from ..nets.weights import resolve_weights
 from .device import precision_policy
@@ -26,7 +29,9 @@ RANDOM_WEIGHTS = (
 
 
 def find_weights(config: TrainConfig) -> str:
-    """Path of the encoder's weight file, "imagenet" where its library reads its own, or "random"."""
+    """Path of the file that the encoder's weights come from, "imagenet" where its library reads its own, or "random"."""
+    if config.encoder_from_run:
+        return str(_earlier(config)[0])
     if config.encoder_weights == "none":
         return "random"
     if config.encoder_weights not in ("auto", "imagenet"):
@@ -40,6 +45,9 @@ def find_weights(config: TrainConfig) -> str:
 
 
 def build_model(config: TrainConfig, class_names, weights: str | None, precision: str) -> keras.Model:
+    """The network with the encoder's weights as `find_weights` has found them, None being random ones, too; those of an
+    earlier run are `start_from`'s to load."""
+    weights = None if weights == "random" or config.encoder_from_run else weights
     own = None if config.dropout_layer is None else import_object(config.dropout_layer, "dropout_layer")
     keras.utils.set_random_seed(config.seed)
     with precision_policy(precision):
@@ -76,6 +84,37 @@ def _check_registered(model: keras.Model, config: TrainConfig) -> None:
             )
 
 
+def start_from(model: keras.Model, config: TrainConfig) -> Transferred | None:
+    """Give the network the weights that `--init-from` asks for; None where it asks for none.
+
+    Raises:
+        FileNotFoundError, InputError: there is no such network, or it is of other layers.
+    """
+    if config.init_from is None:
+        return None
+    path, encoder = _earlier(config)
+    source = load_model(path)
+    try:
+        loaded, new = transfer(source, model, config.init_parts)
+    except InputError as error:
+        told = f"; it is of {encoder}" if encoder else ""
+        told += f", so give --encoder {encoder}" if encoder not in (None, config.encoder) else ""
+        raise InputError(f"`init_from` {path} does not fit {config.encoder}: {error}{told}.") from None
+    return Transferred(str(path), file_digest(path), config.init_parts, len(loaded), tuple(new))
+
+
+def _earlier(config: TrainConfig) -> tuple[Path, str | None]:
+    """The file of the network to start from, and which encoder it has, where a run says it."""
+    path = Path(str(config.init_from))
+    if not path.exists():
+        raise FileNotFoundError(f"`init_from` is neither a run's folder nor a file: {path}.")
+    run = path.parent if path.name == MODEL else path
+    if path.is_file() and not (run / CONFIG).is_file():
+        return path, None
+    encoder = open_run(run).config.encoder
+    return model_file(run), encoder
+
+
 def rebase(model: keras.Model, samples: Samples) -> None:
     """What `--rebase-batchnorm` asks for, before the first epoch."""
     if samples.config.rebase_batchnorm:
@@ -89,7 +128,14 @@ def _describe(encoder: str, weights: str) -> dict | None:
 
 
 def record_of(
-    samples: Samples, model: keras.Model, run_dir: Path, *, device: str, precision: str, weights: str
+    samples: Samples,
+    model: keras.Model,
+    run_dir: Path,
+    *,
+    device: str,
+    precision: str,
+    weights: str,
+    start: Transferred | None,
 ) -> RunRecord:
     """What a new run's config.json says."""
     config, dataset = samples.config, samples.dataset
@@ -101,6 +147,7 @@ def record_of(
         data_sha256=dataset.digest,
         encoder_weights=weights,
         weights=_describe(config.encoder, weights),
+        start=None if start is None else dataclasses.asdict(start),
         warnings=(RANDOM_WEIGHTS,) if config.encoder_weights == "auto" and weights == "random" else (),
         mixed_precision=precision,
         device=device,

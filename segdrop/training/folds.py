@@ -13,7 +13,7 @@ from ..data.splits import part_of
 from ..folders.run import start_run
 from ..folders.state import best_epoch
 from ..scoring.score import score
-from .building import build_model, rebase, record_of
+from .building import build_model, rebase, record_of, start_from
 from .device import choose_device
 from .finishing import finish
 from .samples import Samples
@@ -47,9 +47,10 @@ def train_fold(
     samples = _samples(config, dataset, split)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said once, when the sweep was started
-        model = build_model(config, dataset.class_names, None if weights == "random" else weights, precision)
+        model = build_model(config, dataset.class_names, weights, precision)
+    start = start_from(model, config)
     rebase(model, samples)
-    record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights)
+    record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights, start=start)
     # The best model, twice while one replaces the other.
     start_run(run_dir, record, dataset, samples.split, needed_bytes=2 * 4 * model.count_params())
     session = Session(run_dir, model, samples)

@@ -23,8 +23,9 @@ from ..folders.run import RunRecord, create_run, open_run, recorded_split, start
 from ..folders.state import best_epoch, load_history
 from ..folders.sweep import sweep_split
 from ..nets.checkpoints import Loaded
+from ..nets.transfer import Transferred
 from ..show import plots
-from .building import build_model, find_weights, rebase, record_of
+from .building import build_model, find_weights, rebase, record_of, start_from
 from .callbacks import TensorBoardPanels
 from .device import choose_device
 from .finishing import example_panels, finish
@@ -140,10 +141,11 @@ def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     split = _split(config, dataset)
     strategy, device, precision = _devices(config, config.mixed_precision)
     weights = find_weights(config)
-    model = build_model(config, dataset.class_names, None if weights == "random" else weights, precision)
+    model = build_model(config, dataset.class_names, weights, precision)
+    start = start_from(model, config)
     samples = Samples(config, dataset, split, augmentation)
     rebase(model, samples)
-    record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights)
+    record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights, start=start)
     # The best model, and weights and moments of the state twice while one replaces the other.
     start_run(run_dir, record, dataset, split, needed_bytes=8 * 4 * model.count_params())
     return _Run(run_dir, record, model, samples, [], strategy, device)
@@ -197,6 +199,8 @@ def _announce(run: _Run, resumed: bool) -> None:
     _console.print(f"Classes: {', '.join(dataset.class_names)}")
     _console.print(f"Encoder: {record.config.encoder}, dropout at {sites} sites")
     _console.print(f"Weights: {Loaded(**record.weights) if record.weights else record.encoder_weights}")
+    if record.start:
+        _console.print(f"Start:   {Transferred(**record.start)}")
     _console.print(f"Run:     {run.run_dir}{' (resumed)' if resumed else ''}")
     _warn(record)
 
