@@ -29,7 +29,7 @@ RANDOM_WEIGHTS = (
 
 
 def find_weights(config: TrainConfig) -> str:
-    """Path of the file that the encoder's weights come from, "imagenet" where its library reads its own, or "random"."""
+    """Path of the file of the encoder's weights, "imagenet" where its library reads its own, or "random"."""
     if config.encoder_from_run:
         return str(_earlier(config)[0])
     if config.encoder_weights == "none":
