@@ -78,13 +78,13 @@ def write_run(folder, model, *, class_names=("background", "foreground"), **fiel
     return folder
 
 
-def brightness_model(threshold=128.5, channel=0, classes=1, slope=1.0):
+def brightness_model(threshold=128.5, channel=0, classes=1, slope=1.0, channels=3):
     """A "network" that calls a pixel foreground where a channel is brighter than a value; surer with a larger slope."""
-    inputs = keras.Input((None, None, 3))
+    inputs = keras.Input((None, None, channels))
     activation = "sigmoid" if classes == 1 else "softmax"
     pick = keras.layers.Conv2D(classes, 1, activation=activation, name="pick")
     model = keras.Model(inputs, pick(inputs))
-    kernel = np.zeros((1, 1, 3, classes), "float32")
+    kernel = np.zeros((1, 1, channels, classes), "float32")
     kernel[0, 0, channel, -1] = slope
     bias = np.zeros(classes, "float32")
     bias[-1] = -threshold * slope

@@ -11,6 +11,7 @@ UNIT = "stage3_unit1"
 def build_small_unet(
     encoder="resnet18",
     *,
+    input_shape=(None, None, 3),
     classes=1,
     encoder_weights=None,
     encoder_dropout=0.0,
@@ -29,7 +30,7 @@ def build_small_unet(
 
     What says where dropout goes in a ResNet is taken and has no effect.
     """
-    image = keras.Input((None, None, 3), name="data")
+    image = keras.Input(input_shape, name="data")
     x = layers.BatchNormalization(scale=False, name="bn_data")(image)
     skip = layers.Conv2D(4, 3, 2, "same", activation="relu", name="relu0")(x)
     x = layers.Conv2D(8, 3, 2, "same", name="conv0")(skip)

@@ -1,5 +1,6 @@
 """Augmentation: geometric changes alike for image and mask, and nothing left to chance."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import albumentations as A
@@ -11,6 +12,7 @@ from segdrop import InputError
 from segdrop.cells import draw_cells
 from segdrop.data.augment import PRESETS, Sampler, describe, load_augmentation, restore
 
+RNG = np.random.default_rng(0)
 IMAGE, MASK = draw_cells(np.random.default_rng(0), 160)
 IMAGE = np.repeat(IMAGE[..., None], 3, axis=-1)
 
@@ -183,3 +185,48 @@ def test_a_transform_that_fails_is_an_error_of_one_line():
 def test_a_transform_that_changes_the_size_is_an_error():
     with pytest.raises(InputError, match=r"must keep the crop's size 96x96; it gave an image of shape \(48, 48, 3\)"):
         sample(A.Compose([A.Resize(48, 48)]))
+
+
+# Other channels than RGB
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 9])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_presets_take_any_number_of_channels(channels, dtype):
+    image = np.repeat(IMAGE[..., :1], channels, axis=-1).astype(dtype)
+    sampler = Sampler(A.Compose([one for preset in PRESETS for one in load_preset(preset)]), 96)
+    sampler.check(image, MASK)
+    picture, mask = sampler(image, MASK, (0,))
+    assert (picture.shape, picture.dtype, mask.shape) == ((96, 96, channels), "float32", (96, 96))
+    assert 1 < picture.max() <= 255
+
+
+def load_preset(name):
+    if name == "microscopy":
+        with pytest.warns(UserWarning, match="`augment` microscopy goes without its ColorJitter, which needs RGB"):
+            return load_augmentation(name, colours=False)
+    return load_augmentation(name, colours=False)
+
+
+def test_what_is_left_out_is_not_in_the_record():
+    assert "ColorJitter" in str(describe(load_augmentation("microscopy")))
+    assert "ColorJitter" not in str(describe(load_preset("microscopy")))
+
+
+def test_a_small_image_of_channels_is_reflected():
+    image = RNG.integers(0, 256, (20, 30, 7), np.uint8)
+    picture, _ = Sampler(load_augmentation("none"), 32)(image, np.zeros((20, 30), np.uint8), (0,))
+    np.testing.assert_array_equal(picture, np.pad(image, ((0, 12), (0, 2), (0, 0)), mode="reflect"))
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (A.HueSaturationValue(p=1e-9), "`augment` has HueSaturationValue, which cannot be used on images of 5 channel"),
+        (A.ToGray(p=1e-9), "`augment` has ToGray, which cannot be used on images of 5 channel"),
+    ],
+)
+def test_a_transform_that_needs_colours_is_found_however_seldom_it_is_drawn(transform, message):
+    image = np.zeros((96, 96, 5), np.uint8)
+    with pytest.raises(InputError, match=re.escape(message)):
+        Sampler(A.Compose([A.OneOf([transform, A.HorizontalFlip()])]), 96).check(image, MASK[:96, :96])

@@ -38,6 +38,7 @@ ROOMS = [
 # What has one beside them and beside all that `import segdrop` offers.
 FURTHER = [
     "inference.network.Network.labels",
+    "inference.network.Network.open",
     "inference.network.Network.predict",
     "inference.network.Network.preprocess",
     "layers.AdjustableDropout",

@@ -151,9 +151,10 @@ def test_the_metadata_tell_how_images_were_prepared(unet_run):
         "format": 1,
         "segdrop": __version__,
         "class_names": ["background", "cell"],
-        "intensity": {"rule": "dtype", "percentiles": [0.5, 99.5], "window": None},
+        "intensity": {"rule": "dtype", "percentiles": [0.5, 99.5], "window": None, "by_channel": False},
         "spacing": None,
         "slice_axis": 2,
+        "channels": None,
         "tile": 1024,
         "multiple": 32,
         "threshold": 0.5,
@@ -212,7 +213,7 @@ def test_each_image_is_mapped_from_bounds_of_its_own(small_onnx):
 def test_images_of_8_bits_reach_the_network_unchanged(small_onnx):
     network = small_onnx[0]
     batch = np.float32(RNG.integers(0, 256, (1, 32, 32, 3)))
-    model, _ = exporting._with_bounds(network)
+    model, _ = exporting._with_bounds(network, 1)
     found = model.predict_on_batch([batch, np.zeros((1, 1)), np.full((1, 1), 255)])["probabilities"]
     np.testing.assert_array_equal(found, network.predict_on_batch(batch))
 
@@ -236,7 +237,8 @@ def test_a_saved_model_has_the_metadata_beside_it(tmp_path, cells):
     export(run, tmp_path / "network", format="saved_model")
     metadata = json.loads((tmp_path / "network" / "assets.extra" / "segdrop.json").read_text())
     assert metadata["class_names"] == ["background", "cell"]
-    assert metadata["intensity"] == {"rule": "window", "percentiles": [0.5, 99.5], "window": [-160, 240]}
+    rule = {"rule": "window", "percentiles": [0.5, 99.5], "window": [-160, 240], "by_channel": False}
+    assert metadata["intensity"] == rule
     assert (metadata["spacing"], metadata["slice_axis"]) == (0.5, 0)
 
 
@@ -251,7 +253,9 @@ def test_a_run_whose_data_is_gone_is_checked_on_drawn_images(run, tmp_path):
 @pytest.mark.parametrize("format", ["onnx", "saved_model"])
 def test_an_export_that_gives_something_else_fails_and_leaves_nothing(run, tmp_path, monkeypatch, format):
     with_bounds = exporting._with_bounds
-    monkeypatch.setattr(exporting, "_with_bounds", lambda network: with_bounds(randomise(rebuild(network), seed=1)))
+    monkeypatch.setattr(
+        exporting, "_with_bounds", lambda network, n: with_bounds(randomise(rebuild(network), seed=1), n)
+    )
     with pytest.raises(
         VerificationError, match=r"differs from the run's by 0\.\d+ on 2 image.* more than 0\.0001; .* not"
     ):

@@ -449,7 +449,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, value):
 
 def test_floating_point_colours_are_refused(tmp_path):
     path = save(tmp_path / "a.tif", np.zeros((40, 48, 3), np.float32), photometric="rgb")
-    assert sentence(path) == "has 3 bands of float32; save it as grey, or with 8 or 16 bits."
+    assert sentence(path) == "has 3 bands of float32; save it as grey, with 8 or 16 bits, or train with `channels`."
 
 
 def test_bands_that_are_no_colours_are_refused(tmp_path):
@@ -464,6 +464,116 @@ def test_opencv_is_quiet_even_where_it_was_imported_before(variable, level):
     code = f"import cv2, segdrop.images.opening; print({log}.getLogLevel())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) == level
+
+
+# Any number of channels
+
+FIVE = RNG.integers(0, 65536, (40, 48, 5), np.uint16)
+PLANES = np.moveaxis(FIVE, -1, 0)
+GREYS = {"photometric": "minisblack"}
+
+
+@pytest.mark.parametrize(
+    ("array", "options"),
+    [
+        (FIVE, {"planarconfig": "contig", **GREYS}),
+        (FIVE, {"planarconfig": "contig", **GREYS, "compression": "zlib", "predictor": True}),
+        (FIVE, {"planarconfig": "contig", **GREYS, "tile": (32, 16), "compression": "zlib"}),
+        (FIVE, {"photometric": "rgb"}),
+        (PLANES, {"planarconfig": "separate", **GREYS}),
+        (PLANES, {"imagej": True, "metadata": {"axes": "CYX"}}),
+        (PLANES, {"ome": True, "metadata": {"axes": "CYX"}}),
+        (PLANES, GREYS),
+        (FIVE, {}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_all_channels_of_a_tiff_are_read_wherever_its_axes_have_them(tmp_path, array, options, dtype):
+    if dtype == np.float32:
+        options = {name: value for name, value in options.items() if name != "predictor"}
+    picture = open_image(save(tmp_path / "a.tif", array.astype(dtype), **options), channels=5)
+    assert (picture.height, picture.width, picture.slices, picture.channels) == (40, 48, None, 5)
+    assert picture.dtype == dtype
+    np.testing.assert_array_equal(picture.read(), FIVE.astype(dtype))
+    np.testing.assert_array_equal(picture.rows(7, 30), FIVE.astype(dtype)[7:30])
+
+
+@pytest.mark.parametrize(("axes", "form"), [("ZCYX", "imagej"), ("CZYX", "ome")])
+def test_a_stack_may_have_slices_and_channels(tmp_path, axes, form):
+    stack = np.stack([PLANES, PLANES + 1, PLANES + 2], axis=axes.index("Z"))
+    picture = open_image(save(tmp_path / "a.tif", stack, **{form: True}, metadata={"axes": axes}), channels=5)
+    assert (picture.slices, picture.channels) == (3, 5)
+    np.testing.assert_array_equal([picture.read(i) for i in range(3)], [FIVE, FIVE + 1, FIVE + 2])
+
+
+@pytest.mark.parametrize("predictor", [1, 2])
+def test_bands_that_opencv_takes_for_no_colours_are_decoded_as_values(tmp_path, predictor):
+    """What GDAL writes with LZW, which neither tifffile nor OpenCV decodes for five bands."""
+    stored = FIVE if predictor == 1 else np.diff(FIVE, axis=1, prepend=np.uint16(0))
+    grey = tmp_path / "grey.tif"
+    options = [cv2.IMWRITE_TIFF_COMPRESSION, 5, cv2.IMWRITE_TIFF_PREDICTOR, 1, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 40]
+    assert cv2.imwrite(str(grey), stored.reshape(40, 240), options)
+    with tifffile.TiffFile(grey) as file:
+        page, content = file.pages[0], grey.read_bytes()
+        piece = content[page.dataoffsets[0] :][: page.databytecounts[0]]
+        assert len(page.dataoffsets) == 1 and page.compression == 5
+    tags = {256: [48], 257: [40], 258: [16] * 5, 259: [5], 262: [1], 277: [5], 278: [40], 284: [1], 338: [0] * 4}
+    tags[317] = [predictor]
+    packed = {tag: (3, len(values), struct.pack(f"<{len(values)}H", *values)) for tag, values in tags.items()}
+    (tmp_path / "a.tif").write_bytes(tiff_pieces._tiff_file("<", [piece], packed, (273, 279)))
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif", channels=5).read(), FIVE)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_alpha_is_a_channel_where_it_makes_up_the_number(tmp_path, suffix, channels):
+    array = FIVE[..., :4].astype(np.uint8)
+    Image.fromarray(array).save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(open_image(tmp_path / f"a.{suffix}", channels=channels).read(), array[..., :channels])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.nii.gz", "a.dcm"])
+def test_one_channel_has_an_axis_of_its_own(tmp_path, name):
+    write_dicom(tmp_path / name, GREY) if name == "a.dcm" else save(tmp_path / name, GREY)
+    picture = open_image(tmp_path / name, channels=1)
+    np.testing.assert_array_equal(picture.read(), GREY[..., None])
+    np.testing.assert_array_equal(picture.rows(3, 9), GREY[3:9, :, None])
+
+
+def test_a_huge_tiff_of_channels_is_read_in_bands(tmp_path, small_limit):
+    big = np.dstack([BIG, BIG + 1, BIG + 2, BIG + 3, BIG + 4])
+    options = {"tile": (32, 48), "planarconfig": "contig", **GREYS}
+    picture = open_image(save(tmp_path / "a.tif", big, **options), huge=True, channels=5)
+    for top, bottom in ((0, 10), (10, 75), (190, 200)):
+        np.testing.assert_array_equal(picture.rows(top, bottom), big[top:bottom])
+    grey = open_image(save(tmp_path / "b.tif", BIG, tile=(32, 48)), huge=True, channels=1)
+    np.testing.assert_array_equal(grey.rows(10, 75), BIG[10:75, :, None])
+
+
+def test_the_fourth_axis_of_a_nifti_file_are_channels(tmp_path):
+    array = RNG.integers(0, 99, (6, 7, 8, 4)).astype(np.int16)
+    picture = open_image(save(tmp_path / "a.nii.gz", array), channels=4)
+    assert (picture.height, picture.width, picture.slices, picture.channels) == (6, 7, 8, 4)
+    np.testing.assert_array_equal([picture.read(i) for i in range(8)], np.moveaxis(array, 2, 0))
+    write_volume_mask(picture, np.ones((8, 6, 7), np.uint8), tmp_path / "mask.nii.gz")
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    assert mask.shape == (6, 7, 8)
+    np.testing.assert_array_equal(mask.affine, nibabel.load(tmp_path / "a.nii.gz").affine)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "channels", "message"),
+    [
+        ("a.png", RGB, 1, "has 3 channels; `channels` asks for 1."),
+        ("a.png", GREY, 3, "is grey; `channels` asks for 3."),
+        ("a.tif", PLANES, 4, "is grey; `channels` asks for 4."),
+        ("a.nii", VOLUME, 2, "is grey; `channels` asks for 2."),
+        ("a.nii", np.stack([VOLUME] * 4, -1), 3, "has 4 channels; `channels` asks for 3."),
+    ],
+)
+def test_another_number_of_channels_is_refused(tmp_path, name, array, channels, message):
+    options = GREYS if name == "a.tif" else {}
+    assert sentence(save(tmp_path / name, array, **options), channels=channels) == message
 
 
 # Resampling
@@ -493,7 +603,8 @@ def test_a_resampled_size_past_the_limit_is_refused(spacing):
 @pytest.mark.parametrize("size", [(15, 16), (60, 70), (20, 60)])
 def test_any_number_of_channels_is_resampled_one_as_the_other(channels, size):
     maps = RNG.random((40, 48, channels), np.float32)
-    resampled = resample(maps, size).reshape(*size, channels)
+    resampled = resample(maps, size)
+    assert resampled.shape == (*size, channels)
     for channel in range(channels):
         np.testing.assert_allclose(resampled[..., channel], resample(maps[..., channel], size), atol=1e-6)
 
@@ -752,7 +863,10 @@ def test_a_trailing_axis_of_one_is_no_dimension(tmp_path):
 
 def test_a_series_of_volumes_is_refused(tmp_path):
     path = save(tmp_path / "a.nii", np.stack([VOLUME] * 3, axis=-1))
-    assert sentence(path) == "has 4 dimensions (7, 8, 9, 3); save one volume as a file of its own."
+    assert (
+        sentence(path)
+        == "has 4 dimensions (7, 8, 9, 3); save one volume as a file of its own, or train with `channels`."
+    )
 
 
 def test_spacing_in_other_units_becomes_millimetres(tmp_path):
@@ -931,7 +1045,8 @@ def test_a_huge_tiff_is_refused_unless_asked_for(tmp_path, small_limit):
         (
             np.dstack([BIG, BIG, BIG, BIG, BIG]),
             {"planarconfig": "contig", "photometric": "minisblack"},
-            "cannot be decoded as colours: it has 5 bands of uint16, MINISBLACK; save it as grey, RGB or RGBA.",
+            "cannot be decoded as colours: it has 5 bands of uint16, MINISBLACK; save it as grey, RGB or RGBA, or "
+            "train with `channels`.",
         ),
         (BIG.astype(np.complex64), {}, "holds complex64 values of 64 bits"),
         (np.stack([BIG, BIG]), {"photometric": "minisblack", "tile": (32, 48)}, "has 2 pages of 300 x 200 pixels"),

@@ -85,6 +85,27 @@ def test_percentiles_are_those_of_the_image_with_all_its_channels(tmp_path):
     np.testing.assert_allclose(Intensity("percentiles", (2, 90)).bounds(picture), expected)
 
 
+def test_percentiles_of_channels_are_each_channel_s_own_where_they_are_no_colours(tmp_path):
+    image = RNG.integers(0, 1000, (40, 50, 5)).astype(np.uint16) * np.array([1, 2, 4, 8, 16], np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", image, planarconfig="contig", photometric="minisblack")
+    picture = open_image(tmp_path / "a.tif", channels=5)
+    low, high = Intensity("percentiles", (2, 98), by_channel=True).bounds(picture)
+    expected = [np.percentile(image[..., i], (2, 98)) for i in range(5)]
+    np.testing.assert_allclose(np.transpose([low, high]), expected)
+    scaled = scale(image, low, high)
+    for i, (bottom, top) in enumerate(expected):
+        np.testing.assert_allclose(
+            scaled[..., i], np.clip((image[..., i] - bottom) / (top - bottom), 0, 1) * 255, atol=1e-3
+        )
+
+
+def test_a_constant_channel_becomes_zeros_and_leaves_the_others_alone():
+    image = np.stack([np.full((4, 4), 7.0), np.linspace(0, 10, 16).reshape(4, 4)], axis=-1)
+    scaled = scale(image, (7, 0), (7, 10))
+    np.testing.assert_array_equal(scaled[..., 0], 0)
+    np.testing.assert_allclose(scaled[..., 1], image[..., 1] * 25.5, rtol=1e-6)
+
+
 def test_percentiles_are_those_of_the_whole_volume(tmp_path):
     volume = np.cumsum(np.ones((8, 9, 10), np.float32), axis=2)
     picture = write(tmp_path / "a.nii", volume)

@@ -37,6 +37,7 @@ Factor = Annotated[
 ]
 Millimetres = Annotated[float, within("a positive number of millimetres", lambda value: value > 0)]
 Axis = Annotated[int, Rule("0, 1 or 2", lambda value: is_whole(value) and 0 <= value <= 2)]
+Channels = Annotated[int, at_least(1), within("at most 512", lambda value: value <= 512)]  # as OpenCV takes them
 ENCODER_RULE = Rule(
     f"one of {', '.join(ENCODERS)}, or keras:NAME of keras.applications",
     lambda value: isinstance(value, str) and (value in ENCODERS or value.startswith("keras:")),
@@ -151,6 +152,8 @@ class TrainConfig:
     """Millimetres per pixel that all images are resampled to; by default they stay as they are."""
     slice_axis: Axis = 2
     """Axis (0, 1 or 2) along which NIfTI volumes are cut into slices."""
+    channels: Channels | None = None
+    """Channels of the images, 1: grey, as they are stored; by default RGB, with grey repeated to three channels."""
     stratify: str | None = None
     """Column of a CSV file of the data set to balance the split by."""
     val_fraction: Third = 0.15
@@ -203,6 +206,16 @@ class TrainConfig:
     def encoder_from_run(self) -> bool:
         """Whether the encoder starts from the weights of an earlier run."""
         return self.init_from is not None and self.init_parts != "decoder"
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of what the network is given."""
+        return self.channels or 3
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether the images are taken for RGB or grey, and not for channels of another meaning."""
+        return self.channels in (None, 1)
 
     @property
     def rates(self) -> list[float]:

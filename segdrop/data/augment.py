@@ -6,6 +6,7 @@ The only module that imports Albumentations.
 import copy
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..conventions import IGNORED
 from ..errors import InputError, first_line
+from ..images.resampling import extend
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network at import
 
@@ -63,14 +65,21 @@ PRESETS: dict[str, Callable[[], list]] = {
 }
 
 
-def load_augmentation(name: str) -> A.Compose:
+def load_augmentation(name: str, *, colours: bool = True) -> A.Compose:
     """The preset called `name`, or the pipeline in the Albumentations file (`A.save`; JSON or YAML) at `name`.
+
+    Args:
+        colours: whether the images are grey or RGB; a preset for others leaves out what needs colours.
 
     Raises:
         InputError: neither a preset nor a readable Albumentations file.
     """
     if name in PRESETS:
-        return A.Compose(PRESETS[name]())
+        preset = PRESETS[name]()
+        kept = [transform for transform in preset if colours or not isinstance(transform, A.ColorJitter)]
+        if len(kept) < len(preset):
+            warnings.warn(f"`augment` {name} goes without its ColorJitter, which needs RGB images.", stacklevel=2)
+        return A.Compose(kept)
     path = Path(name)
     if not path.is_file():
         raise InputError(f"`augment` must be one of {', '.join(PRESETS)} or an Albumentations file, got {name!r}.")
@@ -117,17 +126,17 @@ class Sampler:
         """Crop and augment.
 
         Args:
-            image: uint8 or float32 (H, W, 3), 0..255.
+            image: uint8 or float32 (H, W, C), 0..255.
             mask: uint8 (H, W).
             seed: whole numbers; equal seeds give equal results.
 
         Returns:
-            image: float32 (crop_size, crop_size, 3), 0..255; mask: uint8 (crop_size, crop_size).
+            image: float32 (crop_size, crop_size, C), 0..255; mask: uint8 (crop_size, crop_size).
         """
         if not hasattr(self._local, "transform"):
             self._local.transform = copy.deepcopy(self._template)
         transform = self._local.transform
-        rng = np.random.default_rng(seed)
+        rng, channels = np.random.default_rng(seed), image.shape[2]
         image, mask = random_crop(image, mask, self._crop_size, rng)
         transform.set_random_seed(int(rng.integers(2**32)))
         if image.dtype != np.uint8:
@@ -140,12 +149,36 @@ class Sampler:
         if not isinstance(image, np.ndarray) or image.dtype != dtype:
             raise InputError(_SCALES)
         image = image.astype(np.float32) * (1 if dtype == np.uint8 else 255)
-        if image.shape != (self._crop_size, self._crop_size, 3) or mask.shape != image.shape[:2]:
+        if image.shape != (self._crop_size, self._crop_size, channels) or mask.shape != image.shape[:2]:
             raise InputError(
                 f"The augmentation must keep the crop's size {self._crop_size}x{self._crop_size}; "
                 f"it gave an image of shape {image.shape} and a mask of shape {mask.shape}."
             )
         return image, mask
+
+    def check(self, image: np.ndarray, mask: np.ndarray) -> None:
+        """Augment a pair, lest what fails do so in the middle of a training.
+
+        Raises:
+            InputError: it fails; or one of its transforms does on images of so many channels, however seldom it is
+                drawn.
+        """
+        self(image, mask, (0,))
+        if image.shape[2] == 3:
+            return
+        image = image if image.dtype == np.uint8 else image / np.float32(255)
+        for transform in map(copy.deepcopy, _leaves(self._template)):
+            transform.p = 1
+            try:
+                shape = A.Compose([transform])(image=image, mask=mask)["image"].shape
+                reason = "" if shape[2:] == image.shape[2:] else f"it gives the shape {shape}"
+            except Exception as error:  # a transform may raise anything
+                reason = first_line(error).rstrip(".")
+            if reason:
+                raise InputError(
+                    f"`augment` has {type(transform).__name__}, which cannot be used on images of {image.shape[2]} "
+                    f"channel(s): {reason}; take it out."
+                )
 
 
 def _leaves(transform) -> list:
@@ -166,7 +199,7 @@ def random_crop(
     """
     bottom, right = (max(0, size - n) for n in mask.shape)
     if bottom or right:
-        image, mask = (cv2.copyMakeBorder(a, 0, bottom, 0, right, cv2.BORDER_REFLECT_101) for a in (image, mask))
+        image, mask = (extend(a, bottom, right) for a in (image, mask))
     height, width = mask.shape
     low, high = np.zeros(2, int), np.array([height - size, width - size])
     if rng.random() < FOREGROUND_CROPS:

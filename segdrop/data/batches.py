@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..conventions import IGNORED, MULTIPLE
+from ..images.resampling import extend
 from .augment import Sampler
 from .dataset import Dataset
 from .tiles import padded
@@ -39,7 +40,7 @@ def training_batches(
         failures: takes the exception of a sample that fails; what the pipeline raises is one of TensorFlow's.
 
     Yields:
-        images: float32 (batch_size, crop_size, crop_size, 3), 0..255;
+        images: float32 (batch_size, crop_size, crop_size, dataset.channels), 0..255;
         masks: uint8 (batch_size, crop_size, crop_size, 1), class index or IGNORED.
     """
     order = [
@@ -53,7 +54,7 @@ def training_batches(
     def load_in_graph(jobs):
         images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (tf.float32, tf.uint8))
         shape = (batch_size, crop_size, crop_size)
-        return tf.ensure_shape(images, (*shape, 3)), tf.ensure_shape(masks, (*shape, 1))
+        return tf.ensure_shape(images, (*shape, dataset.channels)), tf.ensure_shape(masks, (*shape, 1))
 
     return (
         tf.data.Dataset.from_tensor_slices(np.array(order))
@@ -89,13 +90,13 @@ class EvaluationBatches:
         self.dataset, self.plan = dataset, plan
 
     def read(self, batch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """images: float32 (B, H, W, 3), 0..255; masks: uint8 (B, H, W, 1), padding and ignored pixels IGNORED."""
+        """images: float32 (B, H, W, C), 0..255; masks: uint8 (B, H, W, 1), padding and ignored pixels IGNORED."""
         pairs = [_pad(*self.dataset.read(int(index))) for index in batch]
         return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
     def as_tf_dataset(self, failures: list[Exception] | None = None) -> tf.data.Dataset:
         """All batches, read ahead; for `model.fit(validation_data=...)`. `failures`: as in `training_batches`."""
-        images = tf.TensorSpec((None, None, None, 3), tf.float32)
+        images = tf.TensorSpec((None, None, None, self.dataset.channels), tf.float32)
         masks = tf.TensorSpec((None, None, None, 1), tf.uint8)
 
         def read_in_graph(number):
@@ -135,6 +136,6 @@ def _pad(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pad at the bottom and right to a multiple of 32; the image as float32."""
     bottom, right = (-n % MULTIPLE for n in mask.shape)
     return (
-        cv2.copyMakeBorder(image.astype(np.float32), 0, bottom, 0, right, cv2.BORDER_REFLECT_101),
+        extend(image.astype(np.float32), bottom, right),
         cv2.copyMakeBorder(mask, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORED)[..., None],
     )

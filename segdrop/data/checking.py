@@ -9,7 +9,7 @@ import numpy as np
 from ..conventions import IGNORED
 from .listing import Listing
 from .problems import told
-from .scanning import UNBOUNDED, UNREADABLE, Entry, Scan
+from .scanning import MISFIT, UNBOUNDED, UNREADABLE, Entry, Scan
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -27,7 +27,7 @@ def check_ids(listing: Listing, scans: Sequence[Scan], entries: Sequence[Entry])
 
 def check_files(files: Sequence[tuple[Path, Path]], scans: Sequence[Scan]) -> Iterator[str]:
     """Files that cannot be read, and masks that do not fit their image."""
-    for kind in (UNREADABLE, UNBOUNDED):
+    for kind in (UNREADABLE, MISFIT, UNBOUNDED):
         faults = [scan.problem for scan in scans if scan.problem and scan.problem[0] == kind]
         yield from told([f"{file}: {reason}" for _, file, reason in faults], kind)
     pairs = [(image.name, scan) for (image, _), scan in zip(files, scans, strict=True) if not scan.problem]

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..images.intensity import scale
+from ..images.intensity import Bounds, scale
 from ..images.resampling import resample
 from .store import Store
 
@@ -27,6 +27,7 @@ class Dataset:
         strata: the value of the column to stratify by of each pair, or None.
         sizes: (N, 2) heights and widths in pixels, of what `read` gives.
         digest: SHA-256 over classes, ids and file contents.
+        channels: of the images that `read` gives.
     """
 
     path: Path
@@ -38,8 +39,9 @@ class Dataset:
     strata: tuple[str, ...] | None
     sizes: np.ndarray
     digest: str
+    channels: int
     _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
-    _bounds: tuple[tuple[float, float], ...] = field(repr=False)  # of each file
+    _bounds: tuple[Bounds, ...] = field(repr=False)  # of each file
     _spacings: tuple[tuple[float, float] | None, ...] = field(repr=False)
     _exact: bool = field(repr=False)  # 8-bit images keep their type
     _lut: np.ndarray = field(repr=False)
@@ -52,8 +54,8 @@ class Dataset:
         """Image and mask number `index`.
 
         Returns:
-            image: (H, W, 3), RGB, 0..255 by the intensity rule; uint8 where 8-bit images are taken as they are (the
-                rule "dtype", not resampled), else float32. mask: uint8 (H, W), class index or IGNORED.
+            image: (H, W, channels), by default RGB, 0..255 by the intensity rule; uint8 where 8-bit images are taken as
+                they are (the rule "dtype", not resampled), else float32. mask: uint8 (H, W), class index or IGNORED.
         """
         file, part = self._places[index]
         image, mask = self._store.read(file, part)

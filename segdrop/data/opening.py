@@ -40,6 +40,7 @@ def open_dataset(
     intensity: Intensity = Intensity(),  # noqa: B008 (frozen)
     spacing: float | None = None,
     slice_axis: int = 2,
+    channels: int | None = None,
 ) -> Dataset:
     """Find, decode and check every pair of a data set; report everything that is wrong with it at once.
 
@@ -56,6 +57,7 @@ def open_dataset(
         intensity: how the images' values become 0..255, found once for each file.
         spacing: mm per pixel that images and masks are resampled to; None: as they are.
         slice_axis: the axis of NIfTI volumes that is cut into slices.
+        channels: of the images, which are read as they are stored; None: RGB, with grey repeated to three channels.
 
     Raises:
         FileNotFoundError: `path` or a part of it does not exist.
@@ -79,7 +81,7 @@ def open_dataset(
     names, colours = read_classes(path if path.is_dir() else path.parent)
 
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
-    store = Store(files, colours, slice_axis, cache_mb * 2**20)
+    store = Store(files, colours, slice_axis, channels, cache_mb * 2**20)
     scans = scan_files(store, intensity)
     entries = entries_of(listing, scans)
 
@@ -115,6 +117,7 @@ def open_dataset(
         strata=column_of(entries, stratify),
         sizes=np.array(sizes),
         digest=_digest((count, names, colours), entries),
+        channels=channels or 3,
         _places=tuple((entry.file, entry.part) for entry in entries),
         _bounds=tuple(scan.bounds for scan in scans),
         _spacings=tuple(spacings),
@@ -209,4 +212,5 @@ def open_configured(
         intensity=rule_of(config),
         spacing=config.spacing,
         slice_axis=config.slice_axis,
+        channels=config.channels,
     )

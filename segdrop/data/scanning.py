@@ -8,12 +8,14 @@ import numpy as np
 
 from ..errors import first_line
 from ..files import file_digest
-from ..images.intensity import Intensity
-from ..images.opening import open_image, same_place
+from ..images.faults import OtherChannels
+from ..images.intensity import Bounds, Intensity
+from ..images.opening import same_place
 from .listing import Listing
 from .store import Store, read_mask
 
 UNREADABLE, UNBOUNDED = "{n} unreadable file(s)", "{n} image(s) that the intensity rule cannot map"
+MISFIT = "{n} image(s) of another kind than asked for"
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Scan:
     slices: int | None = None
     mask_slices: int | None = None
     values: frozenset[int] = frozenset()
-    bounds: tuple[float, float] = (0.0, 0.0)
+    bounds: Bounds = (0.0, 0.0)
     spacing: tuple[float, float] | None = None
     patient: str | None = field(default=None, repr=False)
     moved: bool = False
@@ -76,12 +78,12 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
     """Decode one file and its mask, keep the slices there is room for, and note what the checks need."""
     path, kind = store.files[file][0], UNREADABLE
     try:
-        image = open_image(path, slice_axis=store.slice_axis)
+        image = store.open_image(file)
         image_digest = file_digest(path)
         kind = UNBOUNDED
         bounds = intensity.bounds(image)
         path, kind = store.files[file][1], UNREADABLE
-        mask = open_image(path, slice_axis=store.slice_axis)
+        mask = store.open_mask(file)
         mask_digest = file_digest(path)
         counts = np.zeros(256, np.int64)
         for part in range(mask.slices or 1):
@@ -92,6 +94,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
                 path = store.files[file][0]
                 store.offer(file, part, image.read(part), labels, image.slices is not None)
     except (OSError, ValueError) as error:
+        kind = MISFIT if isinstance(error, OtherChannels) else kind
         reason = first_line(error).removeprefix(f"{path}: ").removesuffix(".")
         return Scan(problem=(kind, f"{path.parent.name}/{path.name}", reason))
     return Scan(

@@ -18,16 +18,29 @@ class Store:
 
     OPEN = 2  # volumes: one for each of the workers that read a data set from start to end
 
-    def __init__(self, files: Sequence[tuple[Path, Path]], colours: dict | None, slice_axis: int, budget: int):
-        self.files, self.colours, self.slice_axis, self.budget = files, colours, slice_axis, budget
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, Path]],
+        colours: dict | None,
+        slice_axis: int,
+        channels: int | None,
+        budget: int,
+    ):
+        self.files, self.colours, self.slice_axis, self.channels = files, colours, slice_axis, channels
+        self.budget = budget
         self.slices: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._volumes: OrderedDict[int, tuple[Picture, Picture]] = OrderedDict()
         self._volume_files: set[int] = set()
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     def open(self, file: int) -> tuple[Picture, Picture]:
-        image, mask = (open_image(path, slice_axis=self.slice_axis) for path in self.files[file])
-        return image, mask
+        return self.open_image(file), self.open_mask(file)
+
+    def open_image(self, file: int) -> Picture:
+        return open_image(self.files[file][0], slice_axis=self.slice_axis, channels=self.channels)
+
+    def open_mask(self, file: int) -> Picture:
+        return open_image(self.files[file][1], slice_axis=self.slice_axis)
 
     def read(self, file: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Image as stored and mask as class indices or stored values, uint8 (H, W)."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-import cv2
 import numpy as np
 
 from ..config.checks import check_tile
 from ..conventions import MULTIPLE, OVERLAP, TILE
+from ..images.resampling import extend
 
 _SIGMA = 1 / 8  # of the Gaussian weights, in tiles, as in nnU-Net
 
@@ -21,8 +21,8 @@ def in_tiles(
     """Apply `function` to overlapping tiles of an image and average what it gives with Gaussian weights.
 
     Args:
-        function: maps float32 (N, h, w, 3) to (N, h, w, K), sides multiples of 32.
-        image: float32 (H, W, 3); reflected at the bottom and right to multiples of 32.
+        function: maps float32 (N, h, w, C) to (N, h, w, K), sides multiples of 32.
+        image: float32 (H, W, C); reflected at the bottom and right to multiples of 32.
         tile, overlap, margin: see `tile_rows`.
 
     Returns:
@@ -59,9 +59,9 @@ def tile_rows(
     whose results are cut back by half of the network's receptive field (`margin`) give what the whole image does.
 
     Args:
-        function: maps float32 (N, h, w, 3), sides multiples of 32, to (N, h, w, K); its second argument is the number
+        function: maps float32 (N, h, w, C), sides multiples of 32, to (N, h, w, K); its second argument is the number
             of the first of these tiles, which is the same in every run.
-        read: gives rows `top` to `bottom` of the image, float32 (bottom - top, width, 3); called from the top down.
+        read: gives rows `top` to `bottom` of the image, float32 (bottom - top, width, C); called from the top down.
         tile: side of a tile in pixels, a multiple of 32.
         overlap: of neighbouring tiles in pixels, a multiple of 32, at most half of `tile`.
         margin: pixels at the inner borders of tiles that are not used, at most half of `overlap`.
@@ -127,7 +127,7 @@ class _Band:
 
     def __init__(self, read, height: int, width: int, top: int):
         self._read, self._height, self._width = read, height, width
-        self._top, self._rows = top, np.zeros((0, padded(width), 3), np.float32)
+        self._top, self._rows = top, np.zeros((0, padded(width)), np.float32)
 
     def rows(self, top: int, bottom: int) -> np.ndarray:
         kept = self._rows[top - self._top :]
@@ -135,11 +135,11 @@ class _Band:
         if begin < end:
             fresh = np.asarray(self._read(begin, end), np.float32)
             right = padded(self._width) - self._width
-            fresh = cv2.copyMakeBorder(fresh, 0, 0, 0, right, cv2.BORDER_REFLECT_101) if right else fresh
+            fresh = extend(fresh, 0, right) if right else fresh
             kept = np.concatenate([kept, fresh]) if len(kept) else fresh
         self._top, self._rows = top, kept
         missing = bottom - top - len(kept)
-        return cv2.copyMakeBorder(kept, 0, missing, 0, 0, cv2.BORDER_REFLECT_101) if missing else kept
+        return extend(kept, missing, 0) if missing else kept
 
 
 def padded(length: int) -> int:

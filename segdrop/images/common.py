@@ -9,8 +9,10 @@ from PIL import Image
 from .faults import UNDECODABLE, Fault, no_warnings
 from .picture import Picture, as_plain, channels_of, check_size, type_range
 
+BANDS = "save it as grey, RGB or RGBA, or train with `channels`"
 
-def open_common(path: Path, advice: str) -> Picture:
+
+def open_common(path: Path, advice: str, channels: int | None) -> Picture:
     with path.open("rb") as file, no_warnings():
         try:
             picture = Image.open(file)
@@ -23,12 +25,13 @@ def open_common(path: Path, advice: str) -> Picture:
         except Exception as error:  # the decoders have types of their own
             raise Fault(UNDECODABLE) from error
         deep = picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16)
-    array = from_opencv(path.read_bytes()) if deep else from_pillow(picture)  # Pillow would cut colours to 8 bits
+    # Pillow would cut colours to 8 bits.
+    array = from_opencv(path.read_bytes(), channels) if deep else from_pillow(picture, channels)
     return from_array(path, array, type_range(array.dtype))
 
 
 def from_array(path: Path, array: np.ndarray, value_range: tuple[float, float] | None) -> Picture:
-    """A picture of values at hand, (H, W) or (H, W, 3)."""
+    """A picture of values at hand, (H, W) or (H, W, C)."""
     height, width = array.shape[:2]
     channels, read = channels_of(array), lambda index: array
     return Picture(path, height, width, None, channels, array.dtype, value_range=value_range, _slice=read)
@@ -39,13 +42,16 @@ def _png_depth(file) -> int:
     return file.read(1)[0]
 
 
-def from_pillow(picture: Image.Image) -> np.ndarray:
+def from_pillow(picture: Image.Image, channels: int | None) -> np.ndarray:
+    """The values of a decoded image, (H, W) or (H, W, C); alpha is dropped unless `channels` counts it."""
     mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+    if picture.mode == {2: "LA", 4: "RGBA"}.get(channels or 0):
+        mode = picture.mode
     return np.array(picture if picture.mode == mode else picture.convert(mode))
 
 
-def from_opencv(content: bytes) -> np.ndarray:
-    """The values of an encoded image of 8 or 16 bits, (H, W) or (H, W, 3) in RGB."""
+def from_opencv(content: bytes, channels: int | None) -> np.ndarray:
+    """The values of an encoded image of 8 or 16 bits, as `from_pillow` gives them."""
     try:
         array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -53,5 +59,6 @@ def from_opencv(content: bytes) -> np.ndarray:
     if array is None:
         raise Fault(UNDECODABLE)
     if array.ndim == 3 and array.shape[2] not in (3, 4):
-        raise Fault(f"has {array.shape[2]} bands; save it as grey, RGB or RGBA")
-    return as_plain(array if array.ndim == 2 else array[..., [2, 1, 0]])
+        raise Fault(f"has {array.shape[2]} bands; {BANDS}")
+    order = [2, 1, 0, 3][: 4 if channels == channels_of(array) == 4 else 3]
+    return as_plain(array if array.ndim == 2 else array[..., order])

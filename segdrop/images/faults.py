@@ -17,6 +17,10 @@ class Fault(Exception):
     """What is wrong with a file, as half a sentence without its name."""
 
 
+class OtherChannels(InputError):
+    """An image has other channels than were asked for."""
+
+
 @contextlib.contextmanager
 def naming_file(path: Path) -> Iterator[None]:
     try:

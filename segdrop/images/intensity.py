@@ -1,6 +1,7 @@
 """From the values of an image file to the 0..255 that networks take: one rule for training and prediction."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,8 @@ from ..errors import InputError
 from .picture import Picture
 
 Rule = Literal["dtype", "percentiles", "window"]
+# The values that become 0 and 255: of an image, or of each of its channels.
+Bounds = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
 SAMPLES = 4_000_000  # about as many values of an image or volume are looked at for its percentiles
 _BAND_PIXELS = 2**24  # of a huge image, decoded at a time
 
@@ -25,20 +28,26 @@ class Intensity:
             image or volume; "window": between two given values, or those of the file's own window.
         percentiles: two numbers in 0..100.
         window: (low, high) in the file's values (Hounsfield units of a CT); None: the file's own.
+        by_channel: whether percentiles are taken for each channel by itself; else once for all, so that colours stay.
     """
 
     rule: Rule = "dtype"
     percentiles: tuple[float, float] = (0.5, 99.5)
     window: tuple[float, float] | None = None
+    by_channel: bool = False
 
-    def bounds(self, picture: Picture) -> tuple[float, float]:
+    def bounds(self, picture: Picture) -> Bounds:
         """The values of `picture` that become 0 and 255, once for an image or for all slices of a volume.
 
         Raises:
             InputError: the rule needs what the file does not have.
         """
         if self.rule == "percentiles":
-            low, high = np.percentile(_samples(picture), self.percentiles)
+            samples = _samples(picture)
+            if self.by_channel and picture.channels > 1:
+                low, high = np.percentile(samples.reshape(-1, picture.channels), self.percentiles, axis=0)
+                return tuple(low.tolist()), tuple(high.tolist())
+            low, high = np.percentile(samples, self.percentiles)
             return float(low), float(high)
         if self.rule == "window":
             window = self.window or picture.window
@@ -59,26 +68,25 @@ class Intensity:
 
 def rule_of(config: TrainConfig) -> Intensity:
     """How values become 0..255 in training with `config` and in prediction with its model."""
-    return Intensity(config.intensity, config.intensity_percentiles, config.intensity_window)
+    by_channel = config.channels is not None
+    return Intensity(config.intensity, config.intensity_percentiles, config.intensity_window, by_channel)
 
 
-def scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map `low`..`high` to 0..255, clipped; grey is repeated to three channels.
+def scale(image: np.ndarray, low: float | Sequence[float], high: float | Sequence[float]) -> np.ndarray:
+    """Map `low`..`high` to 0..255, clipped; grey without an axis of channels is repeated to three.
 
     Args:
-        image: (H, W) or (H, W, 3), of any real type.
+        image: (H, W) or (H, W, C), of any real type.
         low, high: from `Intensity.bounds`; unless low < high the result is 0 everywhere.
 
     Returns:
-        float32 (H, W, 3), 0..255; a uint8 image with the bounds (0, 255) keeps its values exactly.
+        float32 (H, W, C), 0..255; a uint8 image with the bounds (0, 255) keeps its values exactly.
     """
     image = image.astype(np.float32)
-    if high > low:
-        image -= np.float32(low)
-        image *= np.float32(255 / (high - low))
-        np.clip(image, 0, 255, out=image)
-    else:
-        image[...] = 0
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    image -= low.astype(np.float32)
+    image *= (255 / np.where(high > low, high - low, np.inf)).astype(np.float32)
+    np.clip(image, 0, 255, out=image)
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
 
 

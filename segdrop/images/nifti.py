@@ -1,5 +1,6 @@
 """NIfTI, read and written."""
 
+import math
 import os
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def write_volume_mask(picture: Picture, masks: np.ndarray, path: str | os.PathLi
     form(volume.reshape(header.get_data_shape()).astype(np.uint8), None, header).to_filename(path)
 
 
-def open_nifti(path: Path, slice_axis: int) -> Picture:
+def open_nifti(path: Path, slice_axis: int, channels: int | None) -> Picture:
     with shielded("NIfTI"):
         import nibabel
 
@@ -43,22 +44,26 @@ def open_nifti(path: Path, slice_axis: int) -> Picture:
         shape = image.shape
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
+        shape, bands = (shape[:3], shape[3:]) if channels is not None and len(shape) == 4 else (shape, ())
         if len(shape) not in (2, 3):
-            raise Fault(f"has {len(shape)} dimensions {shape}; save one volume as a file of its own")
+            advice = ", or train with `channels`" if len(shape) == 4 else ""
+            raise Fault(f"has {len(shape)} dimensions {shape}; save one volume as a file of its own{advice}")
         axes = [axis for axis in range(len(shape)) if len(shape) == 2 or axis != slice_axis]
         height, width = (int(shape[axis]) for axis in axes)
         slices = int(shape[slice_axis]) if len(shape) == 3 else None
         if not height * width * (1 if slices is None else slices):
             raise Fault("has no pixels")
-        check_size(height, width, slices or 1)
+        check_size(height, width, (slices or 1) * math.prod(bands))
         stored = image.get_data_dtype()
         scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
         array = np.asarray(image.dataobj) if scaled else image.dataobj.get_unscaled()
-        array = array.reshape(shape)
+        array = array.reshape(*shape, *bands)
         volume = as_plain(array if slices is None else np.moveaxis(array, slice_axis, 0))
         unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
         spacing = millimetres([image.header.get_zooms()[axis] for axis in axes], unit)
         header = _blank(image.header)
+        if bands:
+            header.set_data_shape(shape)
         form = nibabel.Nifti2Image if isinstance(image, nibabel.Nifti2Image) else nibabel.Nifti1Image
     exact = not scaled and stored.kind in "iu" and stored.itemsize <= 2
     return Picture(
@@ -66,7 +71,7 @@ def open_nifti(path: Path, slice_axis: int) -> Picture:
         height,
         width,
         slices,
-        1,
+        math.prod(bands),
         volume.dtype,
         spacing=spacing,
         value_range=type_range(stored) if exact else None,

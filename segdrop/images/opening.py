@@ -8,9 +8,9 @@ import numpy as np
 from ..errors import InputError
 from .common import open_common
 from .dicom import DICOM_SUFFIXES, open_dicom
-from .faults import Fault, naming_file
+from .faults import Fault, OtherChannels, naming_file
 from .nifti import NIFTI_SUFFIXES, open_nifti
-from .picture import Picture
+from .picture import Picture, with_channel_axis
 from .tiff import TIFF_SUFFIXES, open_tiff
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
@@ -39,7 +39,9 @@ def is_image(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = False) -> Picture:
+def open_image(
+    path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = False, channels: int | None = None
+) -> Picture:
     """Open an image file; an ordinary image is decoded here, frames, pages and huge images when they are read.
 
     Rows and columns are those stored: an orientation that a header asks for (EXIF, TIFF) is ignored in all formats, so
@@ -55,12 +57,18 @@ def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = Fal
     - NIfTI: slices along `slice_axis` of the stored array, rows and columns in the order of the two other axes; the
       header's scaling is applied.
 
+    With `channels` an image has exactly so many, and they are read as they are: the bands of a TIFF of any type; the
+    pages of one, where its axes say so (C) or where there are just as many; the fourth axis of a NIfTI file. Alpha is
+    a channel where it makes up the number.
+
     Args:
         slice_axis: 0, 1 or 2, of NIfTI volumes.
         huge: also open TIFFs of more than `MAX_PIXELS` pixels, for `Picture.rows`.
+        channels: number of channels; None: grey or RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
+        OtherChannels: it has another number of channels.
         InputError: it cannot be read as an image; one sentence.
 
     Example:
@@ -75,6 +83,16 @@ def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = Fal
         raise FileNotFoundError(f"There is no image file {path}.")
     if slice_axis not in (0, 1, 2):
         raise InputError(f"`slice_axis` must be 0, 1 or 2, got slice_axis={slice_axis!r}.")
+    picture = _open(path, slice_axis, huge, channels)
+    if channels is None:
+        return picture
+    if picture.channels != channels:
+        has = "is grey" if picture.channels == 1 else f"has {picture.channels} channels"
+        raise OtherChannels(f"{path}: {has}; `channels` asks for {channels}.")
+    return with_channel_axis(picture) if channels == 1 else picture
+
+
+def _open(path: Path, slice_axis: int, huge: bool, channels: int | None) -> Picture:
     name = path.name.lower()
     with naming_file(path):
         if not path.stat().st_size:
@@ -84,10 +102,10 @@ def open_image(path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = Fal
         if name.endswith(DICOM_SUFFIXES) or beginning.endswith(b"DICM"):  # they often have no suffix
             return open_dicom(path)
         if name.endswith(NIFTI_SUFFIXES):
-            return open_nifti(path, slice_axis)
+            return open_nifti(path, slice_axis, channels)
         if beginning[:2] in (b"II", b"MM"):
-            return open_tiff(path, huge)
-        return open_common(path, "save it as a tiled TIFF" if huge else "cut it into tiles")
+            return open_tiff(path, huge, channels)
+        return open_common(path, "save it as a tiled TIFF" if huge else "cut it into tiles", channels)
 
 
 def same_place(one: Picture, other: Picture) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Picture:
         path: the file.
         height, width: of a slice, in pixels.
         slices: None for one 2-D image; the number of slices of a volume, of frames or of pages.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey) or 3 (RGB), or as many as the image was opened with.
         dtype: of what `read` gives.
         spacing: (row, column) distance of the pixels of a slice in mm, or None where the file does not tell.
         patient: the patient's id as stored, for grouping only: never to be written or shown.
@@ -53,7 +53,7 @@ class Picture:
     def read(self, index: int = 0) -> np.ndarray:
         """Slice number `index`, values as stored, after the file's own rescaling: (H, W), or (H, W, 3) in RGB.
 
-        uint8, uint16, int16 or float32; finite.
+        Of an image that was opened with `channels` (H, W, channels). uint8, uint16, int16 or float32; finite.
 
         Raises:
             InputError: the slice cannot be decoded.
@@ -74,6 +74,16 @@ class Picture:
         """
         with naming_file(self.path):
             return self._slice(0)[top:bottom] if self._band is None else self._band(top, bottom)
+
+
+def with_channel_axis(picture: Picture) -> Picture:
+    """A grey picture whose values are (H, W, 1)."""
+    values, band = picture._slice, picture._band
+    return replace(
+        picture,
+        _slice=lambda index: values(index)[..., None],
+        _band=None if band is None else lambda top, bottom: band(top, bottom)[..., None],
+    )
 
 
 def as_plain(array: np.ndarray) -> np.ndarray:

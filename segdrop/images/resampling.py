@@ -1,4 +1,4 @@
-"""Resampling to a pixel spacing."""
+"""Resampling to a pixel spacing, and continuing an image past its border."""
 
 import cv2
 import numpy as np
@@ -41,5 +41,13 @@ def resample(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False)
         steps = [(smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)]
     for (height, width), method in steps:
         if (height, width) != image.shape[:2]:
-            image = cv2.resize(image, (width, height), interpolation=method)
+            # OpenCV drops an axis of one channel.
+            image = cv2.resize(image, (width, height), interpolation=method).reshape(height, width, *image.shape[2:])
     return image
+
+
+def extend(image: np.ndarray, bottom: int, right: int) -> np.ndarray:
+    """An image (H, W) or (H, W, C) continued by reflection at the bottom and right, in pixels."""
+    height, width, *channels = image.shape
+    reflected = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
+    return reflected.reshape(height + bottom, width + right, *channels)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import tifffile
 
+from .common import BANDS
 from .faults import UNDECODABLE, Fault
 from .picture import MAX_PIXELS, MAX_VOXELS, as_plain
 
@@ -25,10 +26,11 @@ class Bands:
         Fault: the page is not one that can be put together from its pieces, or lacks some of them.
     """
 
-    def __init__(self, path: Path, page: tifffile.TiffPage):
-        _check_kind(page)
+    def __init__(self, path: Path, page: tifffile.TiffPage, channels: int | None = None):
+        _check_kind(page, channels)
         self._path, self._page = path, page
         self._height, self._width, self._bands = page.imagelength, page.imagewidth, page.samplesperpixel
+        self.channels = _kept_bands(page, channels)
         self._planes = self._bands if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
         self._samples = self._bands // self._planes  # of a pixel that lie side by side
         self._tile_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, self._height)
@@ -75,7 +77,7 @@ class Bands:
                 result[first - top : last - top] = rows
         if self._page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             result = -result if result.dtype.kind == "f" else ~result
-        return as_plain(result[..., 0] if self._bands < 3 else result[..., :3])
+        return as_plain(result[..., 0] if self.channels == 1 else result[..., : self.channels])
 
     def _stored_rows(self, file, number: int, first: int, last: int) -> np.ndarray:
         """Some rows of a strip that is not encoded."""
@@ -112,7 +114,22 @@ class Bands:
         return result
 
 
-def _check_kind(page: tifffile.TiffPage) -> None:
+def are_channels(page: tifffile.TiffPage) -> bool:
+    """Whether the bands of a page are values as they are, whatever they mean, and not an encoding of colours."""
+    photometric = getattr(page.photometric, "name", page.photometric)
+    return page.samplesperpixel > 1 and photometric in ("MINISBLACK", "MINISWHITE", "RGB")
+
+
+def _kept_bands(page: tifffile.TiffPage, channels: int | None) -> int:
+    """How many of a page's bands are read: colours, or all; alpha only where `channels` counts it."""
+    bands = page.samplesperpixel
+    if channels is None:
+        return 1 if bands < 3 else 3
+    alpha = tuple(page.extrasamples) in ((1,), (2,))
+    return bands - 1 if alpha and bands != channels else bands
+
+
+def _check_kind(page: tifffile.TiffPage, channels: int | None) -> None:
     """Refuse what a piece of a TIFF cannot be put together from."""
     bands, bits = page.samplesperpixel, page.bitspersample
     photometric = getattr(page.photometric, "name", page.photometric)
@@ -120,6 +137,8 @@ def _check_kind(page: tifffile.TiffPage) -> None:
         raise Fault(f"holds {page.dtype or 'unknown'} values of {bits} bits; save it with 8 or 16 bits")
     if page.imagedepth != 1:
         raise Fault("is a volume in one page; save each slice as a page")
+    if channels is not None and are_channels(page):
+        return
     greys, colours = ("MINISBLACK", "MINISWHITE"), ("RGB",)
     if page.compression == tifffile.COMPRESSION.JPEG and page.planarconfig == tifffile.PLANARCONFIG.CONTIG:
         colours = ("RGB", "YCBCR")  # which the decoder makes RGB
@@ -127,9 +146,9 @@ def _check_kind(page: tifffile.TiffPage) -> None:
     kinds = {1: greys, 2: greys if alpha else (), 3: colours, 4: ("RGB",)}.get(bands, ())
     if photometric not in kinds:
         pixel_format = f"{bands} band{'s' * (bands > 1)} of {page.dtype}, {photometric}"
-        raise Fault(f"cannot be decoded as colours: it has {pixel_format}; save it as grey, RGB or RGBA")
+        raise Fault(f"cannot be decoded as colours: it has {pixel_format}; {BANDS}")
     if bands > 1 and page.dtype.kind == "f":
-        raise Fault(f"has {bands} bands of {page.dtype}; save it as grey, or with 8 or 16 bits")
+        raise Fault(f"has {bands} bands of {page.dtype}; save it as grey, with 8 or 16 bits, or train with `channels`")
 
 
 def _segment_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int, tuple[int, int, int]], np.ndarray]:
@@ -147,8 +166,12 @@ def _segment_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int, tuple[int
     def inflate(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
         count = int(np.prod(shape))
         content = zlib.decompressobj().decompress(content, count * file_dtype.itemsize)  # never more, whatever is there
-        array = np.frombuffer(content, file_dtype, count).reshape(shape)
-        return array if page.predictor == 1 else np.cumsum(array, axis=1, dtype=page.dtype)
+        return undifferenced(np.frombuffer(content, file_dtype, count).reshape(shape))
+
+    def undifferenced(array: np.ndarray) -> np.ndarray:
+        if page.predictor > 1 + integer:
+            raise ValueError("a predictor for floating point")
+        return array.astype(page.dtype) if page.predictor == 1 else np.cumsum(array, axis=1, dtype=page.dtype)
 
     def decode(content: bytes, index: int, shape: tuple[int, int, int]) -> np.ndarray:
         try:
@@ -157,7 +180,11 @@ def _segment_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int, tuple[int
             if supported:
                 piece, _, decoded_shape = own(content, index, jpegtables=tables)
                 return piece.reshape(-1, *decoded_shape[2:])[: shape[0]]
-            array = cv2.imdecode(np.frombuffer(_segment_alone(page, content, shape), np.uint8), cv2.IMREAD_UNCHANGED)
+            if shape[2] > 1 and (shape[2] > 4 or page.photometric <= tifffile.PHOTOMETRIC.MINISBLACK):
+                # OpenCV decodes no bands but colours: as one grey line, value by value.
+                alone = _segment_alone(page, content, (shape[0], shape[1] * shape[2], 1), 1)
+                return undifferenced(_decode_tiff(alone).reshape(shape))
+            array = _decode_tiff(_segment_alone(page, content, shape, page.predictor))
             array = array if shape[2] < 3 else array[..., [2, 1, 0, 3][: shape[2]]]
             return array.reshape(shape).astype(page.dtype)
         except Exception as error:  # the codecs have types of their own
@@ -166,7 +193,11 @@ def _segment_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int, tuple[int
     return decode
 
 
-def _segment_alone(page: tifffile.TiffPage, content: bytes, shape: tuple[int, int, int]) -> bytes:
+def _decode_tiff(content: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def _segment_alone(page: tifffile.TiffPage, content: bytes, shape: tuple[int, int, int], predictor: int) -> bytes:
     """A TIFF file of one strip: an encoded tile or strip of `page`."""
     height, width, bands = shape
     ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR
@@ -181,7 +212,7 @@ def _segment_alone(page: tifffile.TiffPage, content: bytes, shape: tuple[int, in
         277: ("H", [bands]),
         278: ("I", [height]),
         284: ("H", [1]),
-        317: ("H", [page.predictor] if page.predictor > 1 else []),  # libtiff warns of it where no codec has one
+        317: ("H", [predictor] if predictor > 1 else []),  # libtiff warns of it where no codec has one
         338: ("H", [1] * (bands == 4)),
         339: ("H", [sample_format] * bands),
         347: ("B", list(page.jpegtables or b"")),

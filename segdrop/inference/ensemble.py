@@ -37,7 +37,7 @@ def load_alike(runs: Sequence[str | os.PathLike | Network], precision: str = "st
             networks += [load(member, precision=precision) for member in (fold_runs(run) if is_sweep(run) else [run])]
     first = networks[0]
     for other in networks[1:]:
-        for what in ("class_names", "channels", "intensity", "spacing", "slice_axis"):
+        for what in ("class_names", "channels", "intensity", "spacing", "slice_axis", "image_channels"):
             if getattr(other, what) != getattr(first, what):
                 raise InputError(
                     f"`ensemble` {other.path} has {what} {getattr(other, what)}, {first.path} has "
@@ -63,8 +63,8 @@ def combine(
         mc_samples, mc_rate, seed: Monte Carlo samples of each network in each view, whose moments are given; 0: none.
 
     Returns:
-        maps float32 (N, H, W, 3), 0..255, sides multiples of 32, and a key that chooses the samples, to float32
-        (N, H, W, C), or (N, H, W, 2C + 1) with moments.
+        maps float32 (N, H, W, input_channels), 0..255, sides multiples of 32, and a key that chooses the samples, to
+        float32 (N, H, W, C), or (N, H, W, 2C + 1) with moments.
 
     Raises:
         InputError: samples are asked of a network that has no dropout.

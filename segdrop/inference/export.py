@@ -63,7 +63,8 @@ def export(
     The network in the file takes `image`, float32 (N, H, W, 3), RGB in the image's own values, H and W multiples of
     32 (pad by reflection), and `low` and `high`, float32 (N, 1): the values of each image that become 0 and 255 (0 and
     255 for 8 bits, 0 and 65535 for 16, a CT's window); values outside are clipped, and an image whose `high` is not
-    above its `low` is taken as 0 everywhere. It gives `probabilities`, float32 (N, H, W, C), C = 1 for a binary one.
+    above its `low` is taken as 0 everywhere. After a training with `channels` image, low and high have so many
+    channels, each with bounds of its own. It gives `probabilities`, float32 (N, H, W, C), C = 1 for a binary one.
     Number and size of the images are free. With the file go, as JSON, the names of the classes and how the run's images
     were prepared: in the ONNX metadata under `segdrop`, and in `assets.extra/segdrop.json` of a SavedModel.
 
@@ -113,7 +114,7 @@ def export(
         # A folder of its own, so that nothing half-written is ever called `out`.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
             written = Path(folder, out.name)
-            model, signature = _with_bounds(network)
+            model, signature = _with_bounds(network, trained.bounds_count)
             if format == "onnx":
                 write_onnx(model, signature, written, metadata, opset)
                 exported = onnx_function(onnx_session(written, ["CPUExecutionProvider"]))
@@ -138,18 +139,19 @@ def _metadata(network: Network) -> dict:
         "intensity": dataclasses.asdict(network.intensity),
         "spacing": network.spacing,
         "slice_axis": network.slice_axis,
+        "channels": network.image_channels,
         "tile": TILE,
         "multiple": MULTIPLE,
         "threshold": network.threshold,
     }
 
 
-def _with_bounds(network: keras.Model) -> tuple[keras.Model, list]:
-    """The network behind the mapping of `low`..`high` to 0..255, and the signature of its inputs."""
-    shapes = {"image": (None, None, 3), "low": (1,), "high": (1,)}
+def _with_bounds(network: keras.Model, count: int) -> tuple[keras.Model, list]:
+    """The network behind the mapping of `low`..`high` to 0..255, `count` of each, and the signature of its inputs."""
+    shapes = {"image": network.input_shape[1:], "low": (count,), "high": (count,)}
     inputs = [keras.Input(shape, name=name, dtype="float32") for name, shape in shapes.items()]
     image = inputs[0]
-    low, high = (keras.ops.reshape(bound, (-1, 1, 1, 1)) for bound in inputs[1:])
+    low, high = (keras.ops.reshape(bound, (-1, 1, 1, count)) for bound in inputs[1:])
     # Clipped first: an empty range then gives 0 times something finite.
     above = keras.ops.maximum(keras.ops.minimum(image, high), low) - low
     outputs = network(above * (255 / keras.ops.maximum(high - low, 1e-30)))
@@ -169,16 +171,18 @@ def _saved_model_function(path: Path) -> Callable[..., np.ndarray]:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)
+    function = loaded.signatures["serving_default"]
+    bounds = function.structured_input_signature[1]["low"].shape[1]
 
     def probabilities(images, low=0.0, high=255.0):
-        feeds = {name: tf.constant(value) for name, value in onnx_feeds(images, low, high).items()}
-        return loaded.signatures["serving_default"](**feeds)["probabilities"].numpy()
+        feeds = {name: tf.constant(value) for name, value in onnx_feeds(images, low, high, bounds).items()}
+        return function(**feeds)["probabilities"].numpy()
 
     return probabilities
 
 
 def _real_images(run, record: RunRecord, count: int = 4) -> tuple[list[np.ndarray], str]:
-    """Up to `count` images, float32 (H, W, 3), 0..255, of the run's validation split, and what they are in words."""
+    """Up to `count` images, float32 (H, W, C), 0..255, of the run's validation split, and what they are in words."""
     try:
         config = record.config
         dataset = open_configured(config, config.data, classes=record.classes, cache_mb=0)
@@ -188,10 +192,9 @@ def _real_images(run, record: RunRecord, count: int = 4) -> tuple[list[np.ndarra
         images = []
     if images:
         return images, f"{len(images)} image(s) of the run's validation split"
-    drawn = [draw_cells(np.random.default_rng(seed))[0] for seed in range(count)]
-    return [
-        scale(image, 0, 255) for image in drawn
-    ], f"{count} drawn images, because the run's data set could not be read"
+    colours = np.arange(record.config.input_channels) % 3
+    drawn = [scale(draw_cells(np.random.default_rng(seed))[0], 0, 255)[..., colours] for seed in range(count)]
+    return drawn, f"{count} drawn images, because the run's data set could not be read"
 
 
 def _largest_difference(network: keras.Model, exported: Callable[..., np.ndarray], images: list[np.ndarray]) -> float:

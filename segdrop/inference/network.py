@@ -13,8 +13,9 @@ from ..data.tiles import in_tiles
 from ..errors import InputError
 from ..folders.run import model_file, open_run
 from ..images.common import from_array
-from ..images.intensity import Intensity, rule_of, scale
-from ..images.picture import Picture, narrow_range
+from ..images.intensity import Bounds, Intensity, rule_of, scale
+from ..images.opening import open_image
+from ..images.picture import Picture, narrow_range, with_channel_axis
 from ..images.resampling import resample, resampled_size
 from ..nets.stored import load_model
 from ..scoring.counts import to_labels
@@ -31,9 +32,11 @@ class Network:
         intensity: the rule that maps an image's values to 0..255.
         spacing: mm per pixel that its images have, or None.
         slice_axis: axis of a NIfTI volume that its slices were cut along.
+        image_channels: number of channels of its images, or None: RGB, with grey repeated to three channels.
         threshold: probability from which a pixel is foreground, for networks with one output channel.
         model: the Keras model, dropout and all; None for an ONNX file.
-        probabilities: maps float32 (N, H, W, 3), 0..255, sides multiples of 32, to float32 (N, H, W, C), 0..1.
+        probabilities: maps float32 (N, H, W, input_channels), 0..255, sides multiples of 32, to float32 (N, H, W, C),
+            0..1.
 
     Example:
         >>> network = segdrop.load("runs/first")
@@ -49,22 +52,44 @@ class Network:
     intensity: Intensity
     spacing: float | None
     slice_axis: int
+    image_channels: int | None
     threshold: float
     model: keras.Model | None
     probabilities: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of what the network takes."""
+        return self.image_channels or 3
+
+    @property
+    def bounds_count(self) -> int:
+        """How many values of an image become 0, and as many 255: one, or one of each channel."""
+        return self.input_channels if self.intensity.by_channel else 1
+
+    def open(self, path: str | os.PathLike, *, huge: bool = False) -> Picture:
+        """Open an image file as the network's images are read; arguments as in `segdrop.images.opening.open_image`.
+
+        Example:
+            >>> picture = segdrop.load("runs/first").open("image.png")
+            >>> picture.height, picture.width, picture.slices
+            (128, 128, None)
+        """
+        return open_image(path, slice_axis=self.slice_axis, huge=huge, channels=self.image_channels)
 
     def preprocess(
         self,
         image: np.ndarray,
         *,
-        bounds: tuple[float, float] | None = None,
+        bounds: Bounds | None = None,
         spacing: tuple[float, float] | None = None,
     ) -> np.ndarray:
-        """What the network takes, float32 (H, W, 3), 0..255, of an image's own values, (H, W) or (H, W, 3) in RGB.
+        """What the network takes, float32 (H, W, input_channels), 0..255, of an image's own values.
 
         Args:
+            image: (H, W, input_channels), by default in RGB; grey may be (H, W).
             bounds: values that become 0 and 255; by default what `intensity` says of this image alone. Of a slice give
-                those of the whole volume (`intensity.bounds(segdrop.images.opening.open_image(path))`).
+                those of the whole volume (`network.intensity.bounds(network.open(path))`).
             spacing: (row, column) mm per pixel; needed where the network has a `spacing`, to which it is resampled.
 
         Raises:
@@ -76,8 +101,20 @@ class Network:
             >>> prepared.shape, float(prepared.max())
             ((50, 70, 3), 255.0)
         """
-        picture = _as_picture(np.asarray(image))
+        picture = self._as_picture(np.asarray(image))
         return self.resample(scale(picture.read(), *(bounds or self.intensity.bounds(picture))), spacing)
+
+    def _as_picture(self, image: np.ndarray) -> Picture:
+        grey = image.ndim == 2 and self.image_channels in (None, 1)
+        if (not grey and (image.ndim != 3 or image.shape[2] != self.input_channels)) or not image.size:
+            shapes = "(H, W) or " * (self.image_channels in (None, 1)) + f"(H, W, {self.input_channels})"
+            raise InputError(f"`image` must have the shape {shapes}, got {image.shape}.")
+        if image.dtype.kind not in "iuf":
+            raise InputError(f"`image` must hold whole or floating-point numbers, got {image.dtype}.")
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise InputError("`image` holds values that are not finite; replace them.")
+        picture = from_array(Path("`image`"), image, narrow_range(image.dtype))
+        return with_channel_axis(picture) if grey and self.image_channels else picture
 
     def resample(self, image: np.ndarray, spacing: tuple[float, float] | None) -> np.ndarray:
         """The image at the network's `spacing`; as it is where that is None."""
@@ -91,7 +128,7 @@ class Network:
         self,
         image: np.ndarray,
         *,
-        bounds: tuple[float, float] | None = None,
+        bounds: Bounds | None = None,
         spacing: tuple[float, float] | None = None,
         tile: int = TILE,
         overlap: int = OVERLAP,
@@ -144,8 +181,10 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
 
         model = in_float32(model)
     names = record.class_names
-    if tuple(model.input_shape) != (None, None, None, 3):
-        raise InputError(f"{path} has a network for {model.input_shape}, not for RGB images of any size.")
+    inputs = record.config.input_channels
+    if tuple(model.input_shape) != (None, None, None, inputs):
+        wanted = "RGB images" if inputs == 3 else f"images of {inputs} channel(s)"
+        raise InputError(f"{path} has a network for {model.input_shape}, not for {wanted} of any size.")
     channels = model.output_shape[-1]
     if len(names) != max(channels, 2):
         raise InputError(f"{path} has a network with {channels} output channels and {len(names)} class names.")
@@ -156,20 +195,11 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
         intensity=rule_of(record.config),
         spacing=record.config.spacing,
         slice_axis=record.config.slice_axis,
+        image_channels=record.config.channels,
         threshold=0.5,
         model=model,
         probabilities=lambda images: np.asarray(model.predict_on_batch(images), np.float32),
     )
-
-
-def _as_picture(image: np.ndarray) -> Picture:
-    if (image.ndim != 2 and image.shape[2:] != (3,)) or not image.size:
-        raise InputError(f"`image` must have the shape (H, W) or (H, W, 3), got {image.shape}.")
-    if image.dtype.kind not in "iuf":
-        raise InputError(f"`image` must hold whole or floating-point numbers, got {image.dtype}.")
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise InputError("`image` holds values that are not finite; replace them.")
-    return from_array(Path("`image`"), image, narrow_range(image.dtype))
 
 
 def _load_onnx(path: Path) -> Network:
@@ -179,14 +209,20 @@ def _load_onnx(path: Path) -> Network:
 
     metadata, probabilities = open_onnx(path)
     try:
-        rule = metadata["intensity"]
+        rule, channels = metadata["intensity"], metadata.get("channels")
         return Network(
             path=path,
             class_names=tuple(metadata["class_names"]),
-            channels=probabilities(np.zeros((1, MULTIPLE, MULTIPLE, 3), np.float32)).shape[-1],
-            intensity=Intensity(rule["rule"], tuple(rule["percentiles"]), rule["window"] and tuple(rule["window"])),
+            channels=probabilities(np.zeros((1, MULTIPLE, MULTIPLE, channels or 3), np.float32)).shape[-1],
+            intensity=Intensity(
+                rule["rule"],
+                tuple(rule["percentiles"]),
+                rule["window"] and tuple(rule["window"]),
+                rule.get("by_channel", False),
+            ),
             spacing=metadata["spacing"],
             slice_axis=metadata["slice_axis"],
+            image_channels=channels,
             threshold=metadata["threshold"],
             model=None,
             probabilities=probabilities,

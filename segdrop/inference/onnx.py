@@ -24,9 +24,10 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
 
     Returns:
         The metadata: `format` (1), `segdrop` (the version that wrote it), `class_names`, `intensity` (`rule`,
-        `percentiles`, `window`), `spacing` in mm per pixel or None, `slice_axis`, `tile` in pixels, `multiple` (what
-        sides must be multiples of), `threshold`; and the network as a function from images, float32 (N, H, W, 3),
-        0..255, to probabilities, float32 (N, H, W, C). It runs on a GPU where onnxruntime has one.
+        `percentiles`, `window`, `by_channel`), `spacing` in mm per pixel or None, `slice_axis`, `channels` of the
+        images or None for RGB, `tile` in pixels, `multiple` (what sides must be multiples of), `threshold`; and the
+        network as a function from images, float32 (N, H, W, channels), 0..255, to probabilities, float32 (N, H, W, C).
+        It runs on a GPU where onnxruntime has one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,12 +92,14 @@ def onnx_session(path: Path, providers: list[str]):
 
 def onnx_function(session) -> Callable[..., np.ndarray]:
     def probabilities(images, low=0.0, high=255.0):
-        return session.run(["probabilities"], onnx_feeds(images, low, high))[0]
+        bounds = {tensor.name: tensor.shape for tensor in session.get_inputs()}["low"][1]
+        return session.run(["probabilities"], onnx_feeds(images, low, high, bounds))[0]
 
     return probabilities
 
 
-def onnx_feeds(images, low, high) -> dict[str, np.ndarray]:
+def onnx_feeds(images, low, high, count: int) -> dict[str, np.ndarray]:
+    """The inputs of an exported network, which takes `count` bounds of each image: one, or one for each channel."""
     bounds = {"low": low, "high": high}
-    columns = {name: np.full((len(images), 1), value, np.float32) for name, value in bounds.items()}
+    columns = {name: np.full((len(images), count), value, np.float32) for name, value in bounds.items()}
     return {"image": np.asarray(images, np.float32), **columns}

@@ -14,7 +14,6 @@ from ..conventions import OVERLAP, TILE
 from ..data.tiles import tile_rows
 from ..errors import InputError
 from ..files import write_csv
-from ..images.opening import open_image
 from ..scoring.uncertainty import Uncertainty, from_moments
 from ..show.tables import Table
 from .ensemble import Function, combine, load_alike
@@ -133,7 +132,7 @@ def predict_uncertainty(
 
     Args:
         run: a run's folder, a finished sweep's (its folds' models) or what `segdrop.load` gave, or several of them.
-        image: (H, W) or (H, W, 3) in RGB with its own values, or the file of a single image.
+        image: an array with its own values, as `Network.preprocess` takes it, or the file of a single image.
         samples: Monte Carlo dropout samples of each network; 0: each predicts once, without dropout, so that what
             differs is the networks (or the views of `tta`).
         seed, rate: of the samples, see `surgery.sampling.MonteCarlo`.
@@ -159,7 +158,7 @@ def predict_uncertainty(
     networks = load_alike(runs)
     bounds = None
     if isinstance(image, (str, os.PathLike)):
-        picture = open_image(image, slice_axis=networks[0].slice_axis)
+        picture = networks[0].open(image)
         if picture.slices is not None:
             raise InputError(f"`image` has {picture.slices} slices: {image}; give one of them as an array.")
         bounds, spacing, image = networks[0].intensity.bounds(picture), spacing or picture.spacing, picture.read()

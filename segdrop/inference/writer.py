@@ -15,11 +15,10 @@ from ..errors import InputError
 from ..files import write_atomically
 from ..images.intensity import scale
 from ..images.nifti import NIFTI_SUFFIXES, write_volume_mask
-from ..images.opening import open_image
 from ..images.picture import Picture
 from ..scoring.counts import to_labels
 from ..scoring.uncertainty import from_moments
-from ..show.plots import heat, overlay
+from ..show.plots import heat, overlay, visible
 from .canvas import HUGE_PIXELS, Work, clear, file_version, write_png, write_tiff
 from .ensemble import Function
 from .inputs import Job
@@ -42,7 +41,7 @@ class Writer:
         """Predict one file and write its results; the row of one that cannot be read says what is wrong with it."""
         home = self.out / job.name
         try:
-            picture = open_image(job.file, slice_axis=self.network.slice_axis, huge=True)
+            picture = self.network.open(job.file, huge=True)
             bounds = self.network.intensity.bounds(picture)
             version = file_version(job.file)
         except PermissionError as error:
@@ -167,7 +166,7 @@ class Writer:
             seen = np.concatenate([picture.rows(y, y + 1)[:, ::step] for y in rows])
         else:
             seen = picture.read(index)[::step, ::step]
-        write_png(self._path(job, "_overlay.png"), overlay(scale(seen, *bounds), labels[index]))
+        write_png(self._path(job, "_overlay.png"), overlay(visible(scale(seen, *bounds)), labels[index]))
         if self.options.uncertainty:
             canvas = work.canvases["uncertainty"]
             plane = index * canvas.planes  # of the predictive entropy

@@ -17,6 +17,11 @@ PALETTE = np.array([colormaps["tab10"].colors[i] for i in (9, 1, 8, 2, 0, 3, 6, 
 STYLES = ("-", "--", "-.", ":")  # so that lines that coincide are all seen
 
 
+def visible(image: np.ndarray) -> np.ndarray:
+    """What people are shown of an image, (H, W, C): the first three channels as RGB, of fewer the first as grey."""
+    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.ndarray:
     """Colour the foreground classes of `labels`, uint8 (H, W), over `image`, (H, W, 3), 0..255; uint8 (H, W, 3)."""
     foreground = (labels > 0) & (labels != IGNORED)

@@ -209,8 +209,9 @@ def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
     from ..data.augment import Sampler, load_augmentation
     from ..training.building import build_model, find_weights, start_from
 
+    colours = configs[0].has_colours  # of all arms alike
     for augment, size in {(config.augment, config.crop_size) for config in configs}:
-        Sampler(load_augmentation(augment), size)(*dataset.read(0), (0,))
+        Sampler(load_augmentation(augment, colours=colours), size).check(*dataset.read(0))
     built = set()
     for config in configs:
         rates = config.encoder_dropout

@@ -53,6 +53,7 @@ def build_model(config: TrainConfig, class_names, weights: str | None, precision
     with precision_policy(precision):
         model = build_unet(
             config.encoder,
+            input_shape=(None, None, config.input_channels),
             classes=1 if len(class_names) == 2 and config.classes != 2 else len(class_names),
             encoder_weights=weights,
             encoder_dropout=config.encoder_dropout,

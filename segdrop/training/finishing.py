@@ -96,5 +96,6 @@ def example_panels(model: keras.Model, samples: Samples, count: int) -> tuple[li
     panels = []
     for index in chosen:
         images, truth = batches.read([index])
-        panels.append(plots.panel(images[0], truth[0, ..., 0], to_labels(model.predict_on_batch(images))[0]))
+        predicted = to_labels(model.predict_on_batch(images))[0]
+        panels.append(plots.panel(plots.visible(images[0]), truth[0, ..., 0], predicted))
     return panels, [samples.dataset.ids[index] for index in chosen]

@@ -30,7 +30,7 @@ class Samples:
     augmentation: A.Compose
 
     def __post_init__(self):
-        self._sampler(*self.dataset.read(int(self.split["train"][0])), (0,))  # an augmentation that fails does so here
+        self._sampler.check(*self.dataset.read(int(self.split["train"][0])))
 
     @property
     def steps(self) -> int:

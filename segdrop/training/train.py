@@ -134,7 +134,8 @@ class _Run:
 def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     """Check everything, build the network, and make the folder of a new run."""
     run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(datetime.now())
-    augmentation = load_augmentation(config.augment) if augmentation is None else augmentation
+    if augmentation is None:
+        augmentation = load_augmentation(config.augment, colours=config.has_colours)
     if run_dir.exists():
         create_run(run_dir, 0)  # says so before the data set is read
     dataset = open_configured(config)
