@@ -155,6 +155,7 @@ def test_the_metadata_tell_how_images_were_prepared(unet_run):
         "spacing": None,
         "slice_axis": 2,
         "channels": None,
+        "context_slices": 0,
         "tile": 1024,
         "multiple": 32,
         "threshold": 0.5,

@@ -30,7 +30,7 @@ _FIXED = {
     "seed": "give `seeds`",
     **dict.fromkeys(("data", "run_dir", "resume", "from_sweep", "cache_mb", "gpus"), "it is no part of an arm"),
     **dict.fromkeys(
-        ("classes", "ignore_value", "spacing", "slice_axis", "channels", "stratify", "val_fraction"),
+        ("classes", "ignore_value", "spacing", "slice_axis", "channels", "context_slices", "stratify", "val_fraction"),
         "arms must be scored on the same images",
     ),
 }

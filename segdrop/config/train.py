@@ -38,6 +38,7 @@ Factor = Annotated[
 Millimetres = Annotated[float, within("a positive number of millimetres", lambda value: value > 0)]
 Axis = Annotated[int, Rule("0, 1 or 2", lambda value: is_whole(value) and 0 <= value <= 2)]
 Channels = Annotated[int, at_least(1), within("at most 512", lambda value: value <= 512)]  # as OpenCV takes them
+Context = Annotated[int, at_least(0), within("at most 255", lambda value: value <= 255)]
 ENCODER_RULE = Rule(
     f"one of {', '.join(ENCODERS)}, or keras:NAME of keras.applications",
     lambda value: isinstance(value, str) and (value in ENCODERS or value.startswith("keras:")),
@@ -59,6 +60,11 @@ def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str | N
     if spatial and kind not in (None, "spatial"):
         raise InputError(f"`spatial` contradicts {name}={kind!r}; give one of them.")
     return "spatial" if spatial else kind
+
+
+def count_inputs(channels: int | None, context_slices: int) -> int:
+    """Channels of what a network is given: those of the images, by default three; or a slice and its context."""
+    return 2 * context_slices + 1 if context_slices else channels or 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +160,8 @@ class TrainConfig:
     """Axis (0, 1 or 2) along which NIfTI volumes are cut into slices."""
     channels: Channels | None = None
     """Channels of the images, 1: grey, as they are stored; by default RGB, with grey repeated to three channels."""
+    context_slices: Context = 0
+    """Slices of a grey volume before and after each slice that the network is given as channels beside it."""
     stratify: str | None = None
     """Column of a CSV file of the data set to balance the split by."""
     val_fraction: Third = 0.15
@@ -191,6 +199,11 @@ class TrainConfig:
                 f"`encoder_weights` is {self.encoder_weights!r}, but the encoder's weights come from "
                 f"init_from={self.init_from!r}; leave one of them out, or take init_parts='decoder'."
             )
+        if self.context_slices and self.channels not in (None, self.input_channels):
+            raise InputError(
+                f"`channels` must be {self.input_channels} with context_slices={self.context_slices}, or left out, "
+                f"got channels={self.channels}."
+            )
         if self.freeze_epochs > self.epochs:
             raise InputError(f"`freeze_epochs` must be at most epochs={self.epochs}, got {self.freeze_epochs}.")
         if self.resume and self.run_dir is None:
@@ -210,12 +223,12 @@ class TrainConfig:
     @property
     def input_channels(self) -> int:
         """Channels of what the network is given."""
-        return self.channels or 3
+        return count_inputs(self.channels, self.context_slices)
 
     @property
     def has_colours(self) -> bool:
         """Whether the images are taken for RGB or grey, and not for channels of another meaning."""
-        return self.channels in (None, 1)
+        return self.channels in (None, 1) and not self.context_slices
 
     @property
     def rates(self) -> list[float]:

@@ -121,6 +121,15 @@ def check_splits(splits, groups: Sequence[str], shared: Sequence[bool], given: b
     yield from told(crossing, f"{{n}} {kind} on both sides of the given split{advice}", show=False)
 
 
+def check_context(entries: Sequence[Entry], groups: Sequence[str], context: int) -> list[str]:
+    """Volumes in several groups, whose slices could see those of another side of a split."""
+    homes = defaultdict(set)
+    for entry, group in zip(entries, groups, strict=True):
+        homes[entry.file].add(group)
+    divided = [entry.id for entry in entries if context and len(homes[entry.file]) > 1 and not entry.part]
+    return told(divided, "{n} volume(s) in several groups, which `context_slices` would mix")
+
+
 def on_both_sides(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
     """The groups that are in more than one split."""
     sides = defaultdict(set)

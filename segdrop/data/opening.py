@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.train import TrainConfig
+from ..config.train import TrainConfig, count_inputs
 from ..errors import InputError
 from ..images.intensity import Intensity, rule_of
 from ..images.resampling import resampled_size
 from .checking import (
     SPLITS,
     check_column,
+    check_context,
     check_files,
     check_ids,
     check_splits,
@@ -41,6 +42,7 @@ def open_dataset(
     spacing: float | None = None,
     slice_axis: int = 2,
     channels: int | None = None,
+    context_slices: int = 0,
 ) -> Dataset:
     """Find, decode and check every pair of a data set; report everything that is wrong with it at once.
 
@@ -58,6 +60,7 @@ def open_dataset(
         spacing: mm per pixel that images and masks are resampled to; None: as they are.
         slice_axis: the axis of NIfTI volumes that is cut into slices.
         channels: of the images, which are read as they are stored; None: RGB, with grey repeated to three channels.
+        context_slices: slices before and after each slice of a grey volume that become channels beside it.
 
     Raises:
         FileNotFoundError: `path` or a part of it does not exist.
@@ -81,7 +84,7 @@ def open_dataset(
     names, colours = read_classes(path if path.is_dir() else path.parent)
 
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
-    store = Store(files, colours, slice_axis, channels, cache_mb * 2**20)
+    store = Store(files, colours, slice_axis, channels, context_slices, cache_mb * 2**20)
     scans = scan_files(store, intensity)
     entries = entries_of(listing, scans)
 
@@ -100,6 +103,7 @@ def open_dataset(
         *check_column(entries, "group"),
         *check_strata(entries, stratify),
         *check_splits(splits, groups, shared, bool(given_groups)),
+        *check_context(entries, groups, context_slices),
         *bad_spacings,
     ]
     if problems:
@@ -117,7 +121,7 @@ def open_dataset(
         strata=column_of(entries, stratify),
         sizes=np.array(sizes),
         digest=_digest((count, names, colours), entries),
-        channels=channels or 3,
+        channels=count_inputs(channels, context_slices),
         _places=tuple((entry.file, entry.part) for entry in entries),
         _bounds=tuple(scan.bounds for scan in scans),
         _spacings=tuple(spacings),
@@ -213,4 +217,5 @@ def open_configured(
         spacing=config.spacing,
         slice_axis=config.slice_axis,
         channels=config.channels,
+        context_slices=config.context_slices,
     )

@@ -92,7 +92,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
             counts += np.bincount(labels.ravel(), minlength=256)
             if part < (image.slices or 1):
                 path = store.files[file][0]
-                store.offer(file, part, image.read(part), labels, image.slices is not None)
+                store.offer(file, part, image.read_alone(part), labels, image.slices)
     except (OSError, ValueError) as error:
         kind = MISFIT if isinstance(error, OtherChannels) else kind
         reason = first_line(error).removeprefix(f"{path}: ").removesuffix(".")

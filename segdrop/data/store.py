@@ -10,7 +10,7 @@ import numpy as np
 from ..conventions import IGNORED
 from ..errors import InputError
 from ..images.opening import open_image
-from ..images.picture import Picture
+from ..images.picture import Picture, in_context
 
 
 class Store:
@@ -24,31 +24,42 @@ class Store:
         colours: dict | None,
         slice_axis: int,
         channels: int | None,
+        context: int,
         budget: int,
     ):
-        self.files, self.colours, self.slice_axis, self.channels = files, colours, slice_axis, channels
-        self.budget = budget
+        self.files, self.colours, self.slice_axis = files, colours, slice_axis
+        self.channels, self.context, self.budget = channels, context, budget
         self.slices: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._volumes: OrderedDict[int, tuple[Picture, Picture]] = OrderedDict()
-        self._volume_files: set[int] = set()
+        self._counts: dict[int, int] = {}  # slices of the files that are volumes
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     def open(self, file: int) -> tuple[Picture, Picture]:
         return self.open_image(file), self.open_mask(file)
 
     def open_image(self, file: int) -> Picture:
-        return open_image(self.files[file][0], slice_axis=self.slice_axis, channels=self.channels)
+        path = self.files[file][0]
+        return open_image(path, slice_axis=self.slice_axis, channels=self.channels, context=self.context)
 
     def open_mask(self, file: int) -> Picture:
         return open_image(self.files[file][1], slice_axis=self.slice_axis)
 
     def read(self, file: int, part: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image as stored and mask as class indices or stored values, uint8 (H, W)."""
-        pair = self.slices.get((file, part))
-        if pair is not None:
-            return pair
-        image, mask = self._open_volume(file) if file in self._volume_files else self.open(file)
-        return image.read(part), read_mask(mask, part, self.colours)
+        """Image as stored, in its context, and mask as class indices or stored values, uint8 (H, W)."""
+        image = in_context(lambda number: self._image(file, number), part, self._counts.get(file, 1), self.context)
+        return image, self._mask(file, part)
+
+    def _image(self, file: int, part: int) -> np.ndarray:
+        if (file, part) in self.slices:
+            return self.slices[file, part][0]
+        picture = self._open_volume(file)[0] if file in self._counts else self.open_image(file)
+        return picture.read_alone(part)
+
+    def _mask(self, file: int, part: int) -> np.ndarray:
+        if (file, part) in self.slices:
+            return self.slices[file, part][1]
+        picture = self._open_volume(file)[1] if file in self._counts else self.open_mask(file)
+        return read_mask(picture, part, self.colours)
 
     def _open_volume(self, file: int) -> tuple[Picture, Picture]:
         with self._opening:
@@ -59,15 +70,16 @@ class Store:
             self._volumes.move_to_end(file)
             return self._volumes[file]
 
-    def offer(self, file: int, part: int, image: np.ndarray, mask: np.ndarray, is_volume: bool) -> None:
+    def offer(self, file: int, part: int, image: np.ndarray, mask: np.ndarray, slices: int | None) -> None:
+        """Keep a pair if there is room; `slices`: how many its volume has, or None."""
         size = image.nbytes + mask.nbytes
         with self._lock:
-            if is_volume:
-                self._volume_files.add(file)
+            if slices is not None:
+                self._counts[file] = slices
             if size <= self.budget:
                 self.budget -= size
                 # A view of a slice would keep the whole volume.
-                self.slices[file, part] = (image.copy(), mask.copy()) if is_volume else (image, mask)
+                self.slices[file, part] = (image, mask) if slices is None else (image.copy(), mask.copy())
 
 
 def read_mask(picture: Picture, part: int, colours: dict | None) -> np.ndarray:

@@ -68,7 +68,7 @@ class Intensity:
 
 def rule_of(config: TrainConfig) -> Intensity:
     """How values become 0..255 in training with `config` and in prediction with its model."""
-    by_channel = config.channels is not None
+    by_channel = config.channels is not None and not config.context_slices
     return Intensity(config.intensity, config.intensity_percentiles, config.intensity_window, by_channel)
 
 
@@ -95,7 +95,7 @@ def _samples(picture: Picture) -> np.ndarray:
     total = picture.height * picture.width * picture.channels * (picture.slices or 1)
     step = max(1, math.ceil(math.sqrt(total / SAMPLES)))
     if picture.slices is not None:
-        return np.concatenate([picture.read(index)[::step, ::step].ravel() for index in range(picture.slices)])
+        return np.concatenate([picture.read_alone(index)[::step, ::step].ravel() for index in range(picture.slices)])
     height = max(1, _BAND_PIXELS // picture.width)
     bands = ((top, picture.rows(top, top + height)) for top in range(0, picture.height, height))
     return np.concatenate([band[-top % step :: step, ::step].ravel() for top, band in bands])

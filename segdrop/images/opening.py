@@ -1,6 +1,7 @@
 """Opening an image of any format."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,12 @@ def is_image(path: Path) -> bool:
 
 
 def open_image(
-    path: str | os.PathLike, *, slice_axis: int = 2, huge: bool = False, channels: int | None = None
+    path: str | os.PathLike,
+    *,
+    slice_axis: int = 2,
+    huge: bool = False,
+    channels: int | None = None,
+    context: int = 0,
 ) -> Picture:
     """Open an image file; an ordinary image is decoded here, frames, pages and huge images when they are read.
 
@@ -65,10 +71,11 @@ def open_image(
         slice_axis: 0, 1 or 2, of NIfTI volumes.
         huge: also open TIFFs of more than `MAX_PIXELS` pixels, for `Picture.rows`.
         channels: number of channels; None: grey or RGB.
+        context: slices before and after each slice of a grey volume that `Picture.read` gives as channels; 0: none.
 
     Raises:
         FileNotFoundError: there is no such file.
-        OtherChannels: it has another number of channels.
+        OtherChannels: it has another number of channels, or is no grey volume where there is a context.
         InputError: it cannot be read as an image; one sentence.
 
     Example:
@@ -83,11 +90,16 @@ def open_image(
         raise FileNotFoundError(f"There is no image file {path}.")
     if slice_axis not in (0, 1, 2):
         raise InputError(f"`slice_axis` must be 0, 1 or 2, got slice_axis={slice_axis!r}.")
-    picture = _open(path, slice_axis, huge, channels)
+    picture = _open(path, slice_axis, huge, 1 if context else channels)
+    has = "is grey" if picture.channels == 1 else f"has {picture.channels} channels"
+    if context:
+        if picture.channels > 1 or picture.slices is None:
+            fault = has if picture.channels > 1 else "is a single image"
+            raise OtherChannels(f"{path}: {fault}; `context_slices` needs grey volumes of several slices.")
+        return replace(picture, context=context)
     if channels is None:
         return picture
     if picture.channels != channels:
-        has = "is grey" if picture.channels == 1 else f"has {picture.channels} channels"
         raise OtherChannels(f"{path}: {has}; `channels` asks for {channels}.")
     return with_channel_axis(picture) if channels == 1 else picture
 

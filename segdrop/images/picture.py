@@ -34,6 +34,7 @@ class Picture:
         value_range: lowest and highest value that the file's integer type can hold, in the values of `read`; None
             for floating point.
         window: lowest and highest value that the file itself asks to show, in the values of `read`, or None.
+        context: how many slices of a grey volume before and after each one `read` gives as channels beside it.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Picture:
     patient: str | None = field(default=None, repr=False)
     value_range: tuple[float, float] | None = None
     window: tuple[float, float] | None = None
+    context: int = 0
     _slice: Callable[[int], np.ndarray] = field(default=None, repr=False)  # type: ignore[assignment]
     _band: Callable[[int, int], np.ndarray] | None = field(default=None, repr=False)
     _nifti: tuple[Any, Any, int] | None = field(default=None, repr=False)  # class, blanked header, slice axis
@@ -53,11 +55,16 @@ class Picture:
     def read(self, index: int = 0) -> np.ndarray:
         """Slice number `index`, values as stored, after the file's own rescaling: (H, W), or (H, W, 3) in RGB.
 
-        Of an image that was opened with `channels` (H, W, channels). uint8, uint16, int16 or float32; finite.
+        Of an image that was opened with `channels` (H, W, channels), with `context` (H, W, 2 * context + 1). uint8,
+        uint16, int16 or float32; finite.
 
         Raises:
             InputError: the slice cannot be decoded.
         """
+        return in_context(self.read_alone, index, self.slices or 1, self.context)
+
+    def read_alone(self, index: int = 0) -> np.ndarray:
+        """A slice as `read` gives it, without its context."""
         if not 0 <= index < (self.slices or 1):
             raise IndexError(f"{self.path} has no slice {index}.")
         with naming_file(self.path):
@@ -74,6 +81,15 @@ class Picture:
         """
         with naming_file(self.path):
             return self._slice(0)[top:bottom] if self._band is None else self._band(top, bottom)
+
+
+def in_context(read: Callable[[int], np.ndarray], index: int, slices: int, context: int) -> np.ndarray:
+    """Slice `index` of those that `read` gives; with `context` as many before and after it, too, as channels in their
+    order: (H, W, 2 * context + 1). Beyond the volume's ends its first and its last slice are repeated."""
+    if not context:
+        return read(index)
+    numbers = np.clip(np.arange(index - context, index + context + 1), 0, slices - 1)
+    return np.stack([read(int(number)) for number in numbers], axis=-1)
 
 
 def with_channel_axis(picture: Picture) -> Picture:

@@ -37,7 +37,15 @@ def load_alike(runs: Sequence[str | os.PathLike | Network], precision: str = "st
             networks += [load(member, precision=precision) for member in (fold_runs(run) if is_sweep(run) else [run])]
     first = networks[0]
     for other in networks[1:]:
-        for what in ("class_names", "channels", "intensity", "spacing", "slice_axis", "image_channels"):
+        for what in (
+            "class_names",
+            "channels",
+            "intensity",
+            "spacing",
+            "slice_axis",
+            "image_channels",
+            "context_slices",
+        ):
             if getattr(other, what) != getattr(first, what):
                 raise InputError(
                     f"`ensemble` {other.path} has {what} {getattr(other, what)}, {first.path} has "

@@ -64,7 +64,8 @@ def export(
     32 (pad by reflection), and `low` and `high`, float32 (N, 1): the values of each image that become 0 and 255 (0 and
     255 for 8 bits, 0 and 65535 for 16, a CT's window); values outside are clipped, and an image whose `high` is not
     above its `low` is taken as 0 everywhere. After a training with `channels` image, low and high have so many
-    channels, each with bounds of its own. It gives `probabilities`, float32 (N, H, W, C), C = 1 for a binary one.
+    channels, each with bounds of its own; with `context_slices` K the 2K + 1 channels of image are a slice between
+    those before and after it. It gives `probabilities`, float32 (N, H, W, C), C = 1 for a binary one.
     Number and size of the images are free. With the file go, as JSON, the names of the classes and how the run's images
     were prepared: in the ONNX metadata under `segdrop`, and in `assets.extra/segdrop.json` of a SavedModel.
 
@@ -140,6 +141,7 @@ def _metadata(network: Network) -> dict:
         "spacing": network.spacing,
         "slice_axis": network.slice_axis,
         "channels": network.image_channels,
+        "context_slices": network.context_slices,
         "tile": TILE,
         "multiple": MULTIPLE,
         "threshold": network.threshold,

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from ..config.train import count_inputs
 from ..conventions import MULTIPLE, OVERLAP, TILE
 from ..data.tiles import in_tiles
 from ..errors import InputError
@@ -33,6 +34,7 @@ class Network:
         spacing: mm per pixel that its images have, or None.
         slice_axis: axis of a NIfTI volume that its slices were cut along.
         image_channels: number of channels of its images, or None: RGB, with grey repeated to three channels.
+        context_slices: slices of a grey volume before and after each slice that are channels beside it.
         threshold: probability from which a pixel is foreground, for networks with one output channel.
         model: the Keras model, dropout and all; None for an ONNX file.
         probabilities: maps float32 (N, H, W, input_channels), 0..255, sides multiples of 32, to float32 (N, H, W, C),
@@ -53,6 +55,7 @@ class Network:
     spacing: float | None
     slice_axis: int
     image_channels: int | None
+    context_slices: int
     threshold: float
     model: keras.Model | None
     probabilities: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
@@ -60,7 +63,7 @@ class Network:
     @property
     def input_channels(self) -> int:
         """Channels of what the network takes."""
-        return self.image_channels or 3
+        return count_inputs(self.image_channels, self.context_slices)
 
     @property
     def bounds_count(self) -> int:
@@ -68,14 +71,23 @@ class Network:
         return self.input_channels if self.intensity.by_channel else 1
 
     def open(self, path: str | os.PathLike, *, huge: bool = False) -> Picture:
-        """Open an image file as the network's images are read; arguments as in `segdrop.images.opening.open_image`.
+        """Open an image file as the network's images are read: `preprocess` and `predict` take what `read` gives of it.
+
+        Args:
+            huge: see `segdrop.images.opening.open_image`.
 
         Example:
             >>> picture = segdrop.load("runs/first").open("image.png")
             >>> picture.height, picture.width, picture.slices
             (128, 128, None)
         """
-        return open_image(path, slice_axis=self.slice_axis, huge=huge, channels=self.image_channels)
+        return open_image(
+            path,
+            slice_axis=self.slice_axis,
+            huge=huge,
+            channels=self.image_channels,
+            context=self.context_slices,
+        )
 
     def preprocess(
         self,
@@ -87,7 +99,8 @@ class Network:
         """What the network takes, float32 (H, W, input_channels), 0..255, of an image's own values.
 
         Args:
-            image: (H, W, input_channels), by default in RGB; grey may be (H, W).
+            image: (H, W, input_channels), by default in RGB; grey may be (H, W). With `context_slices` the channels
+                are a slice between those before and after it, as `network.open(path).read(index)` gives them.
             bounds: values that become 0 and 255; by default what `intensity` says of this image alone. Of a slice give
                 those of the whole volume (`network.intensity.bounds(network.open(path))`).
             spacing: (row, column) mm per pixel; needed where the network has a `spacing`, to which it is resampled.
@@ -105,9 +118,10 @@ class Network:
         return self.resample(scale(picture.read(), *(bounds or self.intensity.bounds(picture))), spacing)
 
     def _as_picture(self, image: np.ndarray) -> Picture:
-        grey = image.ndim == 2 and self.image_channels in (None, 1)
+        takes_grey = self.image_channels in (None, 1) and not self.context_slices
+        grey = takes_grey and image.ndim == 2
         if (not grey and (image.ndim != 3 or image.shape[2] != self.input_channels)) or not image.size:
-            shapes = "(H, W) or " * (self.image_channels in (None, 1)) + f"(H, W, {self.input_channels})"
+            shapes = "(H, W) or " * takes_grey + f"(H, W, {self.input_channels})"
             raise InputError(f"`image` must have the shape {shapes}, got {image.shape}.")
         if image.dtype.kind not in "iuf":
             raise InputError(f"`image` must hold whole or floating-point numbers, got {image.dtype}.")
@@ -196,6 +210,7 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
         spacing=record.config.spacing,
         slice_axis=record.config.slice_axis,
         image_channels=record.config.channels,
+        context_slices=record.config.context_slices,
         threshold=0.5,
         model=model,
         probabilities=lambda images: np.asarray(model.predict_on_batch(images), np.float32),
@@ -209,11 +224,12 @@ def _load_onnx(path: Path) -> Network:
 
     metadata, probabilities = open_onnx(path)
     try:
-        rule, channels = metadata["intensity"], metadata.get("channels")
+        rule, channels, context = metadata["intensity"], metadata.get("channels"), metadata.get("context_slices", 0)
+        inputs = count_inputs(channels, context)
         return Network(
             path=path,
             class_names=tuple(metadata["class_names"]),
-            channels=probabilities(np.zeros((1, MULTIPLE, MULTIPLE, channels or 3), np.float32)).shape[-1],
+            channels=probabilities(np.zeros((1, MULTIPLE, MULTIPLE, inputs), np.float32)).shape[-1],
             intensity=Intensity(
                 rule["rule"],
                 tuple(rule["percentiles"]),
@@ -223,6 +239,7 @@ def _load_onnx(path: Path) -> Network:
             spacing=metadata["spacing"],
             slice_axis=metadata["slice_axis"],
             image_channels=channels,
+            context_slices=context,
             threshold=metadata["threshold"],
             model=None,
             probabilities=probabilities,

@@ -166,7 +166,8 @@ class Writer:
             seen = np.concatenate([picture.rows(y, y + 1)[:, ::step] for y in rows])
         else:
             seen = picture.read(index)[::step, ::step]
-        write_png(self._path(job, "_overlay.png"), overlay(visible(scale(seen, *bounds)), labels[index]))
+        shown = visible(scale(seen, *bounds), picture.context)
+        write_png(self._path(job, "_overlay.png"), overlay(shown, labels[index]))
         if self.options.uncertainty:
             canvas = work.canvases["uncertainty"]
             plane = index * canvas.planes  # of the predictive entropy

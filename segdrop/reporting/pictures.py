@@ -75,7 +75,7 @@ def _views(network, dataset: Dataset, indices: Sequence[int], samples: int, seed
         else:
             channels = maps.shape[-1] // 3
             probabilities, uncertainty = maps[..., :channels], from_moments(maps[..., channels:]).mutual_information
-        image = _small(plots.visible(dataset.read(index)[0]))
+        image = _small(plots.visible(dataset.read(index)[0], network.context_slices))
         labels = {"image": np.zeros_like(truth), "truth": truth, "prediction": to_labels(probabilities)}
         pictures = {name: plots.overlay(image, _small(classes, cv2.INTER_NEAREST)) for name, classes in labels.items()}
         yield dataset.ids[index], (pictures, _small(uncertainty))

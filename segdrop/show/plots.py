@@ -17,8 +17,10 @@ PALETTE = np.array([colormaps["tab10"].colors[i] for i in (9, 1, 8, 2, 0, 3, 6, 
 STYLES = ("-", "--", "-.", ":")  # so that lines that coincide are all seen
 
 
-def visible(image: np.ndarray) -> np.ndarray:
-    """What people are shown of an image, (H, W, C): the first three channels as RGB, of fewer the first as grey."""
+def visible(image: np.ndarray, context: int = 0) -> np.ndarray:
+    """What people are shown of an image, (H, W, C): the first three channels as RGB, of fewer the first as grey; of a
+    slice with as many before and after it as `context` says that slice."""
+    image = image[..., context : context + 1] if context else image
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 

@@ -93,9 +93,9 @@ def example_panels(model: keras.Model, samples: Samples, count: int) -> tuple[li
     batches = samples.evaluation("val" if len(samples.split["val"]) else "train")
     members = [batch[0] for batch in batches.plan]
     chosen = [members[i] for i in np.linspace(0, len(members) - 1, min(count, len(members))).round().astype(int)]
-    panels = []
+    panels, context = [], samples.config.context_slices
     for index in chosen:
         images, truth = batches.read([index])
         predicted = to_labels(model.predict_on_batch(images))[0]
-        panels.append(plots.panel(plots.visible(images[0]), truth[0, ..., 0], predicted))
+        panels.append(plots.panel(plots.visible(images[0], context), truth[0, ..., 0], predicted))
     return panels, [samples.dataset.ids[index] for index in chosen]
