@@ -193,7 +193,7 @@ def no_weights(*_):
 def test_a_training_starts_from_a_run_s_weights_looks_for_no_others_and_says_so(
     cells, tmp_path, earlier, monkeypatch, small_unet, capsys
 ):
-    monkeypatch.setattr("segdrop.training.building.find_file", no_weights)
+    monkeypatch.setattr("segdrop.training.building.resolve_weights", no_weights)
     config = starting(cells, tmp_path / "run", earlier, encoder_dropout=0.2, dropout_kind="block")
     start = start_of(lambda: train(config), monkeypatch)
     file = earlier / "model.keras"
@@ -342,7 +342,7 @@ def test_one_training_of_many_starts_there(cells, tmp_path, earlier, monkeypatch
 
 @pytest.mark.slow
 def test_every_training_of_a_sweep_starts_there(cells, tmp_path, earlier, monkeypatch, small_unet, quiet_optuna):
-    monkeypatch.setattr("segdrop.training.building.find_file", no_weights)
+    monkeypatch.setattr("segdrop.training.building.resolve_weights", no_weights)
     settings = dataclasses.replace(starting(cells, "", earlier), run_dir=None)
     sweep(tmp_path / "sweep", SweepConfig(settings, {"encoder_dropout": [0.2]}, folds=2))
     records = [open_run(folder) for folder in sorted((tmp_path / "sweep" / "trainings").iterdir())]

@@ -392,7 +392,7 @@ def test_a_file_that_is_no_weight_file_is_refused(tmp_path):
 def test_a_corrupt_keras_file_is_refused(tmp_path):
     path = tmp_path / "w.keras"
     path.write_bytes(b"not a zip")
-    with pytest.raises(InputError, match=r"w\.keras is neither a Keras 2 HDF5 weight file nor a \.keras model"):
+    with pytest.raises(InputError, match=r"w\.keras is not a Keras model that can be loaded: it is damaged"):
         build(encoder_weights=path)
 
 

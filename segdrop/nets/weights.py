@@ -17,6 +17,7 @@ from .channels import fit_channels
 from .checkpoints import load_checkpoint
 from .encoders import check_published
 from .sites import encoder_layers
+from .stored import load_model
 from .torchvision import RESNETS
 
 
@@ -94,9 +95,9 @@ def load_encoder(model, encoder: str, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
+    if path.suffix == ".keras":
+        return {layer.name: layer.get_weights() for layer in load_model(path).layers}
     try:
-        if path.suffix == ".keras":
-            return {layer.name: layer.get_weights() for layer in keras.saving.load_model(path, compile=False).layers}
         with h5py.File(path) as file:
             group = file.get("model_weights", file)
             return {

@@ -22,7 +22,7 @@ class PartwiseAdamW(keras.optimizers.AdamW):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._factors: dict[str, float] = {}
+        self._factors: dict = {}  # by Keras's key of a variable, the same on all devices
 
     def scale_rate(self, variables: Iterable, factor: float) -> None:
         """Multiply the learning rate of `variables` by `factor`."""
