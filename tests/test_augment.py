@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segdrop import InputError
+from segdrop import InputError, TrainConfig
 from segdrop.cells import draw_cells
 from segdrop.data.augment import PRESETS, Sampler, describe, load_augmentation, restore
 
@@ -211,6 +211,15 @@ def load_preset(name):
 def test_what_is_left_out_is_not_in_the_record():
     assert "ColorJitter" in str(describe(load_augmentation("microscopy")))
     assert "ColorJitter" not in str(describe(load_preset("microscopy")))
+
+
+def test_grey_images_keep_the_whole_preset():
+    grey = IMAGE[..., :1]
+    preset = load_augmentation("microscopy", colours=TrainConfig(channels=1).has_colours)
+    assert describe(preset) == describe(load_augmentation("microscopy"))
+    sampler = Sampler(preset, 96)
+    sampler.check(grey, MASK)
+    assert {sampler(grey, MASK, (seed,))[0].shape for seed in range(20)} == {(96, 96, 1)}
 
 
 def test_a_small_image_of_channels_is_reflected():

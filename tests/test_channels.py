@@ -345,6 +345,8 @@ def test_a_volume_is_predicted_with_each_slice_in_its_context(tmp_path, channel,
     network = segdrop.load(run)
     picture = network.open(tmp_path / "data" / "images" / "v0.nii.gz")
     np.testing.assert_array_equal(picture.read(4), in_context(volume, 4, 2))
+    with pytest.raises(IndexError, match="no slice 6"):
+        picture.read(6)
     np.testing.assert_array_equal(network.labels(network.predict(picture.read(4))), np.asarray(mask.dataobj)[..., 4])
 
 

@@ -353,7 +353,7 @@ def test_large_pictures_are_made_smaller_and_predicted_in_tiles(tmp_path, monkey
         network = load(path)
 
         class Watched:
-            model, class_names = network.model, network.class_names
+            model, class_names, context_slices = network.model, network.class_names, network.context_slices
 
             def probabilities(self, images):
                 sizes.append(images.shape[1:3])

@@ -1,5 +1,6 @@
 """A data set: images, masks, splits and groups, read one by one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Dataset:
     channels: int
     _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
     _bounds: tuple[Bounds, ...] = field(repr=False)  # of each file
+    _extremes: tuple[tuple[float, float], ...] = field(repr=False)  # of each file
     _spacings: tuple[tuple[float, float] | None, ...] = field(repr=False)
     _exact: bool = field(repr=False)  # 8-bit images keep their type
     _lut: np.ndarray = field(repr=False)
@@ -70,6 +72,18 @@ class Dataset:
     def spacing_of(self, index: int) -> tuple[float, float] | None:
         """(row, column) distance in mm of the pixels that `read(index)` gives; None where it is not known."""
         return self._spacings[index]
+
+    def extremes_of(self, indices: Iterable[int]) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Lowest and highest value of some images' files, as stored; and in 0..255 by the intensity rule."""
+        stored, scaled = [], []
+        for file in {self._places[index][0] for index in indices}:
+            stored += self._extremes[file]
+            low, high = self._bounds[file]
+            # Percentiles of each channel fill the range by themselves.
+            scaled += (
+                (0.0, 255.0) if isinstance(low, tuple) else scale(np.array([self._extremes[file]]), low, high).flat
+            )
+        return (min(stored), max(stored)), (float(min(scaled)), float(max(scaled)))
 
     @property
     def cached(self) -> int:

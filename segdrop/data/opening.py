@@ -124,6 +124,7 @@ def open_dataset(
         channels=count_inputs(channels, context_slices),
         _places=tuple((entry.file, entry.part) for entry in entries),
         _bounds=tuple(scan.bounds for scan in scans),
+        _extremes=tuple(scan.extremes for scan in scans),
         _spacings=tuple(spacings),
         _exact=intensity.rule == "dtype",
         _lut=table,

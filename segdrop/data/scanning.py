@@ -28,6 +28,7 @@ class Scan:
         slices, mask_slices: None for one 2-D image.
         values: of the mask.
         bounds: the values that become 0 and 255.
+        extremes: the lowest and the highest value.
         spacing: (row, column) in mm.
         patient: never to be written or shown.
         moved: whether the mask lies elsewhere in space, by the headers.
@@ -41,6 +42,7 @@ class Scan:
     mask_slices: int | None = None
     values: frozenset[int] = frozenset()
     bounds: Bounds = (0.0, 0.0)
+    extremes: tuple[float, float] = (0.0, 0.0)
     spacing: tuple[float, float] | None = None
     patient: str | None = field(default=None, repr=False)
     moved: bool = False
@@ -85,14 +87,16 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
         path, kind = store.files[file][1], UNREADABLE
         mask = store.open_mask(file)
         mask_digest = file_digest(path)
-        counts = np.zeros(256, np.int64)
+        counts, extremes = np.zeros(256, np.int64), []
         for part in range(mask.slices or 1):
             path = store.files[file][1]
             labels = read_mask(mask, part, store.colours)
             counts += np.bincount(labels.ravel(), minlength=256)
             if part < (image.slices or 1):
                 path = store.files[file][0]
-                store.offer(file, part, image.read_alone(part), labels, image.slices)
+                values = image.read_alone(part)
+                extremes += [float(values.min()), float(values.max())]
+                store.offer(file, part, values, labels, image.slices)
     except (OSError, ValueError) as error:
         kind = MISFIT if isinstance(error, OtherChannels) else kind
         reason = first_line(error).removeprefix(f"{path}: ").removesuffix(".")
@@ -104,6 +108,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
         mask_slices=mask.slices,
         values=frozenset(np.flatnonzero(counts).tolist()),
         bounds=bounds,
+        extremes=(min(extremes), max(extremes)),
         spacing=image.spacing,
         patient=image.patient,
         moved=not same_place(image, mask),

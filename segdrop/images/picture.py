@@ -88,6 +88,8 @@ def in_context(read: Callable[[int], np.ndarray], index: int, slices: int, conte
     order: (H, W, 2 * context + 1). Beyond the volume's ends its first and its last slice are repeated."""
     if not context:
         return read(index)
+    if not 0 <= index < slices:
+        raise IndexError(f"There is no slice {index} of {slices}.")
     numbers = np.clip(np.arange(index - context, index + context + 1), 0, slices - 1)
     return np.stack([read(int(number)) for number in numbers], axis=-1)
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -156,11 +157,14 @@ def check(config: SweepConfig) -> tuple[list[dict], Dataset, list[list[np.ndarra
         FileNotFoundError, InputError: the data or the configuration cannot be used.
     """
     from ..data.opening import open_configured
+    from ..training.building import faint_images
     from ..training.device import choose_device
 
     arms = arms_of(config)
     _check_search(config)
     dataset = open_configured(config.train)
+    for warning in faint_images(dataset, np.arange(len(dataset)), config.train.intensity):
+        warnings.warn(warning, stacklevel=2)
     folds = _divide(dataset, config)
     _, precision = choose_device(config.train.mixed_precision)
     _check_arms([config_of(config.train, arm) for arm in arms], dataset)
