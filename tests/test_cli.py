@@ -161,7 +161,7 @@ def test_a_process_ends_with_that_line_and_code(tmp_path):
         (["train", "--encoder-dropout", "lots"], "--encoder-dropout"),
         (["train", "--encoder-dropout", "stage3=0.1,stage3=0.2"], "a block is named twice"),
         (["train", "--encoder-dropout", "stage3=1.5"], "`encoder_dropout` must be a number in [0, 1)"),
-        (["train", "--encoder", "vgg16"], "'resnet152'"),
+        (["train", "--encoder", "vgg17"], "`encoder` must be one of resnet18"),
         (["train", "--dropout-kind", "gauss"], "'gauss'"),
         (["train", "--epochs", "many"], "'many'"),
         (["train", "--epochz", "3"], "--epochz"),
@@ -182,8 +182,8 @@ def test_a_wrong_command_is_one_line(arguments, message, capsys, tmp_path, monke
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_wrong_option_is_one_line_whatever_the_terminal_s_encoding(encoding):
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    done = run("--encoder", "vgg16", env=environment)
-    assert done.stderr.startswith("segdrop: invalid choice 'vgg16' for argument '--encoder'. Expected one of")
+    done = run("--loss", "hinge", env=environment)
+    assert done.stderr.startswith("segdrop: invalid choice 'hinge' for argument '--loss'. Expected one of")
     assert len(done.stderr.splitlines()) == 1 and "helptext" not in done.stderr
 
 

@@ -440,7 +440,7 @@ def test_resuming_with_another_option_names_it(finished, cells):
         ({"lr": math.nan}, "`lr` must be a positive number"),
         ({"encoder_dropout": 1.3}, r"`encoder_dropout` must be a number in \[0, 1\), got encoder_dropout=1.3"),
         ({"encoder_dropout": {"stage3": -1}}, r"`encoder_dropout` must be a number in \[0, 1\)"),
-        ({"encoder": "vgg16"}, "`encoder` must be one of resnet18"),
+        ({"encoder": "vgg17"}, "`encoder` must be one of resnet18"),
         ({"dropout_kind": "gauss"}, "`dropout_kind` must be one of element, spatial, block, path"),
         ({"dropout_block_size": 3}, "`dropout_block_size` needs dropout_kind='block', got None"),
         ({"dropout_kind": "block", "dropout_block_size": 0}, "`dropout_block_size` must be a whole number"),
