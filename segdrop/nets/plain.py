@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers
 
 from ..layers import is_dropout
+from ..surgery.graph import functional_view
 from ..surgery.rebuild import rebuild
 
 
@@ -28,6 +29,7 @@ def with_plain_layers(model: keras.Model) -> keras.Model:
         >>> [type(layer).__name__ for layer in with_plain_layers(model).layers]
         ['InputLayer', 'Dense']
     """
+    model = functional_view(model)
     _number_names(model)
     grouped: list[tuple[layers.Conv2D, list[layers.Conv2D]]] = []
 
