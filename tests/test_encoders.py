@@ -90,6 +90,18 @@ def test_keras_own_lambda_layers_are_replaced_by_layers_that_compute_the_same_an
     np.testing.assert_array_equal(np.asarray(loaded(images)), np.asarray(plain(images)))
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_normalization_becomes_a_rescaling_that_computes_the_same(adapted):
+    given = {} if adapted else {"mean": [100.0, 120.0, 90.0], "variance": [900.0, 1600.0, 2500.0]}
+    normalization = layers.Normalization(**given)
+    if adapted:
+        normalization.adapt(IMAGES)
+    model = keras.Sequential([keras.Input((None, None, 3)), normalization, layers.Conv2D(2, 1)])
+    plain = with_plain_layers(model)
+    assert [type(layer).__name__ for layer in plain.layers] == ["InputLayer", "Rescaling", "Conv2D"]
+    np.testing.assert_allclose(np.asarray(plain(IMAGES)), np.asarray(model(IMAGES)), atol=1e-4)
+
+
 def test_names_that_keras_gives_are_the_same_whenever_an_encoder_is_built():
     first, second = (make_encoder("seresnet18", (64, 64, 3), pretrained=False)[0] for _ in range(2))
     assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]

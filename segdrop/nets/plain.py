@@ -20,7 +20,8 @@ def with_plain_layers(model: keras.Model) -> keras.Model:
     same names in every process, and without dropout of its own.
 
     What is replaced: `x[:, None, None]` by Reshape; the scaled sums of InceptionResNetV2 by Rescaling and Add; slices,
-    convolutions of each and Concatenate by one convolution in groups. Dropout goes because what is asked for in the
+    convolutions of each and Concatenate by one convolution in groups; Normalization, of which tf2onnx takes the
+    statistics for inputs of the network, by Rescaling. Dropout goes because what is asked for in the
     encoder is to be what there is.
 
     Example:
@@ -36,6 +37,9 @@ def with_plain_layers(model: keras.Model) -> keras.Model:
     def call(path, layer, args, kwargs):
         if is_dropout(layer):
             return args[0]
+        if isinstance(layer, layers.Normalization):
+            layer(*args)  # `rebuild` gives weights to all copies, and one that was never called has none
+            return _as_rescaling(model.get_layer(layer.name))(args[0])
         if isinstance(layer, layers.Lambda) and "scale" in layer.arguments:
             stream, branch = args[0]
             scaled = layers.Rescaling(layer.arguments["scale"], name=f"{layer.name}_scale")(branch)
@@ -54,6 +58,15 @@ def with_plain_layers(model: keras.Model) -> keras.Model:
         values = zip(*(part.get_weights() for part in parts), strict=True)
         whole.set_weights([np.concatenate(value, axis=-1) for value in values])
     return copy
+
+
+def _as_rescaling(layer: layers.Normalization) -> layers.Rescaling:
+    """What brings images to mean 0 and deviation 1 as `layer` does."""
+    if layer.weights:  # else its statistics are those that it was made with
+        layer.finalize_state()
+    mean, variance = (np.asarray(value, "float64").reshape(-1) for value in (layer.mean, layer.variance))
+    deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
+    return layers.Rescaling((1 / deviation).tolist(), (-mean / deviation).tolist(), name=layer.name)
 
 
 def _convolutions_of_slices(layer, args) -> list[layers.Conv2D]:
