@@ -181,6 +181,17 @@ def test_a_model_of_the_users_is_copied_with_its_weights_and_left_as_it_is():
         np.testing.assert_array_equal(theirs, saved)
 
 
+def test_a_users_model_takes_images_of_another_size_and_number_of_channels():
+    own = own_encoder(channels=2)
+    model = segdrop.build_unet(own, input_shape=(64, 96, 6))
+    assert model.input_shape == (None, 64, 96, 6)
+    np.testing.assert_allclose(
+        model.get_layer("block1_conv").get_weights()[0],
+        np.tile(own.get_layer("block1_conv").get_weights()[0], (1, 1, 3, 1)) / 3,
+        rtol=1e-6,
+    )
+
+
 def test_skips_of_the_users_own_reach_the_decoder():
     chosen = ["block4_conv", "block3_conv", "block2_conv", "block1_conv"]
     model = segdrop.build_unet(own_encoder(), skips_from=chosen)

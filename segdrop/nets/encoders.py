@@ -143,9 +143,9 @@ def _affine(preprocess: Callable) -> tuple[np.ndarray, np.ndarray, bool]:
 
 
 def _on_images(model: keras.Model, shape, preprocessed: Callable, bgr: bool) -> keras.Model:
-    """A copy of a model for three channels on images of another size or with other channels, pre-processed first."""
+    """A copy of a model on images of another size or with other channels, pre-processed first."""
     image = keras.Input(shape, name="data")
-    x, channels = preprocessed(image), shape[2]
+    x, channels, given = preprocessed(image), shape[2], model.inputs[0].shape[-1]
 
     def call(layer, *args, **kwargs):
         args, kwargs = keras.tree.map_structure(lambda tensor: x if tensor is image else tensor, (args, kwargs))
@@ -156,7 +156,7 @@ def _on_images(model: keras.Model, shape, preprocessed: Callable, bgr: bool) -> 
             return copy_layer(layer)
         lists = {name: value for name, value in layer.get_config().items() if isinstance(value, (list, tuple))}
         return copy_layer(
-            layer, **{n: fit_channels(np.asarray(v), channels, bgr=bgr).tolist() for n, v in lists.items()}
+            layer, **{n: fit_channels(np.asarray(v), channels, given, bgr).tolist() for n, v in lists.items()}
         )
 
     copy = keras.models.clone_model(model, input_tensors=image, clone_function=convert, call_function=call)
@@ -166,7 +166,7 @@ def _on_images(model: keras.Model, shape, preprocessed: Callable, bgr: bool) -> 
         twin = copy.get_layer(layer.name)
         twin.trainable = layer.trainable
         pairs = zip(layer.get_weights(), twin.weights, strict=True)
-        twin.set_weights([v if v.shape == tuple(w.shape) else fit_channels(v, channels, bgr=bgr) for v, w in pairs])
+        twin.set_weights([v if v.shape == tuple(w.shape) else fit_channels(v, channels, given, bgr) for v, w in pairs])
         if hasattr(twin, "finalize_state"):  # Normalization computes with what it derives from its weights
             twin.finalize_state()
     return copy
