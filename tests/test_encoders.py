@@ -19,7 +19,7 @@ from segdrop.nets.skips import find_skips
 from segdrop.training.building import find_weights
 
 FAST = ["vgg16", "mobilenet", "mobilenetv2", "seresnet18"]
-SLOW = ["vgg19", "seresnet34", "seresnet50", "inceptionv3", "inceptionresnetv2", "efficientnetb0", "efficientnetb7"]
+SLOW = ["seresnet50", "inceptionv3", "inceptionresnetv2", "efficientnetb0"]
 GROUPED = ["resnext50", "seresnext50"]
 slow = pytest.mark.slow
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("float32")
