@@ -201,6 +201,20 @@ def test_skips_of_the_users_own_reach_the_decoder():
     assert found.get_layer("decoder_stage0_concat").input[1]._keras_history.operation.name == "block4_out"
 
 
+def test_of_each_scale_the_last_maps_are_taken_that_all_later_ones_depend_on_as_they_were_activated():
+    image = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, 2, "same", activation="relu", name="stem")(image)
+    branch = layers.Conv2D(4, 1, activation="relu", name="in_a_branch")(x)  # at 1/2, but the shortcut goes past it
+    branch = layers.Conv2D(6, 3, 2, "same", name="branch")(branch)
+    x = layers.Add(name="sum")([branch, layers.Conv2D(6, 1, 2, "same", name="shortcut")(x)])
+    x = layers.ReLU(name="activated")(x)
+    x = layers.Conv2D(5, 1, name="transition")(x)  # at 1/4, and linear
+    x = layers.AveragePooling2D(2, name="pool")(x)
+    for number in (16, 32):
+        x = layers.Conv2D(6, 3, 2, "same", activation="relu", name=f"conv{number}")(x)
+    assert find_skips(keras.Model(image, x)) == ("conv16", "pool", "activated", "stem")
+
+
 def test_a_users_model_is_proved_sampled_and_saved_like_the_others(tmp_path):
     model = segdrop.build_unet(own_encoder(), encoder_dropout=0.3, placement="activations", spatial=True)
     segdrop.verify(segdrop.remove_dropout(model), model)

@@ -164,7 +164,6 @@ def _on_images(model: keras.Model, shape, preprocessed: Callable, bgr: bool) -> 
         if isinstance(layer, keras.layers.InputLayer):
             continue
         twin = copy.get_layer(layer.name)
-        twin.trainable = layer.trainable
         pairs = zip(layer.get_weights(), twin.weights, strict=True)
         twin.set_weights([v if v.shape == tuple(w.shape) else fit_channels(v, channels, given, bgr) for v, w in pairs])
         if hasattr(twin, "finalize_state"):  # Normalization computes with what it derives from its weights
