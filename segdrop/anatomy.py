@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 
-INPUT_NORM, STEM = "bn_data", "conv0"  # the two layers that see the input's channels
 LAST_NORM = "bn1"  # after the last unit
 FIRST_UPSAMPLING = ("decoder_stage0_upsampling", "decoder_stage0a_transpose")  # of the two kinds of decoder
 CENTER = "center_block"  # before it, where the encoder ends in a pooling

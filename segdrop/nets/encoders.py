@@ -15,7 +15,7 @@ from ..errors import InputError, first_line
 from ..surgery.rebuild import copy_layer
 from ..surgery.selection import nearest_names
 from .channels import BGR, fit_channels
-from .library import Backbones, sm
+from .library import Backbones, build_backbone, sm
 from .plain import with_plain_layers
 from .skips import check_skips, find_skips
 
@@ -94,8 +94,7 @@ def build_source(encoder: str, pretrained: bool) -> keras.Model:
             name = _name_in_keras(encoder)
             if name is not None:
                 return _in_keras(name)(include_top=False, weights=weights, input_shape=(None, None, 3))
-            build = sm.inject_global_submodules(Backbones.get_backbone)
-            return build(encoder, input_shape=(None, None, 3), weights=weights, include_top=False)
+            return build_backbone(encoder, (None, None, 3), weights)
         except InputError:
             raise
         except Exception as error:  # a download's bare Exception, a network's own demands

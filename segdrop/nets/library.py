@@ -13,4 +13,10 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints the framework's nam
     import segmentation_models as sm
     from segmentation_models.backbones.backbones_factory import Backbones
 
-__all__ = ["Backbones", "sm"]
+__all__ = ["Backbones", "build_backbone", "sm"]
+
+
+def build_backbone(name: str, input_shape, weights: str | None = None):
+    """A network of the library's without its classifier; `weights` is "imagenet" or None."""
+    build = sm.inject_global_submodules(Backbones.get_backbone)
+    return build(name, input_shape=input_shape, weights=weights, include_top=False)

@@ -17,7 +17,7 @@ def find_skips(model: keras.Model) -> tuple[str, ...]:
     """The layers whose maps go to the decoder, at 1/16, 1/8, 1/4 and 1/2 of the image.
 
     Of each scale the last maps that all that follows depends on; where they come from a convolution alone, the
-    activation that it has received. For the library's networks these are the ones that the library names.
+    activation that it has received. For the library's networks but ResNeXt these are the ones that it names.
 
     Raises:
         InputError: the encoder does not end at 1/32 of the image, or has no such maps at one of the scales.

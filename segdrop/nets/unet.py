@@ -14,7 +14,7 @@ from ..surgery.custom import Maker, resolve_layer
 from ..surgery.dropout import insert_dropout
 from .encoders import make_encoder
 from .hub import input_statistics
-from .library import Backbones, sm
+from .library import Backbones, build_backbone, sm
 from .sites import bypass, placement_sites, set_encoder_trainable, unit_rates
 from .torchvision import RESNETS, build_resnet, skips_of
 from .weights import load_encoder, resolve_weights
@@ -191,9 +191,7 @@ def _check_options(encoder, classes, placement, skips, encoder_weights, skips_fr
 def _encoder_and_skips(encoder, input_shape, weights: str | None, skips_from):
     """What the library's Unet is to be built on: a name of its own, or a model; and the skips."""
     if encoder in LIBRARY_RESNETS:
-        build = sm.inject_global_submodules(Backbones.get_backbone)
-        model = build(encoder, input_shape=input_shape, weights=None, include_top=False)
-        return model, Backbones.get_feature_layers(encoder, n=4)
+        return build_backbone(encoder, input_shape), Backbones.get_feature_layers(encoder, n=4)
     if encoder in RESNETS:
         statistics = None if weights is None else input_statistics(Path(weights))
         more = {} if statistics is None else dict(zip(("mean", "std"), statistics, strict=True))
