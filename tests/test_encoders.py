@@ -55,6 +55,7 @@ def test_the_skips_that_are_found_are_those_that_the_library_names(encoder):
 
 @pytest.mark.parametrize("encoder", FAST + [pytest.param(name, marks=slow) for name in SLOW + GROUPED])
 def test_an_encoder_computes_what_its_library_computes_from_what_the_library_makes_of_the_image(encoder):
+    keras.utils.set_random_seed(0)
     model, _ = make_encoder(encoder, (None, None, 3), pretrained=False)
     source = build_source(encoder, pretrained=False)
     preprocess = {
@@ -68,9 +69,12 @@ def test_an_encoder_computes_what_its_library_computes_from_what_the_library_mak
         plain = with_plain_layers(source)
         model.set_weights(plain.get_weights())
     else:
-        source.set_weights([w for layer in model.layers if layer.name != "preprocessing" for w in layer.get_weights()])
+        ours = [layer for layer in model.layers if layer.weights and layer.name != "preprocessing"]
+        theirs = [layer for layer in source.layers if layer.weights and not isinstance(layer, layers.Normalization)]
+        for layer, twin in zip(ours, theirs, strict=True):
+            twin.set_weights(layer.get_weights())
     expected = np.asarray(source(preprocess(IMAGES.copy())))
-    np.testing.assert_allclose(np.asarray(model(IMAGES)), expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(np.asarray(model(IMAGES)), expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_keras_own_lambda_layers_are_replaced_by_layers_that_compute_the_same_and_load_in_safe_mode(tmp_path):
