@@ -25,6 +25,7 @@ MOST_LINES = 5
 # Modules of which every public function has an example.
 ROOMS = [
     "config.arms",
+    "data.fingerprint",
     "data.opening",
     "data.splits",
     "data.tiles",

@@ -1,0 +1,146 @@
+"""What a data set's masks hold: sizes, shares of the classes, and their objects, all in pixels."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from ..conventions import IGNORED
+from .dataset import Dataset
+
+SMALLEST = 4  # pixels; smaller components are specks of an annotation
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The connected components (of 8 neighbours) of a class, those of fewer than SMALLEST pixels left out.
+
+    Attributes:
+        images: int (M,), number of each one's image in the data set.
+        areas: int (M,), pixels.
+        thicknesses: float (M,), twice the largest distance from a pixel's centre to the component's border, in pixels;
+            the image's border ends it, too. Of a line its width, whatever its length.
+        extents: int (M,), the larger side of the bounding box in pixels.
+    """
+
+    images: np.ndarray
+    areas: np.ndarray
+    thicknesses: np.ndarray
+    extents: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the masks of some images hold; pixels are those that `Dataset.read` gives.
+
+    Attributes:
+        indices: int (N,), numbers of the images in the data set; the rows below are in this order.
+        sizes: int (N, 2), heights and widths.
+        shares: float (N, K), of each class in the pixels that are not ignored; 0 where all are.
+        ignored: float (N,), share of the pixels that are ignored.
+        objects: of the classes 1 to K - 1.
+        spacings: (row, column) in mm of each image; None where it is not known.
+    """
+
+    indices: np.ndarray
+    sizes: np.ndarray
+    shares: np.ndarray
+    ignored: np.ndarray
+    objects: tuple[Objects, ...]
+    spacings: tuple[tuple[float, float] | None, ...]
+
+
+def fingerprint(dataset: Dataset, indices: Iterable[int] | None = None) -> Fingerprint:
+    """Read each image and mask once and measure what is there.
+
+    Args:
+        indices: numbers of the images to look at, those of the training, say; by default all.
+
+    Example:
+        >>> from segdrop.data.opening import open_dataset
+        >>> found = fingerprint(open_dataset("data/cells"), range(10))
+        >>> found.sizes.shape, found.shares.shape, int(np.median(found.objects[0].areas))
+        ((10, 2), (10, 2), 474)
+    """
+    numbers = np.arange(len(dataset)) if indices is None else np.array([*indices], int)
+    classes = len(dataset.class_names)
+    return collect(dataset, numbers, read_each(dataset, numbers, lambda image, mask: measure(mask, classes)))
+
+
+def read_each(dataset: Dataset, indices: Iterable[int], function: Callable[[np.ndarray, np.ndarray], T]) -> list[T]:
+    """What `function` gives for each image and mask, several at once.
+
+    Example:
+        >>> from segdrop.data.opening import open_dataset
+        >>> read_each(open_dataset("data/cells"), [0, 5], lambda image, mask: mask.shape)
+        [(128, 128), (128, 128)]
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda index: function(*dataset.read(int(index))), indices))
+
+
+def measure(mask: np.ndarray, classes: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Pixels of each class and of what is ignored, int (K + 1,); and for the classes from 1 on what `components` gives.
+
+    Example:
+        >>> counts, [cells] = measure(np.pad(np.ones((3, 9), np.uint8), 1), classes=2)
+        >>> counts.tolist(), cells.tolist()
+        ([28, 27, 0], [[27.0, 3.0, 9.0]])
+    """
+    counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)
+    objects = [components(mask == index) if counts[index] else np.zeros((0, 3)) for index in range(1, classes)]
+    return np.append(counts[:classes], counts[IGNORED]), objects
+
+
+def components(region: np.ndarray) -> np.ndarray:
+    """Area, thickness and extent, float (M, 3), of each connected component of bool (H, W); see `Objects`.
+
+    Example:
+        >>> components(np.eye(5, 7) > 0).tolist()
+        [[5.0, 1.0, 5.0]]
+    """
+    padded = np.pad(region.astype(np.uint8), 1)  # the image's border is one of the component, too
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(padded, connectivity=8)
+    distances = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    deepest, inside = np.zeros(count, np.float32), labels > 0
+    np.maximum.at(deepest, labels[inside], distances[inside])
+    areas, sides = stats[:, cv2.CC_STAT_AREA], stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    # The transform measures to the centre of the next pixel outside, half a pixel beyond the border.
+    found = np.stack([areas, 2 * deepest - 1, sides.max(axis=1)], axis=1)[1:]
+    return found[found[:, 0] >= SMALLEST]
+
+
+def collect(dataset: Dataset, indices: np.ndarray, measured: list[tuple[np.ndarray, list[np.ndarray]]]) -> Fingerprint:
+    """A fingerprint of what `measure` gave for each of the images.
+
+    Example:
+        >>> from segdrop.data.opening import open_dataset
+        >>> masks = [np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)]
+        >>> found = collect(open_dataset("data/cells"), np.array([0, 5]), [measure(mask, 2) for mask in masks])
+        >>> found.shares.tolist(), found.objects[0].images.tolist()
+        ([[1.0, 0.0], [0.0, 1.0]], [5])
+    """
+    classes = len(dataset.class_names)
+    counts = np.array([row for row, _ in measured]).reshape(-1, classes + 1)
+    pixels, scored = counts.sum(axis=1), counts[:, :classes].sum(axis=1)
+    objects = []
+    for number in range(classes - 1):
+        parts = [found[number] for _, found in measured]
+        areas, thicknesses, extents = np.concatenate([np.zeros((0, 3)), *parts]).T
+        images = np.repeat(indices, [len(part) for part in parts])
+        objects.append(Objects(images, areas.astype(int), thicknesses, extents.astype(int)))
+    return Fingerprint(
+        indices=indices,
+        sizes=dataset.sizes[indices],
+        shares=counts[:, :classes] / np.maximum(scored, 1)[:, None],
+        ignored=counts[:, classes] / pixels,
+        objects=tuple(objects),
+        spacings=tuple(dataset.spacing_of(int(index)) for index in indices),
+    )
