@@ -37,6 +37,9 @@ def test_objects_are_measured_as_they_were_drawn(three_classes):
     assert first.areas.tolist() == [90, 49]
     assert first.thicknesses.tolist() == [3, 7]
     assert first.extents.tolist() == [30, 7]
+    # By hand: the line's rows have distances 1, 2 and 1, its ends 1; the square's rings 24, 16, 8 and 1 pixels.
+    line, square = (90 + 28) / 90, (24 + 2 * 16 + 3 * 8 + 4) / 49
+    np.testing.assert_allclose(first.widths, [4 * (line - 0.5), 4 * (square - 0.5)], rtol=1e-6)
     # The speck of one pixel in the first image is none; the image's border ends what it cuts off.
     assert second.images.tolist() == [1]
     assert (second.areas.tolist(), second.thicknesses.tolist(), second.extents.tolist()) == ([50], [5], [10])

@@ -49,6 +49,7 @@ from segdrop.training.train import _report
 
 def tiny(cells, run_dir, **options):
     defaults = {"encoder": "resnet18", "encoder_weights": "none", "epochs": 2, "batch_size": 2, "crop_size": 32}
+    defaults |= {"steps_per_epoch": "images", "augment": "medical", "scale": 1.0, "patience": 15}
     return TrainConfig(**{**defaults, "data": str(cells), "run_dir": str(run_dir), "mixed_precision": "off", **options})
 
 
@@ -433,7 +434,7 @@ def test_resuming_with_another_option_names_it(finished, cells):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got epochs=0"),
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, or auto, got epochs=0"),
         ({"batch_size": 1.5}, "`batch_size` must be a whole number"),
         ({"crop_size": 100}, "`crop_size` must be a multiple of 32"),
         ({"lr": -1.0}, "`lr` must be a positive number"),

@@ -18,6 +18,7 @@ def run_train(config: TrainConfig) -> None:
 
 def run_sweep(options: SweepOptions) -> None:
     from ..folders.sweep import open_sweep
+    from ..show.plan import plan_table
     from ..sweeps.answer_files import tables
     from ..sweeps.sweep import estimate, sweep, sweep_report
     from ..sweeps.workers import in_words
@@ -27,10 +28,12 @@ def run_sweep(options: SweepOptions) -> None:
     if options.dry_run:
         config = config or SweepConfig.from_json(open_sweep(options.folder)["config"])
         price = estimate(config)
+        if price.plan["choices"]:
+            _console().print(plan_table(price.plan).rich())
         print("\n".join(price.arms))
         print(
             f"{price.trainings} trainings, about {in_words(price.seconds)} one after the other on this machine"
-            f"{', if no patience ends them earlier' if config.train.patience < config.train.epochs else ''}."
+            f"{', if no patience ends them earlier' if price.at_most else ''}."
         )
         return
     if options.report or options.test:

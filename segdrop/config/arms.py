@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .sweep import SweepConfig
-from .train import TrainConfig
+from .train import PLANNED, TrainConfig
 
 RATES, KINDS = (0.1, 0.2, 0.3, 0.5), ("spatial",)  # compared where nothing else is said
 DROPOUT_FIELDS = (
@@ -120,6 +120,8 @@ def subgrids_of(grid) -> list[Mapping]:
                 raise InputError(f"`grid` has an unknown field: {name!r}; the fields are those of `segdrop train`.")
             if name in _FIXED:
                 raise InputError(f"`grid` cannot vary {name!r}: {_FIXED[name]}.")
+            if not isinstance(values, Mapping) and name in PLANNED and "auto" in values:
+                raise InputError(f"`grid` has auto for {name!r}, which is chosen once for all arms; give values.")
             if not isinstance(values, (list, tuple, Mapping)) or not values:
                 raise InputError(f"`grid` needs a list of values for {name!r}, got {values!r}.")
     return list(grid)

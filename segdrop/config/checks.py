@@ -74,11 +74,14 @@ def check_fields(options) -> None:
         choices, rules, optional = _read(hint)
         if value is None and optional:
             continue
-        if choices and value not in choices:
+        if choices and value in choices:
+            continue
+        if choices and not rules:
             raise InputError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {name}={value!r}.")
         for rule in rules:
             if not rule.holds(value):
-                raise InputError(f"`{name}` must be {rule.words}, got {name}={value!r}.")
+                others = "".join(f", or {choice}" for choice in choices)
+                raise InputError(f"`{name}` must be {rule.words}{others}, got {name}={value!r}.")
 
 
 def _read(hint) -> tuple[tuple, list[Rule], bool]:

@@ -57,4 +57,4 @@ class SweepConfig:
 
     @classmethod
     def from_json(cls, stored: dict) -> "SweepConfig":
-        return cls(**{**stored, "train": TrainConfig(**stored["train"])})
+        return cls(**{**stored, "train": TrainConfig.from_json(stored["train"])})

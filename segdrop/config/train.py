@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +28,7 @@ ENCODERS = (
     *(f"efficientnetb{n}" for n in range(8)),
 )
 SKIPS: tuple[str, ...] = typing.get_args(Skips)
+Auto = Literal["auto"]  # left to the plan, which is made from the data before training
 Count = Annotated[int, at_least(1)]
 Crop = Annotated[int, at_least(32), within(f"a multiple of {MULTIPLE}", lambda value: value % MULTIPLE == 0)]
 Classes = Annotated[int, at_least(1), within("at most 255", lambda value: value <= 255)]
@@ -43,9 +45,24 @@ ENCODER_RULE = Rule(
     f"one of {', '.join(ENCODERS)}, or keras:NAME of keras.applications",
     lambda value: isinstance(value, str) and (value in ENCODERS or value.startswith("keras:")),
 )
+Scale = Annotated[float, within("in (0, 4]", lambda value: 0 < value <= 4)]
 Momentum = Annotated[float, within("in [0, 1)", lambda value: 0 <= value < 1)]
 Fraction = Annotated[float, within("in (0, 1]", lambda value: 0 < value <= 1)]
 Third = Annotated[float, within("in (0, 1/3]", lambda value: 0 < value <= 1 / 3)]  # validation and test may both be cut
+
+
+# What is chosen from the data where it is "auto", and what it was in versions that had no plan.
+_WITHOUT_PLAN = {
+    "encoder": "resnet34",
+    "augment": "medical",
+    "scale": 1.0,
+    "crop_size": 128,
+    "batch_size": 8,
+    "steps_per_epoch": "images",
+    "epochs": 30,
+    "patience": 15,
+}
+PLANNED = tuple(_WITHOUT_PLAN)
 
 
 def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str | None:
@@ -73,7 +90,7 @@ class TrainConfig:
 
     Example:
         >>> config = segdrop.TrainConfig(data="data/cells", encoder_dropout=(0.05, 0.3), dropout_kind="block")
-        >>> segdrop.TrainConfig(**config.to_json()) == config
+        >>> segdrop.TrainConfig.from_json(config.to_json()) == config
         True
         >>> segdrop.TrainConfig(crop_size=100)
         Traceback (most recent call last):
@@ -85,25 +102,38 @@ class TrainConfig:
     """Folder with images/ and masks/ (same stems), or a CSV file with the columns image and mask."""
     run_dir: str | None = None
     """The run's own folder; by default a new one under runs/."""
-    epochs: Count = 30
-    """Passes over the training images."""
-    batch_size: Count = 8
-    """Crops per training step."""
-    crop_size: Crop = 128
-    """Height and width of the training crops in pixels, a multiple of 32; smaller images are padded."""
+    minutes: Positive = 15.0
+    """What the training may take, by the plan's estimate, where neither --epochs nor --steps says how long it is."""
+    steps: Count | None = None
+    """Length of the training in steps, instead of --minutes."""
+    epochs: Count | Auto = "auto"
+    """Length of the training in epochs, each of which ends with a validation; auto: by --steps or --minutes, at most
+    40."""
+    steps_per_epoch: Count | Literal["auto", "images"] = "auto"
+    """Length of an epoch: auto: as many steps as have the training images' pixels; images: each image once."""
+    batch_size: Count | Auto = "auto"
+    """Crops per training step; auto: 8, fewer where they are large or memory is small."""
+    crop_size: Crop | Auto = "auto"
+    """Height and width of the training crops in pixels, a multiple of 32; smaller images are padded. auto: by the size
+    of the objects."""
+    scale: Scale | Auto = "auto"
+    """Factor that images and masks are enlarged by before anything else; predictions and scores are on the images' own
+    grid. auto: 1, or less where a crop would not see an object's surroundings."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW, after warm-up and before cosine decay to zero."""
     encoder_lr: Factor = 1.0
     """Factor of the learning rate in the encoder, all training long; 0.1 for pretrained weights, say."""
     loss: Literal["dice_ce", "dice", "focal", "tversky"] = "dice_ce"
     """Dice plus cross-entropy, Dice, focal, or Tversky."""
-    augment: str = "medical"
-    """none, light, medical, microscopy, or an Albumentations file (JSON or YAML)."""
+    augment: str = "auto"
+    """none, light, medical, microscopy, an Albumentations file (JSON or YAML); or auto: medical, or microscopy where an
+    image has many objects."""
     seed: Seed = 0
     """Seed of split, initial weights, order, augmentation and dropout."""
-    encoder: Annotated[str, ENCODER_RULE] = "resnet34"
+    encoder: Annotated[str, ENCODER_RULE] | Auto = "auto"
     """The encoder: resnet18 to resnet152; torchvision_resnet18 to 152, which take weights trained with PyTorch; another
-    of segmentation_models' (vgg16, densenet121, efficientnetb0, ...); or keras:NAME of keras.applications."""
+    of segmentation_models' (vgg16, densenet121, efficientnetb0, ...); or keras:NAME of keras.applications. auto: that
+    of the file of weights or of --init-from, else resnet34."""
     encoder_weights: str = "auto"
     """imagenet; none (random); a weight file; a repository of the Hugging Face Hub (timm/resnet34.a1_in1k) for
     torchvision's; or auto: ImageNet if it can be had, else random with a warning."""
@@ -168,8 +198,8 @@ class TrainConfig:
     """Share of the images cut off for each split that the data set does not give."""
     train_fraction: Fraction = 1.0
     """Share of the training images that are used, whole groups of each stratum; smaller shares lie within larger."""
-    patience: Count = 15
-    """Stop after this many epochs without a better validation Dice."""
+    patience: Count | Auto = "auto"
+    """Stop after this many epochs without a better validation Dice; auto: half of all, at least 15."""
     stop_after: Count | None = None
     """Stop after this many epochs of the learning rate's course over all --epochs."""
     from_sweep: str | None = None
@@ -204,7 +234,14 @@ class TrainConfig:
                 f"`channels` must be {self.input_channels} with context_slices={self.context_slices}, or left out, "
                 f"got channels={self.channels}."
             )
-        if self.freeze_epochs > self.epochs:
+        if self.steps is not None and is_whole(self.epochs) and is_whole(self.steps_per_epoch):
+            total = self.epochs * self.steps_per_epoch  # whole epochs, where the plan has chosen one of the two
+            if not self.steps - max(self.epochs, self.steps_per_epoch) < total <= self.steps:
+                raise InputError(
+                    f"`steps` is {self.steps}, but {self.epochs} epochs of {self.steps_per_epoch} steps are {total}; "
+                    "leave one of them out."
+                )
+        if self.epochs != "auto" and self.freeze_epochs > self.epochs:
             raise InputError(f"`freeze_epochs` must be at most epochs={self.epochs}, got {self.freeze_epochs}.")
         if self.resume and self.run_dir is None:
             raise InputError("`resume` needs run_dir, the folder of the run to continue.")
@@ -285,9 +322,24 @@ class TrainConfig:
         if self.intensity_window is not None and self.intensity != "window":
             raise InputError(f"`intensity_window` needs intensity='window', got {self.intensity!r}.")
 
+    @property
+    def planned(self) -> bool:
+        """Whether nothing is left to the plan."""
+        return all(getattr(self, name) != "auto" for name in PLANNED)
+
     def to_json(self) -> dict:
-        """A JSON-ready dict that `TrainConfig(**d)` turns back into an equal configuration."""
+        """A JSON-ready dict that `TrainConfig.from_json` turns back into an equal configuration."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping) -> "TrainConfig":
+        """The configuration that `to_json` gave, of this version or of one that had no plan.
+
+        Example:
+            >>> segdrop.TrainConfig.from_json({"data": "data/cells", "crop_size": 96}).scale
+            1.0
+        """
+        return cls(**{**_WITHOUT_PLAN, **stored})
 
 
 def default_run_dir(now) -> Path:

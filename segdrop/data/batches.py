@@ -28,27 +28,34 @@ def training_batches(
     seed: int,
     first_epoch: int,
     epochs: int,
+    steps: int | None = None,
     failures: list[Exception] | None = None,
 ) -> tf.data.Dataset:
     """Batches of epochs `first_epoch` to `epochs - 1`, one after the other.
 
-    Every epoch has `steps_per_epoch` full batches in an order of its own; the last is filled up with images of a
-    second shuffle. A sample depends on (seed, epoch, image) alone, so neither the number of workers nor the
-    epoch that a run is resumed at changes it.
+    Every epoch has `steps` full batches, of all images in an order of its own, then in another, as often as it takes. A
+    sample depends on (seed, epoch, image) and how often it has been drawn in this epoch, so neither the number of
+    workers nor the epoch that a run is resumed at changes it.
 
     Args:
+        steps: of an epoch; None: `steps_per_epoch`.
         failures: takes the exception of a sample that fails; what the pipeline raises is one of TensorFlow's.
 
     Yields:
         images: float32 (batch_size, crop_size, crop_size, dataset.channels), 0..255;
         masks: uint8 (batch_size, crop_size, crop_size, 1), class index or IGNORED.
     """
+    wanted = (steps or steps_per_epoch(len(indices), batch_size)) * batch_size
     order = [
-        (epoch, index) for epoch in range(first_epoch, epochs) for index in _shuffle(indices, batch_size, seed, epoch)
+        (epoch, *drawn) for epoch in range(first_epoch, epochs) for drawn in _shuffle(indices, wanted, seed, epoch)
     ]
 
     def load(jobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pairs = [sampler(*dataset.read(index), (seed, epoch, index)) for epoch, index in jobs.tolist()]
+        pairs = [
+            # Without `steps` an image that fills up the last batch is the same sample again, as in earlier versions.
+            sampler(*dataset.read(index), (seed, epoch, index, number) if steps else (seed, epoch, index))
+            for epoch, index, number in jobs.tolist()
+        ]
         return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])[..., None]
 
     def load_in_graph(jobs):
@@ -91,8 +98,13 @@ class EvaluationBatches:
 
     def read(self, batch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """images: float32 (B, H, W, C), 0..255; masks: uint8 (B, H, W, 1), padding and ignored pixels IGNORED."""
-        pairs = [_pad(*self.dataset.read(int(index))) for index in batch]
-        return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
+        images, masks = zip(*(self.dataset.read(int(index)) for index in batch), strict=True)
+        return np.stack([_pad_image(image) for image in images]), np.stack([_pad_mask(mask) for mask in masks])
+
+    def read_with_truths(self, batch: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """images as `read` gives them; truths: uint8 (H, W), as `Dataset.read_with_truth` does."""
+        images, truths = zip(*(self.dataset.read_with_truth(int(index)) for index in batch), strict=True)
+        return np.stack([_pad_image(image) for image in images]), list(truths)
 
     def as_tf_dataset(self, failures: list[Exception] | None = None) -> tf.data.Dataset:
         """All batches, read ahead; for `model.fit(validation_data=...)`. `failures`: as in `training_batches`."""
@@ -125,17 +137,22 @@ def _keeping(failures: list[Exception] | None, function: Callable) -> Callable:
     return call
 
 
-def _shuffle(indices: Sequence[int], batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def _shuffle(indices: Sequence[int], wanted: int, seed: int, epoch: int) -> list[tuple[int, int]]:
+    """`wanted` images in random order, each with how often it was drawn in the epoch before: all equally often, and
+    those of an unfinished round once more."""
     rng = np.random.default_rng((seed, epoch))
-    wanted = steps_per_epoch(len(indices), batch_size) * batch_size
     rounds = -(-wanted // len(indices))
-    return np.concatenate([rng.permutation(np.asarray(indices)) for _ in range(rounds)])[:wanted]
+    drawn = [(int(index), number) for number in range(rounds) for index in rng.permutation(np.asarray(indices))]
+    return drawn[:wanted]
 
 
-def _pad(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pad at the bottom and right to a multiple of 32; the image as float32."""
+def _pad_image(image: np.ndarray) -> np.ndarray:
+    """As float32, padded by reflection at the bottom and right to a multiple of 32."""
+    bottom, right = (-n % MULTIPLE for n in image.shape[:2])
+    return extend(image.astype(np.float32), bottom, right)
+
+
+def _pad_mask(mask: np.ndarray) -> np.ndarray:
+    """(H, W, 1), padded with IGNORED at the bottom and right to a multiple of 32."""
     bottom, right = (-n % MULTIPLE for n in mask.shape)
-    return (
-        extend(image.astype(np.float32), bottom, right),
-        cv2.copyMakeBorder(mask, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORED)[..., None],
-    )
+    return cv2.copyMakeBorder(mask, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORED)[..., None]

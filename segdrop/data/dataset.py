@@ -1,5 +1,6 @@
 """A data set: images, masks, splits and groups, read one by one."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..images.intensity import Bounds, scale
-from ..images.resampling import resample
+from ..images.resampling import resample, scaled_size
 from .store import Store
 
 
@@ -27,6 +28,7 @@ class Dataset:
         splits: the given split ("train", "val", "test") of each pair, or None.
         strata: the value of the column to stratify by of each pair, or None.
         sizes: (N, 2) heights and widths in pixels, of what `read` gives.
+        truth_sizes: (N, 2) those of the masks that predictions are scored against: before `scaled`.
         digest: SHA-256 over classes, ids and file contents.
         channels: of the images that `read` gives.
     """
@@ -39,6 +41,7 @@ class Dataset:
     splits: tuple[str, ...] | None
     strata: tuple[str, ...] | None
     sizes: np.ndarray
+    truth_sizes: np.ndarray
     digest: str
     channels: int
     _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
@@ -52,6 +55,17 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def scaled(self, factor: float) -> "Dataset":
+        """The data set with images and masks enlarged by `factor`, at least to one pixel; scores stay on its own grid.
+
+        Example:
+            >>> from segdrop.data.opening import open_dataset
+            >>> half = open_dataset("data/cells").scaled(0.5)
+            >>> [mask.shape for mask in (half.read(0)[1], half.read_with_truth(0)[1])]
+            [(64, 64), (128, 128)]
+        """
+        return dataclasses.replace(self, sizes=scaled_size(self.truth_sizes, factor))
+
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask number `index`.
 
@@ -59,6 +73,13 @@ class Dataset:
             image: (H, W, channels), by default RGB, 0..255 by the intensity rule; uint8 where 8-bit images are taken as
                 they are (the rule "dtype", not resampled), else float32. mask: uint8 (H, W), class index or IGNORED.
         """
+        return self._read(index, self.sizes[index])
+
+    def read_with_truth(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `read`, but with the mask before `scaled`, which predictions are scored against."""
+        return self._read(index, self.truth_sizes[index])
+
+    def _read(self, index: int, mask_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         file, part = self._places[index]
         image, mask = self._store.read(file, part)
         size = tuple(self.sizes[index].tolist())
@@ -67,10 +88,10 @@ class Dataset:
             image = resample(scale(image, *bounds), size)
         elif image.ndim == 2:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-        return image, resample(cv2.LUT(mask, self._lut), size, nearest=True)
+        return image, resample(cv2.LUT(mask, self._lut), tuple(mask_size.tolist()), nearest=True)
 
     def spacing_of(self, index: int) -> tuple[float, float] | None:
-        """(row, column) distance in mm of the pixels that `read(index)` gives; None where it is not known."""
+        """(row, column) distance in mm of the truth's pixels; None where it is not known."""
         return self._spacings[index]
 
     def extremes_of(self, indices: Iterable[int]) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -23,13 +23,16 @@ class Objects:
         images: int (M,), number of each one's image in the data set.
         areas: int (M,), pixels.
         thicknesses: float (M,), twice the largest distance from a pixel's centre to the component's border, in pixels;
-            the image's border ends it, too. Of a line its width, whatever its length.
+            the image's border ends it, too.
+        widths: float (M,), four times the mean distance from its pixels to the border: of a line its width, whatever
+            its length, of a disc two thirds of the diameter.
         extents: int (M,), the larger side of the bounding box in pixels.
     """
 
     images: np.ndarray
     areas: np.ndarray
     thicknesses: np.ndarray
+    widths: np.ndarray
     extents: np.ndarray
 
     def __len__(self) -> int:
@@ -92,19 +95,19 @@ def measure(mask: np.ndarray, classes: int) -> tuple[np.ndarray, list[np.ndarray
     Example:
         >>> counts, [cells] = measure(np.pad(np.ones((3, 9), np.uint8), 1), classes=2)
         >>> counts.tolist(), cells.tolist()
-        ([28, 27, 0], [[27.0, 3.0, 9.0]])
+        ([28, 27, 0], [[27.0, 3.0, 3.037037037037037, 9.0]])
     """
     counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)
-    objects = [components(mask == index) if counts[index] else np.zeros((0, 3)) for index in range(1, classes)]
+    objects = [components(mask == index) if counts[index] else np.zeros((0, 4)) for index in range(1, classes)]
     return np.append(counts[:classes], counts[IGNORED]), objects
 
 
 def components(region: np.ndarray) -> np.ndarray:
-    """Area, thickness and extent, float (M, 3), of each connected component of bool (H, W); see `Objects`.
+    """Area, thickness, width and extent, float (M, 4), of each connected component of bool (H, W); see `Objects`.
 
     Example:
         >>> components(np.eye(5, 7) > 0).tolist()
-        [[5.0, 1.0, 5.0]]
+        [[5.0, 1.0, 2.0, 5.0]]
     """
     padded = np.pad(region.astype(np.uint8), 1)  # the image's border is one of the component, too
     count, labels, stats, _ = cv2.connectedComponentsWithStats(padded, connectivity=8)
@@ -113,7 +116,8 @@ def components(region: np.ndarray) -> np.ndarray:
     np.maximum.at(deepest, labels[inside], distances[inside])
     areas, sides = stats[:, cv2.CC_STAT_AREA], stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
     # The transform measures to the centre of the next pixel outside, half a pixel beyond the border.
-    found = np.stack([areas, 2 * deepest - 1, sides.max(axis=1)], axis=1)[1:]
+    widths = 4 * (np.bincount(labels.ravel(), distances.ravel(), count) / np.maximum(areas, 1) - 0.5)
+    found = np.stack([areas, 2 * deepest - 1, widths, sides.max(axis=1)], axis=1)[1:]
     return found[found[:, 0] >= SMALLEST]
 
 
@@ -133,9 +137,9 @@ def collect(dataset: Dataset, indices: np.ndarray, measured: list[tuple[np.ndarr
     objects = []
     for number in range(classes - 1):
         parts = [found[number] for _, found in measured]
-        areas, thicknesses, extents = np.concatenate([np.zeros((0, 3)), *parts]).T
+        areas, thicknesses, widths, extents = np.concatenate([np.zeros((0, 4)), *parts]).T
         images = np.repeat(indices, [len(part) for part in parts])
-        objects.append(Objects(images, areas.astype(int), thicknesses, extents.astype(int)))
+        objects.append(Objects(images, areas.astype(int), thicknesses, widths, extents.astype(int)))
     return Fingerprint(
         indices=indices,
         sizes=dataset.sizes[indices],

@@ -43,6 +43,7 @@ def open_dataset(
     slice_axis: int = 2,
     channels: int | None = None,
     context_slices: int = 0,
+    scale: float = 1.0,
 ) -> Dataset:
     """Find, decode and check every pair of a data set; report everything that is wrong with it at once.
 
@@ -61,6 +62,7 @@ def open_dataset(
         slice_axis: the axis of NIfTI volumes that is cut into slices.
         channels: of the images, which are read as they are stored; None: RGB, with grey repeated to three channels.
         context_slices: slices before and after each slice of a grey volume that become channels beside it.
+        scale: factor that images and masks are enlarged by; see `Dataset.scaled`.
 
     Raises:
         FileNotFoundError: `path` or a part of it does not exist.
@@ -111,7 +113,7 @@ def open_dataset(
     splits = splits and tuple(SPLITS[split] for split in splits)
     _remark(path, sorted(listing.pairs), scans, entries, splits)
     default_names = {0: "background"} | ({1: "foreground"} if count == 2 else {})
-    return Dataset(
+    dataset = Dataset(
         path=path,
         ids=tuple(entry.id for entry in entries),
         class_names=tuple(names.get(i, default_names.get(i, f"class {i}")) for i in range(count)),
@@ -120,6 +122,7 @@ def open_dataset(
         splits=splits,
         strata=column_of(entries, stratify),
         sizes=np.array(sizes),
+        truth_sizes=np.array(sizes),
         digest=_digest((count, names, colours), entries),
         channels=count_inputs(channels, context_slices),
         _places=tuple((entry.file, entry.part) for entry in entries),
@@ -130,6 +133,7 @@ def open_dataset(
         _lut=table,
         _store=store,
     )
+    return dataset if scale == 1 else dataset.scaled(scale)
 
 
 def _grid(entries: Sequence[Entry], target: float | None) -> tuple[list, list, list[str]]:
@@ -219,4 +223,5 @@ def open_configured(
         slice_axis=config.slice_axis,
         channels=config.channels,
         context_slices=config.context_slices,
+        scale=1.0 if config.scale == "auto" else config.scale,
     )

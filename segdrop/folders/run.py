@@ -74,6 +74,8 @@ class RunRecord:
         encoder_weights: path of the weights that the encoder began with, or "random".
         weights: of a file of PyTorch's what was loaded: file, sha256, tensors, left_out, and the Hub's revision.
         start: of the earlier run that this one starts from what was taken: file, sha256, parts, layers, new.
+        plan: what was chosen from the data, as `training.planning.Plan.to_json` gives it; of a sweep's trainings, the
+            sweep has it.
         warnings: what the user has to know of the training, one sentence each.
         mixed_precision: off, float16 or bfloat16.
         device: in words.
@@ -89,6 +91,7 @@ class RunRecord:
     encoder_weights: str = "unknown"
     weights: Mapping | None = None
     start: Mapping | None = None
+    plan: Mapping | None = None
     warnings: tuple[str, ...] = ()
     mixed_precision: str = "unknown"
     device: str = "unknown"
@@ -121,7 +124,7 @@ def open_run(path: str | os.PathLike) -> RunRecord:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a run of segdrop: it has no readable {CONFIG}.") from error
     try:
-        config = TrainConfig(**config)
+        config = TrainConfig.from_json(config)
     except TypeError as error:  # a field that this version does not have
         raise InputError(f"{path} was made by another version of segdrop: {error}.") from error
     names = [part.name for part in dataclasses.fields(RunRecord)]

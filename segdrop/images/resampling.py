@@ -1,5 +1,7 @@
 """Resampling to a pixel spacing, and continuing an image past its border."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -23,6 +25,16 @@ def resampled_size(height: int, width: int, spacing: tuple[float, float], target
             f"{columns:.0f} pixels at {target:g} mm per pixel; correct its spacing, or choose a larger `spacing`."
         )
     return round(rows), round(columns)
+
+
+def scaled_size(size: Sequence[int] | np.ndarray, factor: float) -> np.ndarray:
+    """Heights and widths, int (..., 2), of images that are enlarged by `factor`; at least 1.
+
+    Example:
+        >>> scaled_size((101, 200), 0.5).tolist()
+        [50, 100]
+    """
+    return np.maximum(np.round(np.asarray(size) * factor), 1).astype(int)
 
 
 def resample(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:

@@ -42,6 +42,7 @@ def load_alike(runs: Sequence[str | os.PathLike | Network], precision: str = "st
             "channels",
             "intensity",
             "spacing",
+            "scale",
             "slice_axis",
             "image_channels",
             "context_slices",

@@ -139,6 +139,7 @@ def _metadata(network: Network) -> dict:
         "class_names": list(network.class_names),
         "intensity": dataclasses.asdict(network.intensity),
         "spacing": network.spacing,
+        "scale": network.scale,
         "slice_axis": network.slice_axis,
         "channels": network.image_channels,
         "context_slices": network.context_slices,

@@ -17,7 +17,7 @@ from ..images.common import from_array
 from ..images.intensity import Bounds, Intensity, rule_of, scale
 from ..images.opening import open_image
 from ..images.picture import Picture, narrow_range, with_channel_axis
-from ..images.resampling import resample, resampled_size
+from ..images.resampling import resample, resampled_size, scaled_size
 from ..nets.stored import load_model
 from ..scoring.counts import to_labels
 
@@ -32,6 +32,7 @@ class Network:
         channels: number C of its output channels: 1, or one for each class.
         intensity: the rule that maps an image's values to 0..255.
         spacing: mm per pixel that its images have, or None.
+        scale: factor that its images are enlarged by.
         slice_axis: axis of a NIfTI volume that its slices were cut along.
         image_channels: number of channels of its images, or None: RGB, with grey repeated to three channels.
         context_slices: slices of a grey volume before and after each slice that are channels beside it.
@@ -53,6 +54,7 @@ class Network:
     channels: int
     intensity: Intensity
     spacing: float | None
+    scale: float
     slice_axis: int
     image_channels: int | None
     context_slices: int
@@ -131,12 +133,18 @@ class Network:
         return with_channel_axis(picture) if grey and self.image_channels else picture
 
     def resample(self, image: np.ndarray, spacing: tuple[float, float] | None) -> np.ndarray:
-        """The image at the network's `spacing`; as it is where that is None."""
-        if self.spacing is None:
-            return image
-        if spacing is None:
+        """The image at the network's `spacing` and `scale`; as it is where these change nothing."""
+        size = np.array(image.shape[:2])
+        if self.spacing is not None and spacing is None:
             raise InputError(f"{self.path} was trained at {self.spacing:g} mm per pixel; the image's own is unknown.")
-        return resample(image, resampled_size(*image.shape[:2], spacing, self.spacing))
+        if self.spacing is not None:
+            size = np.array(resampled_size(*size.tolist(), spacing, self.spacing))
+        return resample(image, tuple(scaled_size(size, self.scale).tolist()))
+
+    @property
+    def resamples(self) -> bool:
+        """Whether its images have another size than the files'."""
+        return self.spacing is not None or self.scale != 1
 
     def predict(
         self,
@@ -208,6 +216,7 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
         channels=channels,
         intensity=rule_of(record.config),
         spacing=record.config.spacing,
+        scale=record.config.scale,
         slice_axis=record.config.slice_axis,
         image_channels=record.config.channels,
         context_slices=record.config.context_slices,
@@ -237,6 +246,7 @@ def _load_onnx(path: Path) -> Network:
                 rule.get("by_channel", False),
             ),
             spacing=metadata["spacing"],
+            scale=metadata.get("scale", 1.0),
             slice_axis=metadata["slice_axis"],
             image_channels=channels,
             context_slices=context,

@@ -73,11 +73,11 @@ class Writer:
         options, size = self.options, (picture.height, picture.width)
         whole = None if picture.slices is None else picture.read(index)
         read = picture.rows if whole is None else lambda top, bottom: whole[top:bottom]
-        if self.network.spacing is None:
+        if not self.network.resamples:
             prepared, inner = lambda top, bottom: scale(read(top, bottom), *bounds), size
         else:
             if picture.height * picture.width > HUGE_PIXELS:
-                raise InputError(f"{picture.path}: is too large to be resampled to the network's spacing.")
+                raise InputError(f"{picture.path}: is too large to be resampled to the network's spacing or scale.")
             image = self.network.resample(scale(read(0, picture.height), *bounds), picture.spacing)
             prepared, inner = lambda top, bottom: image[top:bottom], image.shape[:2]
         count = len(tile_offsets(inner[0], options.tile, options.overlap))

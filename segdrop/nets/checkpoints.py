@@ -72,6 +72,19 @@ def describe_checkpoint(path: Path) -> Loaded:
     return _loaded(path, *_encoder_tensors(path))
 
 
+def encoder_of_file(path: Path) -> str:
+    """Which of `RESNETS` a file's tensors are of.
+
+    Raises:
+        FileNotFoundError, InputError: there is no such file, it cannot be read, or it is of none of them.
+    """
+    own, _ = _encoder_tensors(path)
+    encoder = _encoder_of(set(own))
+    if encoder is None:
+        raise InputError(f"{path} is of none of the encoders {', '.join(RESNETS)}; say with `encoder` which it is for.")
+    return encoder
+
+
 def _encoder_tensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The tensors of a file that are a ResNet's without its classifier, and the names of the others."""
     tensors = _without_prefix(read_checkpoint(path), path)

@@ -9,6 +9,7 @@ import numpy as np
 from ..conventions import OVERLAP, TILE
 from ..data.batches import evaluation_batches
 from ..data.dataset import Dataset
+from ..images.resampling import resample
 from ..scoring.counts import to_labels
 from ..scoring.score import predictions
 from ..scoring.uncertainty import entropy, from_moments
@@ -75,7 +76,8 @@ def _views(network, dataset: Dataset, indices: Sequence[int], samples: int, seed
         else:
             channels = maps.shape[-1] // 3
             probabilities, uncertainty = maps[..., :channels], from_moments(maps[..., channels:]).mutual_information
-        image = _small(plots.visible(dataset.read(index)[0], network.context_slices))
+        image = plots.visible(dataset.read(index)[0], network.context_slices)
+        image = _small(resample(image, truth.shape))
         labels = {"image": np.zeros_like(truth), "truth": truth, "prediction": to_labels(probabilities)}
         pictures = {name: plots.overlay(image, _small(classes, cv2.INTER_NEAREST)) for name, classes in labels.items()}
         yield dataset.ids[index], (pictures, _small(uncertainty))

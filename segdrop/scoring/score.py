@@ -10,6 +10,7 @@ import numpy as np
 from ..conventions import OVERLAP, TILE
 from ..data.batches import EvaluationBatches
 from ..data.tiles import in_tiles
+from ..images.resampling import resample
 from .summary import image_row, summarise
 from .surfaces import TOLERANCE
 from .tally import Tally
@@ -93,16 +94,16 @@ def score_images(
 def predictions(
     forward: Forward, batches: EvaluationBatches, tile: int = TILE, overlap: int = OVERLAP
 ) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray]]]:
-    """Batch by batch the images' indices, truths (H, W) and what `forward` says of them, (H, W, K), without padding.
+    """Batch by batch the images' indices, truths (H, W), and what `forward` says of them on the same grid, (H, W, K).
 
     Images with a side above `tile` pixels are predicted in tiles. The next batch is read meanwhile.
     """
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(batches.read, batches.plan[0])
+        ahead = pool.submit(batches.read_with_truths, batches.plan[0])
         for batch, following in itertools.zip_longest(batches.plan, batches.plan[1:]):
             images, truths = ahead.result()
             if following:
-                ahead = pool.submit(batches.read, following)
+                ahead = pool.submit(batches.read_with_truths, following)
             parts = [(slice(0, int(height)), slice(0, int(width))) for height, width in batches.dataset.sizes[batch]]
             if max(images.shape[1:3]) <= tile:
                 maps = [output[part] for output, part in zip(forward(images), parts, strict=True)]
@@ -110,7 +111,7 @@ def predictions(
                 maps = [
                     in_tiles(forward, image[part], tile, overlap) for image, part in zip(images, parts, strict=True)
                 ]
-            yield batch, [truth[part][..., 0] for truth, part in zip(truths, parts, strict=True)], maps
+            yield batch, truths, [resample(found, truth.shape) for found, truth in zip(maps, truths, strict=True)]
 
 
 def _with_moments(forward: Forward, sampler: Callable[[np.ndarray, int], np.ndarray]) -> Forward:

@@ -82,7 +82,12 @@ def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
     groups = "" if record["groups"] is None else f" of {record['groups']} groups"
     weights = "random" if record["random_weights"] else train.encoder_weights
     told = ("data", "epochs", "crop_size", "batch_size", "encoder", "encoder_weights", "mixed_precision", "cache_mb")
-    other_options = {k: v for k, v in changes_of(train, TrainConfig()).items() if k not in (*told, *DROPOUT_FIELDS)}
+    chosen = {name: choice["value"] for name, choice in record.get("plan", {}).get("choices", {}).items()}
+    other_options = {
+        k: v
+        for k, v in changes_of(train, TrainConfig.from_json({})).items()
+        if k not in (*told, *chosen, *DROPOUT_FIELDS)
+    }
     return {
         "data": train.data,
         "images in the folds": f"{record['images']}{groups}",
@@ -90,6 +95,7 @@ def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
         "cross-validation": f"{config.folds} folds, {config.repeats} repeat(s), seeds {seeds}",
         "training": f"{train.epochs} epochs at most, crops of {train.crop_size} in batches of {train.batch_size}",
         "encoder": f"{train.encoder}, weights: {'none (random)' if weights == 'none' else weights}",
+        **({"plan": ", ".join(f"{name}={value}" for name, value in chosen.items())} if chosen else {}),
         **(
             {"other options": ", ".join(f"{name}={value}" for name, value in other_options.items())}
             if other_options

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
@@ -23,6 +24,9 @@ from ..folders.sweep import CHOSEN, FOLDS, open_sweep, read_folds, write_folds
 from ..version import __version__
 from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, without_password
 from .trials import Trials, distributions
+
+if TYPE_CHECKING:  # it imports TensorFlow
+    from ..training.planning import Plan
 
 _FILE = "a file in the sweep's folder"
 
@@ -104,7 +108,8 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what fails is told in the answer
     if storage is not None:
         open_storage(storage).engine.dispose()  # one that is unreachable is found before the data are read
-    _, dataset, folds, precision = check(config)
+    checked = check(config)
+    config, dataset, folds = checked.config, checked.dataset, checked.folds
     train = config.train
     record = {
         "segdrop": __version__,
@@ -115,7 +120,8 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
         "images": sum(len(part) for part in folds[0]),
         "groups": len({dataset.groups[i] for part in folds[0] for i in part}) if dataset.grouped else None,
         "class_names": list(dataset.class_names),
-        "mixed_precision": precision,
+        "mixed_precision": checked.precision,
+        "plan": checked.plan.to_json(),
         "random_weights": train.encoder_weights == "auto" and find_weights(train) == "random",
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,25 +156,51 @@ def _place(record: dict, folder: Path) -> bool:
     return True
 
 
-def check(config: SweepConfig) -> tuple[list[dict], Dataset, list[list[np.ndarray]], str]:
-    """Find everything that is wrong before the first training; the arms, the data, the folds and the precision.
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A sweep that can be started.
+
+    Attributes:
+        config: its configuration, in which nothing is left to the plan.
+        plan: what was chosen from the data for all arms.
+        arms: their changes.
+        dataset: the data set.
+        folds: for each repeat the validation images of each fold.
+        precision: off, float16 or bfloat16.
+    """
+
+    config: SweepConfig
+    plan: "Plan"
+    arms: list[dict]
+    dataset: Dataset
+    folds: list[list[np.ndarray]]
+    precision: str
+
+
+def check(config: SweepConfig) -> Checked:
+    """Find everything that is wrong before the first training, and make the plan, the same for all arms and folds.
 
     Raises:
         FileNotFoundError, InputError: the data or the configuration cannot be used.
     """
     from ..data.opening import open_configured
     from ..training.building import faint_images
-    from ..training.device import choose_device
+    from ..training.device import choose_device, this_machine
+    from ..training.planning import make_plan
 
-    arms = arms_of(config)
+    arms_of(config)  # what is wrong with them is found before the data are read
     _check_search(config)
     dataset = open_configured(config.train)
     for warning in faint_images(dataset, np.arange(len(dataset)), config.train.intensity):
         warnings.warn(warning, stacklevel=2)
     folds = _divide(dataset, config)
     _, precision = choose_device(config.train.mixed_precision)
+    held_out, *others = folds[0]
+    plan = make_plan(config.train, dataset, np.concatenate(others), held_out, this_machine(precision))
+    config = dataclasses.replace(config, train=plan.config)
+    arms = arms_of(config)
     _check_arms([config_of(config.train, arm) for arm in arms], dataset)
-    return arms, dataset, folds, precision
+    return Checked(config, plan, arms, dataset, folds, precision)
 
 
 def _divide(dataset: Dataset, config: SweepConfig) -> list[list[np.ndarray]]:
@@ -243,7 +275,7 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
     differences = {
         name: (given["train"][name], stored["train"].get(name))
         for name in given["train"]
-        if given["train"][name] != stored["train"].get(name) and name not in ("data", "cache_mb")
+        if given["train"][name] not in (stored["train"].get(name), "auto") and name not in ("data", "cache_mb")
     } | {
         name: (given[name], stored.get(name))
         for name in given

@@ -103,12 +103,16 @@ class Price:
     Attributes:
         arms: their names; of a search the ones that are known.
         trainings: their number; of a search at most.
-        seconds: of all one after the other on this machine; patience may end trainings earlier.
+        seconds: of all one after the other on this machine.
+        at_most: whether patience may end trainings earlier.
+        plan: what all trainings have in common, chosen from the data.
     """
 
     arms: tuple[str, ...]
     trainings: int
     seconds: float
+    at_most: bool
+    plan: dict
 
 
 def estimate(config: SweepConfig) -> Price:
@@ -125,9 +129,10 @@ def estimate(config: SweepConfig) -> Price:
     """
     from ..training.folds import time_training
 
-    arms, dataset, folds, precision = check(config)
-    held_out = folds[0][0]
-    split = {"train": np.concatenate(folds[0][1:]), "val": held_out, "test": np.empty(0, int)}
+    checked = check(config)
+    config, arms, dataset, precision = checked.config, checked.arms, checked.dataset, checked.precision
+    held_out, *others = checked.folds[0]
+    split = {"train": np.concatenate(others), "val": held_out, "test": np.empty(0, int)}
     each = config.folds * config.repeats * len(config.seeds)
     seconds: dict[tuple, float] = {}
     total = 0.0
@@ -142,7 +147,13 @@ def estimate(config: SweepConfig) -> Price:
     pairs = any(name not in DROPOUT_FIELDS for subgrid in subgrids_of(config.grid) for name in subgrid)
     proposed = config.search * (2 if pairs else 1)
     total += proposed * each * seconds[key_of({})]
-    return Price(tuple(map(name_of, arms)), (len(arms) + proposed) * each, total)
+    return Price(
+        tuple(map(name_of, arms)),
+        (len(arms) + proposed) * each,
+        total,
+        at_most=config.train.patience < config.train.epochs,
+        plan=checked.plan.to_json(),
+    )
 
 
 def _conclude(state: State) -> Answer:

@@ -1,6 +1,7 @@
 """The network that a configuration describes, and the record of what was built."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -157,6 +158,7 @@ def record_of(
     precision: str,
     weights: str,
     start: Transferred | None,
+    plan: Mapping | None = None,
 ) -> RunRecord:
     """What a new run's config.json says."""
     config, dataset = samples.config, samples.dataset
@@ -169,6 +171,7 @@ def record_of(
         encoder_weights=weights,
         weights=_describe(config.encoder, weights),
         start=None if start is None else dataclasses.asdict(start),
+        plan=plan,
         warnings=(
             *((RANDOM_WEIGHTS,) if config.encoder_weights == "auto" and weights == "random" else ()),
             *faint_images(dataset, samples.split["train"], config.intensity),

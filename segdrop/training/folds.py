@@ -76,7 +76,7 @@ def train_fold(
 def _samples(config: TrainConfig, dataset: Dataset, split: dict[str, np.ndarray]) -> Samples:
     part = part_of(dataset, split["train"], config.train_fraction, config.seed)
     augmentation = load_augmentation(config.augment, colours=config.has_colours)
-    return Samples(config, dataset, {**split, "train": part}, augmentation)
+    return Samples(config, dataset.scaled(config.scale), {**split, "train": part}, augmentation)
 
 
 def time_training(config: TrainConfig, dataset: Dataset, split: dict[str, np.ndarray], precision: str) -> float:

@@ -18,7 +18,7 @@ class Samples:
     """Which images are for what, and how they become batches.
 
     Attributes:
-        config: says the size of crops and batches, and the seed.
+        config: says the size of crops and batches, and the seed; nothing is left to a plan.
         dataset: the data set.
         split: indices of the "train", "val" and "test" images.
         augmentation: what is done to the training crops.
@@ -35,7 +35,9 @@ class Samples:
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return steps_per_epoch(len(self.split["train"]), self.config.batch_size)
+        if self.config.steps_per_epoch == "images":
+            return steps_per_epoch(len(self.split["train"]), self.config.batch_size)
+        return self.config.steps_per_epoch
 
     def training(self, first_epoch: int, epochs: int, failures: list[Exception] | None = None) -> tf.data.Dataset:
         """The batches of the epochs from `first_epoch` to `epochs - 1`; see `data.batches.training_batches`."""
@@ -48,6 +50,7 @@ class Samples:
             seed=self.config.seed,
             first_epoch=first_epoch,
             epochs=epochs,
+            steps=None if self.config.steps_per_epoch == "images" else self.steps,
             failures=failures,
         )
 

@@ -25,10 +25,12 @@ from ..folders.sweep import sweep_split
 from ..nets.checkpoints import Loaded
 from ..nets.transfer import Transferred
 from ..show import plots
+from ..show.plan import plan_table
 from .building import build_model, find_weights, rebase, record_of, start_from
 from .callbacks import TensorBoardPanels
-from .device import choose_device
+from .device import choose_device, this_machine
 from .finishing import example_panels, finish
+from .planning import make_plan
 from .replicas import strategy_for
 from .samples import Samples
 from .session import Session
@@ -134,19 +136,25 @@ class _Run:
 def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     """Check everything, build the network, and make the folder of a new run."""
     run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(datetime.now())
-    if augmentation is None:
+    if augmentation is None and config.augment != "auto":
         augmentation = load_augmentation(config.augment, colours=config.has_colours)
     if run_dir.exists():
         create_run(run_dir, 0)  # says so before the data set is read
     dataset = open_configured(config)
     split = _split(config, dataset)
-    strategy, device, precision = _devices(config, config.mixed_precision)
+    device, precision = choose_device(config.mixed_precision)
+    plan = make_plan(config, dataset, split["train"], split["val"], this_machine(precision, config.gpus))
+    config, dataset = plan.config, dataset.scaled(plan.config.scale)
+    strategy, device = _strategy(config, device)
+    augmentation = augmentation or load_augmentation(config.augment, colours=config.has_colours)
     weights = find_weights(config)
     model = build_model(config, dataset.class_names, weights, precision)
     start = start_from(model, config)
     samples = Samples(config, dataset, split, augmentation)
     rebase(model, samples)
-    record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights, start=start)
+    record = record_of(
+        samples, model, run_dir, device=device, precision=precision, weights=weights, start=start, plan=plan.to_json()
+    )
     # The best model, and weights and moments of the state twice while one replaces the other.
     start_run(run_dir, record, dataset, split, needed_bytes=8 * 4 * model.count_params())
     return _Run(run_dir, record, model, samples, [], strategy, device)
@@ -157,23 +165,24 @@ def _resume(config: TrainConfig) -> _Run:
     run_dir = Path(str(config.run_dir))
     record = open_run(run_dir)
     _check_same(config, record.config, run_dir)
+    config = dataclasses.replace(record.config, run_dir=config.run_dir, resume=True)
     history = load_history(run_dir)
     remove_partial(run_dir)
     dataset = open_configured(config)
     if record.data_sha256 != dataset.digest:
         raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
     split = {name: recorded_split(run_dir, dataset, name) for name in ("train", "val", "test")}
-    strategy, device, precision = _devices(config, record.mixed_precision)
+    device, precision = choose_device(record.mixed_precision)
+    strategy, device = _strategy(config, device)
     model = build_model(config, dataset.class_names, None, precision)
     samples = Samples(config, dataset, split, restore(record.augmentation or {}))
     return _Run(run_dir, record, model, samples, history, strategy, device)
 
 
-def _devices(config: TrainConfig, precision: str) -> tuple[tf.distribute.Strategy | None, str, str]:
-    """What trains: the strategy of several devices, the device in words, and the precision."""
-    device, precision = choose_device(precision)
+def _strategy(config: TrainConfig, device: str) -> tuple[tf.distribute.Strategy | None, str]:
+    """The strategy of several devices, and what trains in words."""
     strategy = strategy_for(config.gpus, config.batch_size)
-    return strategy, device if strategy is None else f"{strategy.num_replicas_in_sync} x {device}", precision
+    return strategy, device if strategy is None else f"{strategy.num_replicas_in_sync} x {device}"
 
 
 def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -187,7 +196,7 @@ def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
 def _check_same(config: TrainConfig, stored: TrainConfig, run_dir: Path) -> None:
     for field in dataclasses.fields(config):
         given, kept = getattr(config, field.name), getattr(stored, field.name)
-        if field.name not in ("resume", "run_dir") and given != kept:
+        if field.name not in ("resume", "run_dir") and given not in (kept, "auto"):
             raise InputError(f"`{field.name}` is {given!r}, but {run_dir} was started with {kept!r}; resume with that.")
 
 
@@ -202,6 +211,8 @@ def _announce(run: _Run, resumed: bool) -> None:
     _console.print(f"Weights: {Loaded(**record.weights) if record.weights else record.encoder_weights}")
     if record.start:
         _console.print(f"Start:   {Transferred(**record.start)}")
+    if record.plan and record.plan["choices"] and not resumed:
+        _console.print(plan_table(record.plan).rich())
     _console.print(f"Run:     {run.run_dir}{' (resumed)' if resumed else ''}")
     _warn(record)
 
