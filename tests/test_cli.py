@@ -16,7 +16,7 @@ from conftest import brightness_model, write_pairs, write_run
 from optuna.trial import TrialState
 
 from segdrop import build_unet, load
-from segdrop.cli.main import main
+from segdrop.cli.main import main, read_options
 from segdrop.files import read_csv
 from segdrop.folders.sweep import chosen_config, fold_runs
 from segdrop.sweeps.state import open_state
@@ -170,6 +170,11 @@ def test_a_process_ends_with_that_line_and_code(tmp_path):
         (["evaluate"], "PATH"),
         (["evaluate", "nowhere"], "The run does not exist: nowhere"),
         (["dance"], "no such command: 'dance'; there are train, sweep, evaluate, predict, report, export"),
+        (["trian"], "no such command: 'trian'; did you mean train? There are train, sweep, evaluate, predict"),
+        (["train", "--epoch", "3"], "Unrecognized options: --epoch, 3; did you mean --epochs?"),
+        (["train", "--encoder-droput=0.2"], "; did you mean --encoder-dropout?"),
+        (["sweep", "F", "--rate", "0.1"], "Unrecognized options: --rate, 0.1; did you mean --rates?"),
+        (["train", "--xyzzy", "1"], "Unrecognized options: --xyzzy, 1"),
     ],
 )
 def test_a_wrong_command_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -177,6 +182,66 @@ def test_a_wrong_command_is_one_line(arguments, message, capsys, tmp_path, monke
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("segdrop: ") and message in line
+
+
+def test_a_proposal_is_an_option_of_this_command(capsys):
+    """`--rates` is like `--rate`, too, but one of `sweep`."""
+    assert main(["train", "--rate", "0.1"]) == 2
+    assert "--rates" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["train"], ["sweep", "new"]])
+def test_data_that_are_not_there_are_told_before_tensorflow_is_imported(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segdrop.cli.main._import_tensorflow", lambda: pytest.fail("imports TensorFlow"))
+    assert main([*command, "--data", "/no/such"]) == 2
+    assert capsys.readouterr().err == "segdrop: `data` does not exist: /no/such.\n"
+
+
+def test_a_reader_that_has_gone_ends_the_help_without_a_word():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "segdrop.cli", "sweep", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_interrupt_is_told_in_one_line_with_the_code_of_one(capsys, monkeypatch):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segdrop.cli.main._dispatch", interrupt)
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err.startswith("segdrop: interrupted; ")
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        ("--stop-after none", "stop_after", None),
+        ("--stop-after 7", "stop_after", 7),
+        ("--intensity window --intensity-window 1 2", "intensity_window", (1.0, 2.0)),
+        ("--intensity window --intensity-window none", "intensity_window", None),
+        ("--dropout-kind none", "dropout_kind", None),
+        ("--dropout-kind None", "dropout_kind", None),
+        ("--dropout-blocks none", "dropout_blocks", None),
+        ("--dropout-blocks stage3,stage4", "dropout_blocks", ("stage3", "stage4")),
+    ],
+)
+def test_an_option_that_may_be_left_out_takes_its_value_or_none(words, field, value):
+    assert getattr(read_options(["train", *words.split()]), field) == value
+
+
+def test_the_help_names_what_an_option_takes_and_no_python(capsys):
+    for command in ("train", "sweep", "evaluate", "predict", "report", "export", "inspect"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+    text = capsys.readouterr().out
+    assert "--run-dir STR " in text and "--dropout-kind {element,spatial,block,path}" in text
+    assert "--intensity-window FLOAT FLOAT" in text and "(default: none)" in text
+    assert "None" not in text
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -301,8 +366,6 @@ def test_a_warning_is_one_line_without_a_place_in_the_code():
 
 
 def test_a_ramp_of_rates_is_given_with_two_dots(capsys):
-    from segdrop.cli.main import read_options
-
     assert read_options(["train", "--encoder-dropout", "0.05..0.3"]).encoder_dropout == (0.05, 0.3)
 
 
@@ -415,9 +478,9 @@ def answered(interrupted, cells):
     return folder, stdout, between
 
 
-def test_an_interrupted_sweep_says_how_it_goes_on_and_exits_with_2(interrupted):
+def test_an_interrupted_sweep_says_how_it_goes_on_and_exits_with_130(interrupted):
     _, code, stdout, stderr, finished = interrupted
-    assert code == 2 and len(finished) == 1
+    assert code == 130 and len(finished) == 1
     assert stderr == (
         "segdrop: interrupted; a sweep goes on with the same command, train and predict with --resume besides.\n"
     )
@@ -441,7 +504,7 @@ def test_a_scheduler_ends_a_sweep_with_its_workers_and_the_trainings_wait_for_th
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     stderr = process.communicate(timeout=120)[1]
-    assert process.returncode == 2 and "interrupted; a sweep goes on with the same command" in stderr
+    assert process.returncode == 130 and "interrupted; a sweep goes on with the same command" in stderr
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     # All four are waiting, are missing and will be enqueued, or look as if they ran until their heartbeat is too old.
@@ -527,7 +590,6 @@ def test_a_dry_run_tells_arms_trainings_and_time_and_makes_nothing(cells, tmp_pa
 
 def test_options_of_a_sweep_become_its_grid():
     from segdrop.cli.commands import _sweep_config
-    from segdrop.cli.main import read_options
 
     words = "F --rates 0.1 0.3 --kinds spatial block --placements block_end --blocks stage4 stage3,stage4"
     words += " --schedules constant ramp --seeds 1 2 --folds 4 --repeats 3 --no-hold-out --lr 0.01"

@@ -21,7 +21,7 @@ from .options import (
     ReportOptions,
     SweepOptions,
 )
-from .parsing import describe_error, parse
+from .parsing import closest, describe_error, parse
 
 COMMANDS = {
     "train": (TrainConfig, run_train),
@@ -35,19 +35,35 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where some files failed, 2 for wrong input, told in one line."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command; returns the exit code: 0, 1 where some files failed, and 2 for wrong input and 130 after Ctrl-C,
+    both told in one line; 141, as of any program, where nobody reads its output any more."""
+    arguments, code = list(sys.argv[1:] if arguments is None else arguments), 2
     try:
-        with _warnings_in_one_line():
+        with _warnings_in_one_line(), _flushing():
             return _dispatch(arguments)
     except InputError as error:
         message = str(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
     except OSError as error:
         message = describe_error(error)
     except KeyboardInterrupt:
+        code = 130
         message = "interrupted; a sweep goes on with the same command, train and predict with --resume besides."
     print(f"segdrop: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code
+
+
+@contextlib.contextmanager
+def _flushing() -> Iterator[None]:
+    """Write all that was printed, also where the help ends the program, so that a closed pipe shows here."""
+    try:
+        yield
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 @contextlib.contextmanager
@@ -70,6 +86,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"segdrop {__version__}")
         return 0
     options = read_options(arguments or ["--help"])
+    _find_data(options)
     if not (isinstance(options, SweepOptions) and options.report and not options.test):
         _import_tensorflow()
         if isinstance(options, LoadsModels):
@@ -77,11 +94,22 @@ def _dispatch(arguments: list[str]) -> int:
     return COMMANDS[arguments[0]][1](options) or 0
 
 
+def _find_data(options) -> None:
+    """Raise FileNotFoundError where there is no such data set, which takes no TensorFlow to find out."""
+    trains = isinstance(options, SweepOptions) and options.compares and not (options.report or options.test)
+    if trains or isinstance(options, TrainConfig):
+        from ..data.opening import find_data
+
+        find_data(options.train.data if trains else options.data)
+
+
 def read_options(arguments: list[str]):
     """The options of the command that the arguments begin with."""
     name, *rest = arguments
     if name not in (*COMMANDS, "-h", "--help"):
-        raise InputError(f"no such command: {name!r}; there are {', '.join(COMMANDS)}.")
+        meant = closest(name, list(COMMANDS))
+        meant = f"did you mean {meant}? There" if meant else "there"
+        raise InputError(f"no such command: {name!r}; {meant} are {', '.join(COMMANDS)}.")
     classes = {command: options for command, (options, _) in COMMANDS.items()}
     return parse(classes, arguments, {name: _stored_config(rest)} if name == "train" else {})
 

@@ -1,13 +1,16 @@
 """From a command line to options."""
 
 import contextlib
+import dataclasses
+import difflib
 import errno
 import io
 import itertools
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Union
 
 import tyro
@@ -46,7 +49,8 @@ def parse(commands: Mapping[str, type], arguments: list[str], defaults: Mapping[
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_first_block(stderr.getvalue())) from None
+        told = stderr.getvalue()
+        raise InputError(_first_block(told) + _did_you_mean(told, arguments)) from None
     finally:
         os.environ.pop("COLUMNS")
         if columns:
@@ -61,7 +65,54 @@ def _first_block(box: str) -> str:
     return re.sub(r"^Error parsing \w+(Config|Options): ", "", blocks[0 if "╭" in box else 1])
 
 
+def _did_you_mean(box: str, arguments: Sequence[str]) -> str:
+    """Of the options that tyro proposes for an unknown one that of this command which is spelt most like it."""
+    unknown = re.search(r"Unrecognized options: (--[^\s,=]+)", box)
+    if unknown is None:
+        return ""
+    # Each proposal is followed by the commands that have it.
+    proposals = re.findall(r"(--[\w-]+)|in segdrop (\w+) --help", box.partition("Perhaps you meant:")[2])
+    own, option = [], ""
+    for named, command in proposals:
+        option = named or option
+        own += [option] if command == arguments[0] else []
+    return f"; did you mean {nearest}?" if (nearest := closest(unknown[1], own)) else ""
+
+
+def closest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that is spelt most like another; None where none is like it."""
+    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
+
+
 _registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """What may be left out is described as what is given otherwise; the word none stands for nothing."""
+    members = [member for member in typing.get_args(info.type) if member is not type(None)]
+    if type(None) not in typing.get_args(info.type) or not members:
+        return None
+    given = tyro.constructors.ConstructorRegistry.get_primitive_spec(
+        tyro.constructors.PrimitiveTypeInfo.make(Union[tuple(members)], info.markers)  # noqa: UP007 (made of a list)
+    )
+    if not isinstance(given, tyro.constructors.PrimitiveConstructorSpec):
+        return None
+    none = ("none", "None")
+
+    def parse(words: list[str]):
+        return None if len(words) == 1 and words[0] in none else given.instance_from_str(words)
+
+    return dataclasses.replace(
+        given,
+        nargs=given.nargs if given.nargs == 1 else (1, given.nargs),
+        choices=given.choices and (*given.choices, *none),
+        instance_from_str=lambda words: (
+            None if len(words) == 1 and words[0] in none else given.instance_from_str(words)
+        ),
+        is_instance=lambda value: value is None or given.is_instance(value),
+        str_from_instance=lambda value: ["none"] if value is None else given.str_from_instance(value),
+    )
 
 
 @_registry.primitive_rule
@@ -104,9 +155,9 @@ def _names(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Primi
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="NAME,NAME,...",
-        instance_from_str=lambda words: tuple(words[0].split(",")),
+        instance_from_str=lambda words: None if words[0] == "none" else tuple(words[0].split(",")),
         is_instance=lambda value: value is None or isinstance(value, tuple),
-        str_from_instance=lambda value: ["None" if value is None else ",".join(value)],
+        str_from_instance=lambda value: ["none" if value is None else ",".join(value)],
     )
 
 

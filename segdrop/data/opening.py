@@ -31,6 +31,23 @@ from .scanning import Entry, Scan, entries_of, scan_files
 from .store import Store
 
 
+def find_data(path: str | os.PathLike) -> Path:
+    """The path of a data set, which is there.
+
+    Raises:
+        FileNotFoundError: it is not.
+
+    Example:
+        >>> find_data("data/cells").name
+        'cells'
+    """
+    path = Path(path)
+    if not path.exists():
+        hint = "; `python -m segdrop.cells data/cells` makes the sample set" if path == Path("data/cells") else ""
+        raise FileNotFoundError(f"`data` does not exist: {path}{hint}.")
+    return path
+
+
 def open_dataset(
     path: str | os.PathLike,
     *,
@@ -76,10 +93,7 @@ def open_dataset(
         >>> image.shape, mask.shape, np.unique(mask).tolist()
         ((128, 128, 3), (128, 128), [0, 1])
     """
-    path = Path(path)
-    if not path.exists():
-        hint = "; `python -m segdrop.cells data/cells` makes the sample set" if path == Path("data/cells") else ""
-        raise FileNotFoundError(f"`data` does not exist: {path}{hint}.")
+    path = find_data(path)
     listing = list_folder(path) if path.is_dir() else list_csv(path)
     if not listing.pairs:
         raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
