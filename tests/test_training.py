@@ -31,7 +31,6 @@ from segdrop.data.opening import open_configured, open_dataset
 from segdrop.data.splits import part_of
 from segdrop.files import write_json
 from segdrop.folders import run
-from segdrop.folders.run import RunRecord
 from segdrop.folders.state import best_epoch
 from segdrop.folders.sweep import write_folds
 from segdrop.images.intensity import Intensity, rule_of
@@ -235,7 +234,7 @@ def test_an_unusable_pipeline_leaves_no_folder(cells, tmp_path, transform, messa
     assert not (tmp_path / "run").exists()
 
 
-def test_falling_back_to_random_weights_is_said_at_the_start_at_the_end_and_in_the_record(
+def test_falling_back_to_random_weights_is_said_once_and_in_the_record(
     cells, tmp_path, monkeypatch, capsys, small_unet
 ):
     def refuse(encoder):
@@ -244,7 +243,7 @@ def test_falling_back_to_random_weights_is_said_at_the_start_at_the_end_and_in_t
     monkeypatch.setattr("segdrop.nets.weights.imagenet_file", refuse)
     result = train(tiny(cells, tmp_path / "run", epochs=1, encoder_weights="auto"))
     printed = " ".join(capsys.readouterr().out.split())
-    assert printed.count("The encoder starts from RANDOM weights") == 2
+    assert printed.count("The encoder starts from RANDOM weights") == 1
     record = json.loads((result.run_dir / "config.json").read_text())
     assert record["warnings"] and record["encoder_weights"] == "random"
     with pytest.raises(InputError, match="no network"):
@@ -404,7 +403,7 @@ def test_a_file_that_vanishes_during_training_is_told_in_its_own_words(cells, tm
 
 def test_an_undefined_score_is_reported_as_such(finished, capsys):
     scores = {"dice": None, "iou": None, "images": 2}
-    _report({"test": scores}, RunRecord(TrainConfig(), 1), finished.run_dir, finished.history, 60.0)
+    _report({"test": scores}, finished.run_dir, finished.history, 60.0)
     assert "test  Dice undefined  IoU undefined  (2 images)" in capsys.readouterr().out
 
 

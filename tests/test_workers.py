@@ -25,13 +25,14 @@ from segdrop.config.arms import key_of
 from segdrop.config.sweep import SweepConfig
 from segdrop.errors import Diverged, InputError
 from segdrop.folders.sweep import fold_runs, read_chosen
+from segdrop.show.times import in_words
 from segdrop.sweeps import workers
 from segdrop.sweeps.collecting import results
 from segdrop.sweeps.comparing import answer
 from segdrop.sweeps.outcome import choose, leading, models_lacking, remove_models
 from segdrop.sweeps.state import open_or_start
 from segdrop.sweeps.trials import Job, is_score
-from segdrop.sweeps.workers import Progress, Worker, count_workers, in_words, run_workers
+from segdrop.sweeps.workers import Progress, Worker, count_workers, run_workers
 from segdrop.training import folds
 
 SPATIAL = {"encoder_dropout": [0.2], "dropout_kind": ["spatial"]}

@@ -19,9 +19,9 @@ def run_train(config: TrainConfig) -> None:
 def run_sweep(options: SweepOptions) -> None:
     from ..folders.sweep import open_sweep
     from ..show.plan import plan_table
+    from ..show.times import in_words
     from ..sweeps.answer_files import tables
     from ..sweeps.sweep import estimate, sweep, sweep_report
-    from ..sweeps.workers import in_words
 
     config = _sweep_config(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request to end is as good as Ctrl-C

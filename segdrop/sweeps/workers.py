@@ -24,6 +24,7 @@ from ..data.dataset import Dataset
 from ..errors import Diverged, InputError
 from ..folders.run import MODEL
 from ..folders.sweep import check_data, read_folds, training_dir
+from ..show.times import in_words
 from .outcome import models_lacking, remove_models, scored_by_training
 from .state import State, open_state
 from .trials import Job
@@ -162,13 +163,6 @@ class Progress:
             return ""
         seconds = (time.monotonic() - self.started) / max(1, len(self.told)) * (planned - done)
         return f"; about {in_words(seconds)} left"
-
-
-def in_words(seconds: float) -> str:
-    """A time to read: "40 s", "12 min", "5.2 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def count_workers(workers: int | None) -> int:

@@ -30,7 +30,6 @@ class Session:
         strategy: of several devices that each batch is divided among, or None.
         callbacks: of Keras, after its own.
         keep_state: store after each epoch what a resumed run needs.
-        verbose: as in `keras.Model.fit`.
     """
 
     def __init__(
@@ -43,10 +42,9 @@ class Session:
         strategy: tf.distribute.Strategy | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         keep_state: bool = False,
-        verbose: int | str = 0,
     ):
         self.run_dir, self.model, self.samples, self.history = run_dir, model, samples, list(history)
-        self.config, self.strategy, self.keep_state, self.verbose = samples.config, strategy, keep_state, verbose
+        self.config, self.strategy, self.keep_state = samples.config, strategy, keep_state
         self.callbacks = list(callbacks)
         self.steps = samples.steps
         self.epochs = min(self.config.epochs, self.config.stop_after or self.config.epochs)
@@ -133,7 +131,7 @@ class Session:
                     Recorder(self.record_epoch),
                     *self.callbacks,
                 ],
-                verbose=self.verbose,
+                verbose=0,
             )
         except tf.errors.OpError as error:
             raise (failures[0] if failures else error) from None

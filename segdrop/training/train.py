@@ -34,6 +34,7 @@ from .planning import make_plan
 from .replicas import strategy_for
 from .samples import Samples
 from .session import Session
+from .terminal import epoch_lines
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -96,9 +97,10 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         strategy=run.strategy,
         callbacks=callbacks,
         keep_state=True,
-        verbose="auto",
     )
-    session.fit()
+    with epoch_lines(session.history, session.epochs, session.steps) as lines:
+        session.callbacks.append(lines)
+        session.fit()
 
     def draw(best: keras.Model) -> None:
         write_atomically(run_dir / "curves.png", lambda path: plots.save_curves(path, session.history))
@@ -109,7 +111,7 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     finished = finish(run_dir, samples, ("val",) if config.from_sweep else ("val", "test"), draw)
     if finished.recalibration:
         _report_recalibration(finished.recalibration)
-    _report(finished.metrics, run.record, run_dir, session.history, time.monotonic() - started)
+    _report(finished.metrics, run_dir, session.history, time.monotonic() - started)
     return TrainResult(run_dir, session.history, finished.metrics, finished.model)
 
 
@@ -217,14 +219,13 @@ def _announce(run: _Run, resumed: bool) -> None:
     _warn(record)
 
 
-def _report(metrics, record: RunRecord, run_dir: Path, history, seconds: float) -> None:
+def _report(metrics, run_dir: Path, history, seconds: float) -> None:
     best = best_epoch(history)
     which = "Best" if "val_dice" in history[0] else "Last"
     _console.print(f"\n{which} epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
     for name, scores in metrics.items():
         dice, iou = (_in_words(scores[key]) for key in ("dice", "iou"))
         _console.print(f"{name:5} Dice {dice}  IoU {iou}  ({scores['images']} images)")
-    _warn(record)
 
 
 def _report_recalibration(recalibration: Mapping) -> None:
