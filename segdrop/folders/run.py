@@ -134,6 +134,12 @@ def open_run(path: str | os.PathLike) -> RunRecord:
     return RunRecord(**told)
 
 
+def add_warning(path: Path, warning: str) -> None:
+    """Put what the user has to know of a training into its config.json while it runs."""
+    stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    write_json(path / CONFIG, {**stored, "warnings": [*stored.get("warnings", ()), warning]})
+
+
 def model_file(path: Path) -> Path:
     """The file of a run's best model.
 

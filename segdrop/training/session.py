@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ..files import write_atomically, write_csv
@@ -156,6 +157,17 @@ class Session:
         write_csv(self.run_dir / HISTORY, self.history)
         if self._out_of_patience():
             self.trained.stop_training = True
+
+    def validation_counts(self) -> np.ndarray | None:
+        """True positives, false positives and false negatives of each class in the last epoch's validation, int64
+        (classes, 3); None where there was none."""
+        counts = [
+            np.asarray(metric.counts).T
+            for outer in self.model.metrics
+            for metric in getattr(outer, "metrics", ())
+            if isinstance(metric, Dice)
+        ]
+        return counts[0] if self.validation.plan and counts and counts[0].any() else None
 
     def _variables(self) -> list:
         """Everything that training changes: weights, BatchNorm and dropout state, then the optimizer's."""

@@ -35,6 +35,7 @@ from .replicas import strategy_for
 from .samples import Samples
 from .session import Session
 from .terminal import epoch_lines
+from .watching import Watch
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -99,7 +100,7 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         keep_state=True,
     )
     with epoch_lines(session.history, session.epochs, session.steps) as lines:
-        session.callbacks.append(lines)
+        session.callbacks += [lines, Watch(session, _warn)]
         session.fit()
 
     def draw(best: keras.Model) -> None:
@@ -216,7 +217,8 @@ def _announce(run: _Run, resumed: bool) -> None:
     if record.plan and record.plan["choices"] and not resumed:
         _console.print(plan_table(record.plan).rich())
     _console.print(f"Run:     {run.run_dir}{' (resumed)' if resumed else ''}")
-    _warn(record)
+    for warning in record.warnings:
+        _warn(warning)
 
 
 def _report(metrics, run_dir: Path, history, seconds: float) -> None:
@@ -238,6 +240,5 @@ def _in_words(score: float | None) -> str:
     return "undefined" if score is None else f"{score:.4f}"
 
 
-def _warn(record: RunRecord) -> None:
-    for warning in record.warnings:
-        Console().print(Panel(warning, title="WARNING", style="bold yellow"))
+def _warn(warning: str) -> None:
+    Console().print(Panel(warning, title="WARNING", style="bold yellow"))
