@@ -224,6 +224,48 @@ def test_without_a_complete_reference_there_is_no_answer():
     assert stopped.headline.startswith("There is no answer")
 
 
+BLANK = (0.15, 0.155, 0.15)  # of 9% of the pixels, all called foreground: 2 x 0.09 / 1.09 = 0.165
+
+
+def test_a_sweep_whose_networks_have_learnt_nothing_gives_no_verdict(tmp_path):
+    """By their numbers alone it would be one: "helps" at an adjusted p of 0.03."""
+    levels = [BLANK, [base + value / 10 for base, value in zip(BLANK, CLEAR, strict=True)]]
+    constant = 2 * 0.09 / 1.09
+    trainings = [one for i, dice in enumerate(levels) for one in trained(i, dice, constant_dice=constant)]
+    arms = [NONE, arm(0.1)]
+    assert answer(sweep(arms=arms, trainings=trained(0, BLANK) + trained(1, levels[1]))).headline.startswith(
+        "Dropout h"
+    )
+    found = answer(sweep(arms=arms, trainings=trainings))
+    assert found.nothing_learnt and [one.comparison for one in found.arms] == [None, None]
+    assert found.headline == (
+        "Nothing was learnt, so that nothing can be told of dropout: the best validation Dice of all trainings is "
+        "0.159, and one class for all pixels of these images has 0.165; train longer, try another learning rate, and "
+        "look whether the masks belong to their images."
+    )
+    text = write_answer(tmp_path, found).read_text(encoding="utf-8")
+    assert "## Differences" not in text and "helps on" not in text and "cannot be told" not in text
+    assert [row["verdict"] for row in tables(found)[1]] == ["reference", "complete"]
+
+
+def test_one_training_that_has_learnt_makes_a_sweep_comparable():
+    trainings = trained(0, FOLDS[:2] + (0.15,), constant_dice=0.16) + trained(1, FOLDS, constant_dice=0.16)
+    found = answer(sweep(arms=[NONE, arm(0.1)], trainings=trainings))
+    assert not found.nothing_learnt and found.arms[1].comparison is not None
+    assert "Nothing was learnt in 1 of 6 trainings" in " ".join(found.about_the_sweep)
+
+
+def test_trainings_of_an_unknown_baseline_count_as_having_learnt():
+    assert not answer(sweep(arms=[NONE, arm(0.1)], trainings=trained(0, BLANK) + trained(1, BLANK))).nothing_learnt
+
+
+def test_a_best_epoch_that_is_the_last_is_said():
+    trainings = trained(0, FOLDS, best_epoch=19) + trained(1, FOLDS)
+    said = " ".join(answer(sweep(arms=[NONE, arm(0.1)], trainings=trainings)).about_the_sweep)
+    assert "In 3 of 6 trainings the best epoch is the last: they were still improving" in said
+    assert "the best epoch is the last" not in " ".join(answer(sweep(CLEAR)).about_the_sweep)
+
+
 def test_nothing_trained_is_an_answer_too(tmp_path):
     found = answer(sweep(arms=[NONE, arm(0.1)], trainings=[]))
     assert found.chosen is None and found.sentences[0] == "0 of 6 trainings are done."

@@ -77,10 +77,12 @@ def test_a_finished_sweep_predicts_and_is_trained_on(copied):
 
 
 def test_a_finished_sweep_is_reported_as_it_was(copied):
+    """But for what 0.4.0 did not say: that the best epochs are the last ones."""
     before = (copied / "sweep" / "answer.md").read_text()
     chosen = json.loads((copied / "sweep" / "chosen.json").read_text())
     segdrop.sweep_report(copied / "sweep")
-    assert (copied / "sweep" / "answer.md").read_text() == before
+    after = (copied / "sweep" / "answer.md").read_text().splitlines(keepends=True)
+    assert "".join(line for line in after if "the best epoch is the last" not in line) == before
     assert json.loads((copied / "sweep" / "chosen.json").read_text()) == chosen
 
 

@@ -401,6 +401,12 @@ def test_a_file_that_vanishes_during_training_is_told_in_its_own_words(cells, tm
         train(tiny(cells, tmp_path / "run", epochs=1))
 
 
+@pytest.mark.parametrize(("scores", "said"), [((0.1, 0.3), True), ((0.3, 0.1), False)])
+def test_a_best_epoch_that_is_the_last_is_said(capsys, tmp_path, scores, said):
+    _report({}, tmp_path, history_of(*scores), 60.0)
+    assert ("The best epoch is the last: it was still improving" in capsys.readouterr().out) is said
+
+
 def test_an_undefined_score_is_reported_as_such(finished, capsys):
     scores = {"dice": None, "iou": None, "images": 2}
     _report({"test": scores}, finished.run_dir, finished.history, 60.0)
@@ -682,6 +688,8 @@ def test_the_scores_of_a_fold_are_those_of_its_best_model(fold, cells):
         image, mask = dataset.read(dataset.ids.index(name))
         truth.append(mask)
         pred.append(to_labels(model.predict(image[None].astype("float32"), verbose=0))[0])
+    foreground = np.mean([dataset.read(i)[1] == 1 for i in (3, 4)])
+    assert scores["constant_dice"] == pytest.approx(2 * foreground / (1 + foreground), rel=1e-12)
     assert scores["train_images"] == 3 and scores["val_images"] == 2
     by_hand = foreground_mean(dice(np.stack(truth), np.stack(pred)))
     assert scores["train_dice"] == pytest.approx(by_hand, rel=1e-12)

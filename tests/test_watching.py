@@ -17,7 +17,15 @@ from segdrop.folders.run import open_run
 from segdrop.reporting.page import report
 from segdrop.training.samples import Samples
 from segdrop.training.session import Session
-from segdrop.training.watching import Watch, drifted, far_below, missing_classes, standing_still, window_of
+from segdrop.training.watching import (
+    Watch,
+    drifted,
+    far_below,
+    missing_classes,
+    nothing_learnt,
+    standing_still,
+    window_of,
+)
 
 NAMES = ("background", "cell", "nucleus")
 STILL = {"epochs": 4, "lr": 1e-12, "batch_size": 4, "crop_size": 64, "augment": "none"}
@@ -185,12 +193,16 @@ def test_a_network_that_does_its_work_is_not_remarked(tmp_path):
 
 def test_all_background_is_told_once_in_terminal_record_and_report(tmp_path, monkeypatch, capsys):
     train_as_it_is(monkeypatch, tmp_path, network(bias=-1000.0))
-    background, still = warnings_of(tmp_path)
+    background, still, nothing = warnings_of(tmp_path)
     # A square has 40 x 48 of 64 x 64 pixels.
     assert background.startswith("All background: in the 3 epochs up to epoch 3 ") and "46.88% are not" in background
     assert still.startswith("Loss standing still: ") and "--lr than 1e-12" in still
+    assert nothing.startswith(
+        "Nothing was learnt: the best validation Dice is 0.000, and one class for all pixels has 0.6"
+    )
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert printed.count("All background: ") == printed.count("Loss standing still: ") == 1
+    assert printed.count("Nothing was learnt: ") == 1 and "The best epoch is the last" not in printed
     assert printed.index("Epoch 3 of 4") < printed.index("All background") < printed.index("Epoch 4 of 4")
     assert "Warning.</strong> All background: " in report(tmp_path / "run", images=0).read_text(encoding="utf-8")
 
@@ -220,6 +232,26 @@ def test_running_statistics_far_from_the_batch_s_are_told_instead_of_what_comes_
 
 def test_running_statistics_that_keep_up_are_not_remarked(tmp_path):
     assert watch(tmp_path, normalising(), bn_momentum=0.0)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("dice", "counts", "told"),
+    [
+        (0.155, [[91, 0, 0], [0, 0, 9]], True),  # 9 of 100 pixels: 18 / 109 = 0.165
+        (0.206, [[0, 0, 91], [9, 0, 0]], True),  # whatever was predicted; 0.165 + 0.835 / 20 = 0.207
+        (0.208, [[91, 0, 0], [0, 0, 9]], False),
+        (0.2, [[60, 0, 0], [30, 0, 0], [10, 0, 0]], True),  # class 1 for all: 60 / 130, of two classes 0.231
+        (0.3, [[60, 0, 0], [30, 0, 0], [10, 0, 0]], False),
+        (None, [[91, 0, 0], [0, 0, 9]], False),
+        (0.1, [[100, 0, 0], [0, 0, 0]], False),  # there was nothing to learn
+        (0.1, None, False),
+    ],
+)
+def test_nothing_is_learnt_if_one_class_for_all_pixels_does_as_well(dice, counts, told):
+    found = nothing_learnt(dice, None if counts is None else np.array(counts))
+    assert (found is not None) is told
+    if told and dice == 0.155:
+        assert "the best validation Dice is 0.155, and one class for all pixels has 0.165; train longer" in found
 
 
 def test_what_an_interrupted_session_has_said_stays_and_is_not_said_again(tmp_path, monkeypatch):

@@ -128,6 +128,33 @@ def foreground_mean(scores) -> float:
     return float(defined.mean()) if defined.size else float("nan")
 
 
+def constant_dice(counts) -> float:
+    """The Dice, mean over the foreground classes, of the one class that is best predicted for all pixels; NaN where
+    the truth has no foreground.
+
+    Args:
+        counts: of any prediction, int (classes, 3).
+
+    Example:
+        >>> constant_dice([[6, 1, 1], [0, 1, 3]])  # 3 of 10 pixels are foreground: 2 x 3 / (10 + 3)
+        0.46153846153846156
+    """
+    true = np.asarray(counts, np.float64)[:, [0, 2]].sum(axis=1)
+    dice = 2 * true[1:] / (true[1:] + true.sum()) if true.sum() else np.zeros(0)
+    return float(dice.max() / np.count_nonzero(true[1:])) if np.any(true[1:]) else float("nan")
+
+
+def hardly_better(dice: float, constant: float) -> bool:
+    """Whether a Dice is not worth more than that of one class for all pixels: at most a twentieth of what is missing to
+    1 above it. False where either is NaN.
+
+    Example:
+        >>> hardly_better(0.2, constant=0.18), hardly_better(0.3, constant=0.18), hardly_better(0.81, constant=0.8)
+        (True, False, True)
+    """
+    return bool(dice <= constant + 0.05 * (1 - constant))
+
+
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.full(b.shape, np.nan), where=b > 0)
 

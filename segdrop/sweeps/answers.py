@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..scoring.statistics import Needed, PairedTest
-from .results import Arm, Failure, Results
+from .results import Arm, Failure, Results, Training
 
 LEVEL = 0.05  # of the adjusted p value
 
@@ -47,7 +47,8 @@ class ArmAnswer:
         means: of a complete arm the means over all trainings of "dice", "iou", "gap" (Dice on training images less that
             on validation images), "ece", "ece_foreground", "brier", "best_epoch" (counted from 0), "epochs" and
             "seconds"; empty for others.
-        comparison: None for an arm of rate 0, and unless it and its reference are complete and all their Dice defined.
+        comparison: None for an arm of rate 0, and unless it and its reference are complete and all their Dice defined;
+            None for all where no training of the sweep has learnt anything.
     """
 
     arm: Arm
@@ -82,6 +83,7 @@ class Answer:
         independent: the number of groups of validation images, or of images where there are no groups.
         fold_std, seed_std: standard deviation of Dice over the folds of an arm (seeds averaged) and over the seeds of a
             fold, pooled over the complete arms; NaN where there are fewer than two.
+        blank, rising: the finished trainings that have learnt nothing, and those whose last epoch is the best.
         headline: the answer in one sentence.
         about_the_sweep: what there is to say of the sweep beside the headline, a sentence each.
         about_the_arms: a sentence or more for each comparison.
@@ -94,6 +96,8 @@ class Answer:
     independent: int
     fold_std: float
     seed_std: float
+    blank: Sequence[Training]
+    rising: Sequence[Training]
     headline: str = ""
     about_the_sweep: Sequence[str] = ()
     about_the_arms: Sequence[str] = ()
@@ -102,6 +106,11 @@ class Answer:
     def trained(self) -> int:
         """The number of finished trainings."""
         return sum(arm_answer.trained for arm_answer in self.arms)
+
+    @property
+    def nothing_learnt(self) -> bool:
+        """Whether no training has learnt anything, so that there is nothing to compare."""
+        return 0 < self.trained == len(self.blank)
 
     @property
     def expected(self) -> int:

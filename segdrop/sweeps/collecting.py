@@ -66,6 +66,7 @@ def results(state: State) -> Results:
                 seed=seed,
                 seconds=trial.user_attrs["seconds"],
                 images=_per_image(state, trial.number),
+                constant_dice=_none_to_nan(trial.user_attrs["scores"].get("constant_dice")),
                 **{name: _none_to_nan(trial.user_attrs["scores"][name]) for name in STORED},
             )
             for (arm, repeat, fold, seed), trial in scored.items()

@@ -53,7 +53,10 @@ def answer(results: Results) -> Answer:
     complete = [
         len(done) == math.prod(shape) and not arm.pruned for arm, done in zip(results.arms, trainings, strict=True)
     ]
-    comparisons = _compare(results, complete, by_fold["dice"], trainings)
+    finished = [training for done in trainings for training in done.values()]
+    blank = [training for training in finished if training.learnt_nothing]
+    nothing = len(blank) == len(finished)  # is learnt: the differences are those of noise
+    comparisons = {} if nothing else _compare(results, complete, by_fold["dice"], trainings)
     arms = [
         ArmAnswer(
             arm=arm,
@@ -72,7 +75,7 @@ def answer(results: Results) -> Answer:
     candidates = [
         (scores["dice"][i].ravel().tolist() if complete[i] else [], arm.rate) for i, arm in enumerate(results.arms)
     ]
-    images = {image for done in trainings for training in done.values() for image in training.images}
+    images = {image for training in finished for image in training.images}
     without_words = Answer(
         results=results,
         arms=arms,
@@ -81,6 +84,8 @@ def answer(results: Results) -> Answer:
         independent=len(images if results.groups is None else {results.groups[image] for image in images}),
         fold_std=pooled_std(by_fold["dice"][complete].reshape(sum(complete), results.repeats * results.folds)),
         seed_std=pooled_std(scores["dice"][complete]),
+        blank=blank,
+        rising=[training for training in finished if training.rising],
     )
     return dataclasses.replace(
         without_words,

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..scoring.counts import hardly_better
+
 STORED = ("dice", "iou", "train_dice", "ece", "ece_foreground", "brier", "best_epoch", "epochs")  # with a trial
 MEASURES = (*STORED, "seconds")  # of each training
 
@@ -48,6 +50,7 @@ class Training:
         ece, ece_foreground, brier: calibration on the validation images: expected calibration error over all pixels
             and over those near the foreground, and Brier score.
         images: Dice of each validation image, the mean of its foreground classes; NaN where undefined.
+        constant_dice: of the validation images, if one class is predicted for all pixels; NaN where it is not known.
     """
 
     arm: int
@@ -64,6 +67,16 @@ class Training:
     ece_foreground: float
     brier: float
     images: Mapping[str, float]
+    constant_dice: float = math.nan
+
+    @property
+    def learnt_nothing(self) -> bool:
+        return hardly_better(self.dice, self.constant_dice)
+
+    @property
+    def rising(self) -> bool:
+        """Whether the last epoch is the best."""
+        return self.best_epoch + 1 == self.epochs
 
 
 @dataclass(frozen=True)

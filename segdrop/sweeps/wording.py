@@ -19,6 +19,13 @@ def _verdict(answer: Answer) -> str:
     compared = [(arm_answer.arm, arm_answer.comparison) for arm_answer in answer.arms if arm_answer.comparison]
     better = sorted((pair for pair in compared if pair[1].verdict == "helps"), key=lambda pair: -pair[1].difference)
     worse = sorted((pair for pair in compared if pair[1].verdict == "hurts"), key=lambda pair: pair[1].difference)
+    if answer.nothing_learnt:
+        best = max(answer.blank, key=lambda training: training.dice)
+        return (
+            "nothing was learnt, so that nothing can be told of dropout: the best validation Dice of all trainings is "
+            f"{best.dice:.3f}, and one class for all pixels of these images has {best.constant_dice:.3f}; train "
+            "longer, try another learning rate, and look whether the masks belong to their images."
+        )
     if not compared:
         return "there is no answer: no setting with dropout is complete together with its reference without."
     if better:
@@ -62,6 +69,16 @@ def about_the_sweep(answer: Answer) -> list[str]:
     ]
     if undefined:
         said.append(f"Not compared, as the Dice of a fold is undefined: {'; '.join(undefined)}.")
+    if answer.blank and not answer.nothing_learnt:
+        said.append(
+            f"Nothing was learnt in {len(answer.blank)} of {answer.trained} trainings: their Dice is hardly above that "
+            "of one class for all pixels."
+        )
+    if answer.rising:
+        said.append(
+            f"In {len(answer.rising)} of {answer.trained} trainings the best epoch is the last: they were still "
+            "improving, and more epochs may change the answer."
+        )
     if answer.chosen is not None:
         best = answer.arms[answer.chosen]
         said.append(f'The highest mean Dice, {best.means["dice"]:.3f}, is that of the arm "{best.arm.name}".')

@@ -12,6 +12,7 @@ from ..data.dataset import Dataset
 from ..data.splits import part_of
 from ..folders.run import start_run
 from ..folders.state import best_epoch
+from ..scoring.counts import constant_dice
 from ..scoring.score import score
 from .building import build_model, rebase, record_of, start_from
 from .device import choose_device
@@ -37,8 +38,9 @@ def train_fold(
 
     Returns:
         dice, iou, ece, ece_foreground and brier of the best model on the validation images, None where undefined;
-        train_dice, its Dice on as many training images, evenly spread, dropout off; best_epoch, counted from 0; epochs;
-        train_images and val_images, how many there were; device, in words.
+        train_dice, its Dice on as many training images, evenly spread, dropout off; constant_dice, the Dice of one
+        class for all pixels of the validation images; best_epoch, counted from 0; epochs; train_images and val_images,
+        how many there were; device, in words.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -60,11 +62,13 @@ def train_fold(
     scores = finished.metrics["val"]
     images = {name: len(samples.split[name]) for name in ("train", "val")}
     spread = np.linspace(0, images["train"] - 1, min(images.values())).round().astype(int)
+    counts = session.validation_counts()
     seen = score(finished.model.predict_on_batch, samples.evaluation("train", spread), dataset.class_names)
     return {
         **{key: scores[key] for key in ("dice", "iou")},
         **{key: scores["calibration"][key] for key in ("ece", "ece_foreground", "brier")},
         "train_dice": seen["dice"],
+        "constant_dice": None if counts is None else constant_dice(counts),
         "best_epoch": best_epoch(session.history),
         "epochs": len(session.history),
         "train_images": images["train"],

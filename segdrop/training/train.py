@@ -19,7 +19,7 @@ from ..data.opening import open_configured
 from ..data.splits import part_of, split_dataset
 from ..errors import InputError
 from ..files import remove_partial, write_atomically
-from ..folders.run import RunRecord, create_run, open_run, recorded_split, start_run
+from ..folders.run import RunRecord, add_warning, create_run, open_run, recorded_split, start_run
 from ..folders.state import best_epoch, load_history
 from ..folders.sweep import sweep_split
 from ..nets.checkpoints import Loaded
@@ -35,7 +35,7 @@ from .replicas import strategy_for
 from .samples import Samples
 from .session import Session
 from .terminal import epoch_lines
-from .watching import Watch
+from .watching import Watch, nothing_learnt
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -113,6 +113,9 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     if finished.recalibration:
         _report_recalibration(finished.recalibration)
     _report(finished.metrics, run_dir, session.history, time.monotonic() - started)
+    if told := nothing_learnt(finished.metrics.get("val", {}).get("dice"), session.validation_counts()):
+        add_warning(run_dir, told)
+        _warn(told)
     return TrainResult(run_dir, session.history, finished.metrics, finished.model)
 
 
@@ -225,6 +228,8 @@ def _report(metrics, run_dir: Path, history, seconds: float) -> None:
     best = best_epoch(history)
     which = "Best" if "val_dice" in history[0] else "Last"
     _console.print(f"\n{which} epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
+    if "val_dice" in history[0] and best + 1 == len(history):
+        _console.print("The best epoch is the last: it was still improving; train longer (--epochs).")
     for name, scores in metrics.items():
         dice, iou = (_in_words(scores[key]) for key in ("dice", "iou"))
         _console.print(f"{name:5} Dice {dice}  IoU {iou}  ({scores['images']} images)")

@@ -7,7 +7,14 @@ import keras
 import numpy as np
 
 from ..folders.run import add_warning, open_run
-from ..scoring.counts import confusion_counts, dice_from_counts, foreground_mean, to_labels
+from ..scoring.counts import (
+    confusion_counts,
+    constant_dice,
+    dice_from_counts,
+    foreground_mean,
+    hardly_better,
+    to_labels,
+)
 from .session import Session
 
 STEPS = 100  # that a network of random weights may take to begin
@@ -140,6 +147,21 @@ def far_below(history: Sequence[Mapping], window: int) -> dict[str, str]:
         f"{validation:.3f} on the validation images and {training:.3f} on the training crops; more images, a stronger "
         "--augment, --encoder-dropout or a larger --crop-size may help."
     }
+
+
+def nothing_learnt(dice: float | None, counts: np.ndarray | None) -> str | None:
+    """What there is to say of a training whose best validation Dice is hardly above that of one class for all pixels.
+
+    Args:
+        dice: of the best epoch, None where undefined.
+        counts: of any epoch's validation, (classes, 3); None where there are none.
+    """
+    if dice is None or counts is None or not hardly_better(dice, constant := constant_dice(counts)):
+        return None
+    return (
+        f"Nothing was learnt: the best validation Dice is {dice:.3f}, and one class for all pixels has {constant:.3f}; "
+        "train longer (--epochs), try another --lr or --crop-size, and look whether the masks belong to their images."
+    )
 
 
 def drifted(training: float, in_use: float, momentum: float) -> dict[str, str]:
