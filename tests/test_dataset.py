@@ -265,7 +265,8 @@ def break_colour_mask(folder):
             lambda f: write_table(f / "splits.csv", [{"id": f"p{i:02d}", "split": "train"} for i in range(11)]),
             r"1 id\(s\) in splits.csv have no image; first: p10",
         ),
-        (lambda f: (f / "classes.json").write_text("[]"), r"classes.json must look like"),
+        (lambda f: (f / "classes.json").write_text("[]"), r"classes.json must look like .*: 0 class\(es\)\."),
+        (lambda f: (f / "classes.json").write_text('["a", 1]'), r"classes.json must look like"),
         (
             lambda f: (f / "groups.csv").write_text("id;group\np00;a\n"),
             "groups.csv needs a header with the columns id and group",
@@ -831,3 +832,44 @@ def test_a_part_has_no_image_more_for_a_rounding_error(tmp_path):
     """0.14 * 50 is a little more than 7."""
     dataset = shares_of(tmp_path, [{1: 0.5}] * 50)
     assert 0.14 * 50 > 7 and len(part_of(dataset, np.arange(50), 0.14, 0)) == 7
+
+
+# Masks as people save them
+
+
+def test_a_list_in_classes_json_names_the_classes_in_their_order(tmp_path):
+    simple(tmp_path, 3)
+    (tmp_path / "classes.json").write_text('["background", "nerve", "vessel"]')
+    assert open_dataset(tmp_path).class_names == ("background", "nerve", "vessel")
+
+
+def test_the_usual_words_for_splits_are_understood(tmp_path):
+    simple(tmp_path, 4)
+    words = ["training", "validation", "valid", "testing"]
+    write_table(tmp_path / "splits.csv", [{"id": f"p{i:02d}", "split": word} for i, word in enumerate(words)])
+    assert open_dataset(tmp_path).splits == ("train", "val", "val", "test")
+
+
+def jpeg_masks(folder, square, quality):
+    """Three pairs whose masks are a white square on black, or of other values, saved as JPEG."""
+    simple(folder, 3)
+    for i in range(3):
+        os.remove(folder / "masks" / f"p{i:02d}.png")
+        Image.fromarray(square).save(folder / "masks" / f"p{i:02d}.jpg", quality=quality)
+    return folder
+
+
+def test_a_jpeg_mask_tells_the_share_of_odd_pixels(tmp_path):
+    disc = cv2.circle(np.zeros((40, 48), np.uint8), (21, 19), 12, 255, -1)
+    folder = jpeg_masks(tmp_path, disc, quality=90)
+    stored = np.array(Image.open(folder / "masks" / "p00.jpg"))
+    share = ((stored != 0) & (stored != 255)).mean()
+    assert 0.01 < share < 0.9
+    with pytest.raises(InputError, match=rf"3 JPEG mask\(s\), in which compression gave {share:.2%} of the pixels"):
+        open_dataset(folder, classes=1)
+
+
+def test_a_jpeg_mask_that_compression_left_alone_is_read(tmp_path):
+    blocks = np.kron(np.array([[0, 255, 0], [255, 255, 0]], np.uint8), np.ones((16, 16), np.uint8))
+    folder = jpeg_masks(tmp_path, np.pad(blocks, ((0, 8), (0, 0))), quality=100)
+    np.testing.assert_array_equal(open_dataset(folder).read(0)[1], np.pad(blocks, ((0, 8), (0, 0))) // 255)

@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, Sec
 from segdrop import InputError
 from segdrop.images import opening, picture, resampling, tiff, tiff_pieces
 from segdrop.images.nifti import write_volume_mask
-from segdrop.images.opening import open_image, stem
+from segdrop.images.opening import is_image, open_image, stem
 from segdrop.images.resampling import resample, resampled_size
 
 RNG = np.random.default_rng(0)
@@ -105,6 +105,8 @@ LAYOUTS = [
         ("a.png", DEEP),
         ("a.png", DEEP_RGB),
         ("a.BMP", RGB),
+        ("a.ppm", RGB),
+        ("a.pgm", DEEP),
         ("a.tif", GREY),
         ("a.tif", RGB),
         ("a.tiff", DEEP),
@@ -149,6 +151,15 @@ def test_palettes_are_expanded(tmp_path):
     palette = Image.fromarray(RGB).quantize(16)
     palette.save(tmp_path / "a.png")
     np.testing.assert_array_equal(open_image(tmp_path / "a.png").read(), np.array(palette.convert("RGB")))
+
+
+def test_of_a_gif_the_first_frame_is_read(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(GREY[::-1])])
+    picture = open_image(tmp_path / "a.gif")
+    assert picture.slices is None
+    np.testing.assert_array_equal(
+        picture.read(), np.repeat(GREY[..., None], 3, axis=-1)[..., : picture.channels].squeeze()
+    )
 
 
 def test_a_jpeg_is_read_as_rgb(tmp_path):
@@ -760,6 +771,14 @@ def test_a_dicom_without_a_decoder_says_how_it_is_compressed(tmp_path, monkeypat
 
 def test_a_dicom_needs_no_suffix(tmp_path):
     np.testing.assert_array_equal(open_image(write_dicom(tmp_path / "1.2.840", DEEP)).read(), DEEP)
+
+
+def test_a_dicom_without_a_suffix_is_found_and_a_directory_of_them_is_no_image(tmp_path):
+    found = {"1.2.840": True, "IM0001": True, "DICOMDIR": False}
+    for name in found:
+        write_dicom(tmp_path / name, DEEP)
+    (tmp_path / "notes").write_text("nothing to see")
+    assert {path.name: is_image(path) for path in tmp_path.iterdir()} == {**found, "notes": False}
 
 
 def test_a_dicom_without_pixels_says_so(tmp_path):

@@ -11,7 +11,11 @@ from .listing import Listing
 from .problems import told
 from .scanning import MISFIT, UNBOUNDED, UNREADABLE, Entry, Scan
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 def check_ids(listing: Listing, scans: Sequence[Scan], entries: Sequence[Entry]) -> Iterator[str]:
@@ -60,6 +64,8 @@ def read_mask_values(
     observed = set().union(*(scan.values for _, scan in masks)) - {ignore_value}
     binary = 255 in observed and observed <= {0, 255}
     if not classes and not binary and observed | {0} != set(range(max(observed, default=0) + 1)):
+        if any(is_lossy(name) for name, _ in masks):
+            return 2, np.zeros(256, np.uint8), check_lossy(masks)
         listed = ", ".join(map(str, sorted(observed)[:6])) + (", ..." if len(observed) > 6 else "")
         problem = (
             f"the masks hold the values {listed}, not 0, 1, 2, ...; say how many classes there are (--classes or "
@@ -75,8 +81,33 @@ def read_mask_values(
     if ignore_value is not None:
         table[ignore_value] = IGNORED
         allowed.add(ignore_value)
-    outside = [f"{name} has {sorted(scan.values - allowed)[:5]}" for name, scan in masks if scan.values - allowed]
-    return count, table, told(outside, f"{{n}} mask(s) with values outside the {count} classes 0..{count - 1}")
+    stray = [(name, scan) for name, scan in masks if scan.values.keys() - allowed]
+    lossy = check_lossy(stray)
+    outside = [f"{name} has {sorted(scan.values.keys() - allowed)[:5]}" for name, scan in stray if not is_lossy(name)]
+    return count, table, lossy + told(outside, f"{{n}} mask(s) with values outside the {count} classes 0..{count - 1}")
+
+
+def is_lossy(name: str) -> bool:
+    """Whether a mask of this name is a JPEG, which changes values at the edges of what it shows."""
+    return name.lower().endswith((".jpg", ".jpeg"))
+
+
+def check_lossy(masks: Sequence[tuple[str, Scan]]) -> list[str]:
+    """Masks whose values JPEG has changed. For classes' own are taken those that a pixel in a hundred has, and more
+    have than the 16 values to either side: the classes are not known."""
+    lossy = [(name, scan.values) for name, scan in masks if is_lossy(name)]
+    counts = np.zeros(256 + 2 * 16)
+    for _, values in lossy:
+        counts[[value + 16 for value in values]] += list(values.values())
+    most = np.lib.stride_tricks.sliding_window_view(counts, 33).max(axis=1)
+    counts, pixels = counts[16:-16], max(1, counts.sum())
+    kept = np.flatnonzero((counts >= 0.01 * pixels) & (counts == most))
+    advice = (
+        f"{{n}} JPEG mask(s), in which compression gave {1 - counts[kept].sum() / pixels:.2%} of the pixels values "
+        f"between the classes' ({', '.join(map(str, kept))}); take the masks as they were before, or save each pixel's "
+        "nearest class as PNG (data/README.md, JPEG masks)"
+    )
+    return told([name for name, _ in lossy], advice)
 
 
 def column_of(entries: Sequence[Entry], column: str | None) -> tuple[str, ...] | None:

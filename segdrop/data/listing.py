@@ -120,14 +120,17 @@ def read_classes(folder: Path) -> tuple[dict[int, str], dict | None]:
     if not path.is_file():
         return {}, None
     try:
-        entries = {int(k): v for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        entries = dict(enumerate(stored)) if isinstance(stored, list) else {int(k): v for k, v in stored.items()}
         if sorted(entries) != list(range(len(entries))) or not 1 < len(entries) < IGNORED:
-            raise ValueError("the keys must be 0, 1, 2, ...")
+            raise ValueError(
+                f"{len(entries)} class(es)" if isinstance(stored, list) else "the keys must be 0, 1, 2, ..."
+            )
         names = {k: v if isinstance(v, str) else v["name"] for k, v in entries.items()}
         colours = {tuple(v["color"]): k for k, v in entries.items() if not isinstance(v, str)}
         return names, colours or None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f'{path} must look like {{"0": "background", "1": "cell"}} or, for coloured masks, '
+            f'{path} must look like {{"0": "background", "1": "cell"}}, ["background", "cell"] or, for coloured masks, '
             f'{{"0": {{"name": "background", "color": [0, 0, 0]}}, ...}}: {error}.'
         ) from error

@@ -26,7 +26,7 @@ class Scan:
         problem: its kind, the file and what is wrong with it; None where both could be read. The rest is unset else.
         size, mask_size: (height, width) in pixels.
         slices, mask_slices: None for one 2-D image.
-        values: of the mask.
+        values: of the mask, and how many of its pixels have each.
         bounds: the values that become 0 and 255.
         extremes: the lowest and the highest value.
         spacing: (row, column) in mm.
@@ -40,7 +40,7 @@ class Scan:
     mask_size: tuple[int, int] = (0, 0)
     slices: int | None = None
     mask_slices: int | None = None
-    values: frozenset[int] = frozenset()
+    values: dict[int, int] = field(default_factory=dict)
     bounds: Bounds = (0.0, 0.0)
     extremes: tuple[float, float] = (0.0, 0.0)
     spacing: tuple[float, float] | None = None
@@ -106,7 +106,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
         mask_size=(mask.height, mask.width),
         slices=image.slices,
         mask_slices=mask.slices,
-        values=frozenset(np.flatnonzero(counts).tolist()),
+        values={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
         bounds=bounds,
         extremes=(min(extremes), max(extremes)),
         spacing=image.spacing,

@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP."""
+"""PNG, JPEG, BMP, PPM and GIF."""
 
 from pathlib import Path
 
@@ -16,10 +16,11 @@ def open_common(path: Path, advice: str, channels: int | None) -> Picture:
     with path.open("rb") as file, no_warnings():
         try:
             picture = Image.open(file)
-            if picture.format not in ("PNG", "JPEG", "MPO", "BMP"):
+            if picture.format not in ("PNG", "JPEG", "MPO", "BMP", "PPM", "GIF"):
                 raise Fault(f"is a {picture.format} file; save it as PNG or TIFF")
             check_size(picture.height, picture.width, advice=advice)
-            picture.load()  # unlike OpenCV, Pillow refuses a truncated file and prints nothing
+            # Of a GIF the first frame. Unlike OpenCV, Pillow refuses a truncated file and prints nothing.
+            picture.load()
         except Fault:
             raise
         except Exception as error:  # the decoders have types of their own

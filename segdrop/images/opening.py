@@ -14,7 +14,8 @@ from .nifti import NIFTI_SUFFIXES, open_nifti
 from .picture import Picture, with_channel_axis
 from .tiff import TIFF_SUFFIXES, open_tiff
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
+_COMMON_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+SUFFIXES = (*_COMMON_SUFFIXES, *TIFF_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
 
 
 def stem(path: str | os.PathLike) -> str:
@@ -30,14 +31,23 @@ def stem(path: str | os.PathLike) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the file's name has one of `SUFFIXES`.
+    """Whether the file's name has one of `SUFFIXES`, or it is DICOM, which often has none.
 
     Example:
         >>> from pathlib import Path
         >>> is_image(Path("scans/a.NII.GZ")), is_image(Path("scans/notes.txt"))
         (True, False)
     """
-    return path.name.lower().endswith(SUFFIXES)
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    if path.name == "DICOMDIR" or not path.is_file():  # a directory of DICOM files is one without pixels
+        return False
+    with path.open("rb") as file:
+        return _is_dicom(file.read(132))
+
+
+def _is_dicom(beginning: bytes) -> bool:
+    return beginning[128:132] == b"DICM"
 
 
 def open_image(
@@ -53,10 +63,10 @@ def open_image(
     Rows and columns are those stored: an orientation that a header asks for (EXIF, TIFF) is ignored in all formats, so
     that masks lie on their images whichever program wrote them.
 
-    - PNG, JPEG, BMP, TIFF: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) and palette; TIFF also with a sign, of 32
-      or 64 bits, and of one floating point channel. TIFFs where white is the lowest value are turned about the middle
-      of the value range, so that larger is brighter. A TIFF of several pages is a volume; of a huge pyramid the first,
-      full-sized page is the image.
+    - PNG, JPEG, BMP, PPM, GIF (its first frame), TIFF: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) and palette;
+      TIFF also with a sign, of 32 or 64 bits, and of one floating point channel. TIFFs where white is the lowest value
+      are turned about the middle of the value range, so that larger is brighter. A TIFF of several pages is a volume;
+      of a huge pyramid the first, full-sized page is the image.
     - DICOM: the modality's rescaling is applied, integers stay integers where it is whole. MONOCHROME1 is turned
       about the middle of the value range (x becomes low + high - x), so that larger is brighter. Palettes and YBR
       become RGB. Several frames are a volume.
@@ -111,7 +121,7 @@ def _open(path: Path, slice_axis: int, huge: bool, channels: int | None) -> Pict
             raise Fault("the file is empty")
         with path.open("rb") as file:
             beginning = file.read(132)
-        if name.endswith(DICOM_SUFFIXES) or beginning.endswith(b"DICM"):  # they often have no suffix
+        if name.endswith(DICOM_SUFFIXES) or _is_dicom(beginning):
             return open_dicom(path)
         if name.endswith(NIFTI_SUFFIXES):
             return open_nifti(path, slice_axis, channels)
