@@ -249,7 +249,7 @@ def test_a_sweep_whose_networks_have_learnt_nothing_gives_no_verdict(tmp_path):
 
 
 def test_one_training_that_has_learnt_makes_a_sweep_comparable():
-    trainings = trained(0, FOLDS[:2] + (0.15,), constant_dice=0.16) + trained(1, FOLDS, constant_dice=0.16)
+    trainings = trained(0, (*FOLDS[:2], 0.15), constant_dice=0.16) + trained(1, FOLDS, constant_dice=0.16)
     found = answer(sweep(arms=[NONE, arm(0.1)], trainings=trainings))
     assert not found.nothing_learnt and found.arms[1].comparison is not None
     assert "Nothing was learnt in 1 of 6 trainings" in " ".join(found.about_the_sweep)

@@ -213,6 +213,8 @@ def _announce(run: _Run, resumed: bool) -> None:
     _console.print(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
     _console.print(f"Images:  {counts}, from {dataset.path} ({dataset.cached} of {len(dataset)} held in memory)")
     _console.print(f"Classes: {', '.join(dataset.class_names)}")
+    config, steps = record.config, run.samples.steps
+    _console.print(f"Length:  {config.epochs} epochs of {steps} steps, {config.epochs * steps} in all")
     _console.print(f"Encoder: {record.config.encoder}, dropout at {sites} sites")
     _console.print(f"Weights: {Loaded(**record.weights) if record.weights else record.encoder_weights}")
     if record.start:
