@@ -95,7 +95,7 @@ class TrainConfig:
         >>> segdrop.TrainConfig(crop_size=100)
         Traceback (most recent call last):
             ...
-        segdrop.errors.InputError: `crop_size` must be a multiple of 32, got crop_size=100.
+        segdrop.errors.InputError: `crop_size` must be a multiple of 32, or auto, got crop_size=100.
     """
 
     data: str = "data/cells"

@@ -94,6 +94,7 @@ def make_plan(
 
     Example:
         >>> from segdrop.data.opening import open_dataset
+        >>> from segdrop.training.device import Machine
         >>> dataset, machine = open_dataset("data/cells"), Machine("CPU", speed=3e5, memory=8e9)
         >>> config = make_plan(segdrop.TrainConfig(), dataset, range(64), range(64, 80), machine).config
         >>> config.scale, config.crop_size, config.batch_size, config.steps_per_epoch, config.epochs
