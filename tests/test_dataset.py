@@ -566,7 +566,10 @@ def test_a_volume_that_is_not_held_is_decoded_once_for_all_its_slices(tmp_path, 
     dataset, held = open_dataset(tmp_path, cache_mb=0), open_dataset(tmp_path)
     assert (dataset.cached, held.cached) == (0, 20)
     opened, make = [], opening.open_image
-    monkeypatch.setattr("segdrop.data.store.open_image", lambda path, **options: (opened.append(path), make(path))[1])
+    for reader in ("store", "truth"):
+        monkeypatch.setattr(
+            f"segdrop.data.{reader}.open_image", lambda path, **options: (opened.append(path), make(path))[1]
+        )
     for index in range(20):
         for fresh, cached in zip(dataset.read(index), held.read(index), strict=True):
             np.testing.assert_array_equal(fresh, cached)

@@ -28,7 +28,10 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 # What all arms must have in common: the data and their scores, and what a sweep sets itself.
 _FIXED = {
     "seed": "give `seeds`",
-    **dict.fromkeys(("data", "run_dir", "resume", "from_sweep", "cache_mb", "gpus"), "it is no part of an arm"),
+    **dict.fromkeys(
+        ("data", "images", "masks", "annotator", "run_dir", "resume", "from_sweep", "cache_mb", "gpus"),
+        "it is no part of an arm",
+    ),
     **dict.fromkeys(
         ("classes", "ignore_value", "spacing", "slice_axis", "channels", "context_slices", "stratify", "val_fraction"),
         "arms must be scored on the same images",

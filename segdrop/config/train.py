@@ -49,6 +49,7 @@ Scale = Annotated[float, within("in (0, 4]", lambda value: 0 < value <= 4)]
 Momentum = Annotated[float, within("in [0, 1)", lambda value: 0 <= value < 1)]
 Fraction = Annotated[float, within("in (0, 1]", lambda value: 0 < value <= 1)]
 Third = Annotated[float, within("in (0, 1/3]", lambda value: 0 < value <= 1 / 3)]  # validation and test may both be cut
+_PATHS = ("data", "run_dir", "augment", "encoder_weights", "init_from", "from_sweep")
 
 
 # What is chosen from the data where it is "auto", and what it was in versions that had no plan.
@@ -99,7 +100,14 @@ class TrainConfig:
     """
 
     data: str = "data/cells"
-    """Folder with images/ and masks/ (same stems), or a CSV file with the columns image and mask."""
+    """Folder with images/ and masks/ (same stems) or in the layout of a public data set, or a CSV file with the columns
+    image and mask."""
+    images: str | None = None
+    """Pattern of the images in the folder, 'a/*.tif', where its layout is not understood; goes with --masks."""
+    masks: str | None = None
+    """Pattern of their masks, 'b/*_manual1.gif': the wildcards stand for what an image and its mask have in common."""
+    annotator: str | None = None
+    """Whose masks to take where several people have annotated the images, by default the first one's."""
     run_dir: str | None = None
     """The run's own folder; by default a new one under runs/."""
     minutes: Positive = 15.0
@@ -214,7 +222,7 @@ class TrainConfig:
     """Continue the run in --run-dir after its last finished epoch."""
 
     def __post_init__(self):
-        for name in ("data", "run_dir", "augment", "encoder_weights", "init_from", "from_sweep"):
+        for name in (*_PATHS, "images", "masks", "annotator"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
             if not isinstance(getattr(self, name), str | None):
@@ -222,6 +230,9 @@ class TrainConfig:
         check_fields(self)
         self._check_intensity()
         self._check_dropout()
+        for given, lacking in (("images", "masks"), ("masks", "images")):
+            if getattr(self, given) is not None and getattr(self, lacking) is None:
+                raise InputError(f"`{given}` needs {lacking}, the pattern of the other files, got {given} alone.")
         if self.init_from is None and self.init_parts != "both":
             raise InputError(f"`init_parts` needs init_from, the run to start from, got {self.init_parts!r} alone.")
         if self.encoder_from_run and self.encoder_weights != "auto":

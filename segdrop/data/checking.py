@@ -1,21 +1,17 @@
 """What is wrong with a data set: each check yields its problems, which are told together."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..conventions import IGNORED
 from .listing import Listing
+from .naming import SPLITS
 from .problems import told
 from .scanning import MISFIT, UNBOUNDED, UNREADABLE, Entry, Scan
-
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+from .truth import Truth
 
 
 def check_ids(listing: Listing, scans: Sequence[Scan], entries: Sequence[Entry]) -> Iterator[str]:
@@ -29,7 +25,7 @@ def check_ids(listing: Listing, scans: Sequence[Scan], entries: Sequence[Entry])
         yield from told(unknown, f"{{n}} id(s) in {source} have no image")
 
 
-def check_files(files: Sequence[tuple[Path, Path]], scans: Sequence[Scan]) -> Iterator[str]:
+def check_files(files: Sequence[tuple[Path, Truth]], scans: Sequence[Scan]) -> Iterator[str]:
     """Files that cannot be read, and masks that do not fit their image."""
     for kind in (UNREADABLE, MISFIT, UNBOUNDED):
         faults = [scan.problem for scan in scans if scan.problem and scan.problem[0] == kind]
@@ -50,18 +46,19 @@ def check_files(files: Sequence[tuple[Path, Path]], scans: Sequence[Scan]) -> It
 
 
 def read_mask_values(
-    files: Sequence[tuple[Path, Path]], scans: Sequence[Scan], classes: int, ignore_value: int | None
+    files: Sequence[tuple[Path, Truth]], scans: Sequence[Scan], classes: int, ignored: Collection[int]
 ) -> tuple[int, np.ndarray, list[str]]:
     """What the masks' values mean.
 
     Args:
         classes: how many there are; 0 where the masks tell.
+        ignored: values of pixels that are not scored.
 
     Returns:
         The number of classes, the class index or IGNORED of each value, uint8 (256,), and the problems.
     """
     masks = [(mask.name, scan) for (_, mask), scan in zip(files, scans, strict=True) if not scan.problem]
-    observed = set().union(*(scan.values for _, scan in masks)) - {ignore_value}
+    observed = set().union(*(scan.values for _, scan in masks)) - set(ignored)
     binary = 255 in observed and observed <= {0, 255}
     if not classes and not binary and observed | {0} != set(range(max(observed, default=0) + 1)):
         if any(is_lossy(name) for name, _ in masks):
@@ -73,14 +70,14 @@ def read_mask_values(
         )
         return 2, np.zeros(256, np.uint8), [problem]
     count = max(2, classes or (2 if binary else max(observed, default=1) + 1))
-    classes_of = {0: 0, 255: 1} if binary and ignore_value != 255 else {i: i for i in range(count)}
+    classes_of = {0: 0, 255: 1} if binary else {i: i for i in range(count)}
     table = np.full(256, IGNORED, np.uint8)
     for value, index in classes_of.items():
         table[value] = index
     allowed = set(classes_of)
-    if ignore_value is not None:
-        table[ignore_value] = IGNORED
-        allowed.add(ignore_value)
+    for value in ignored:
+        table[value] = IGNORED
+        allowed.add(value)
     stray = [(name, scan) for name, scan in masks if scan.values.keys() - allowed]
     lossy = check_lossy(stray)
     outside = [f"{name} has {sorted(scan.values.keys() - allowed)[:5]}" for name, scan in stray if not is_lossy(name)]

@@ -19,6 +19,7 @@ class Dataset:
 
     Attributes:
         path: the folder or CSV file it was opened from.
+        understood: how images and masks were paired, in one line.
         ids: one name per pair, sorted by file and slice; slice 12 of the volume a is "a#012".
         class_names: names of class 0, 1, ...; at least two.
         groups: what must stay together in a split: the given group; else the patient of a DICOM file; else the digest
@@ -34,6 +35,7 @@ class Dataset:
     """
 
     path: Path
+    understood: str
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
     groups: tuple[str, ...] = field(repr=False)

@@ -9,7 +9,10 @@ from pathlib import Path
 from ..conventions import IGNORED
 from ..errors import InputError
 from ..images.opening import is_image, stem
+from .layouts import Reading, read_layout
+from .patterns import read_patterns
 from .problems import told
+from .truth import Truth
 
 
 @dataclass
@@ -17,13 +20,17 @@ class Listing:
     """The files of a data set, and what its tables say.
 
     Attributes:
-        pairs: image and mask by id.
+        pairs: image and where its mask comes from, by id.
+        images: ids of all image files, with a mask or without.
+        said: how images and masks were paired, in one line.
         table: what is said of an id, by column.
         elsewhere: for each of splits.csv and groups.csv the ids that are no image file's: of slices, or of nothing.
         problems: what is wrong with it.
     """
 
-    pairs: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    pairs: dict[str, tuple[Path, Truth]] = field(default_factory=dict)
+    images: set[str] = field(default_factory=set)
+    said: str = ""
     table: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -32,27 +39,66 @@ class Listing:
 _OWNED = {"split": "splits.csv", "group": "groups.csv"}  # columns that other files may have, too, and not decide
 
 
-def list_folder(path: Path) -> Listing:
-    """The pairs of `images/` and `masks/` with the same stem, and what the CSV files beside them say."""
+def list_folder(
+    path: Path, images: str | None = None, masks: str | None = None, annotator: str | None = None
+) -> Listing:
+    """The pairs of a folder, and what the CSV files in it say: by two patterns; else those of `images/` and `masks/`
+    with the same stem; else as the names of its folders and files tell."""
+    listing = _list_plain(path) if images is None and annotator is None else Listing()
+    if not listing.pairs:
+        files = _image_files(path)
+        reading = read_layout(files, annotator) if images is None else read_patterns(files, images, str(masks))
+        if reading.pairs or images is not None:
+            listing = _listing_of(path, reading)
+        elif not all((path / part).is_dir() for part in ("images", "masks")):
+            part = "masks" if (path / "images").is_dir() else "images"
+            raise FileNotFoundError(
+                f"`data` has no folder {part}/, and its {len(files)} image file(s) pair in no other way known: {path}; "
+                f"it needs images/ and masks/, same stems, or --images and --masks (data/README.md shows all layouts)."
+            )
+    for file in sorted(path.glob("*.csv")):
+        _add_table(file, listing)
+    return listing
+
+
+def _list_plain(path: Path) -> Listing:
+    """The pairs of `images/` and `masks/` with the same stem."""
     listing = Listing()
     images, masks = (_files_in(path, part, listing) for part in ("images", "masks"))
     without_mask = [images[i].name for i in sorted(set(images) - set(masks))]
     without_image = [masks[i].name for i in sorted(set(masks) - set(images))]
     listing.problems += told(without_mask, "{n} image(s) have no mask in masks/")
     listing.problems += told(without_image, "{n} mask(s) have no image in images/")
-    listing.pairs = {i: (images[i], masks[i]) for i in set(images) & set(masks)}
-    for file in sorted(path.glob("*.csv")):
-        _add_table(file, set(images), listing)
+    listing.images = set(images)
+    listing.pairs = {i: (images[i], Truth((masks[i],))) for i in set(images) & set(masks)}
+    listing.said = f"{len(listing.pairs)} pair{'' if len(listing.pairs) == 1 else 's'}: images/ with masks/, same names"
     return listing
+
+
+def _listing_of(path: Path, reading: Reading) -> Listing:
+    """The files that a reading of a folder's names has paired."""
+    pairs = {
+        name: (path / pair.image, Truth(tuple(path / mask for mask in pair.masks), pair.view and path / pair.view))
+        for name, pair in reading.pairs.items()
+    }
+    listing = Listing(pairs, images=set(pairs), said=reading.said, problems=list(reading.problems))
+    if not (path / _OWNED["split"]).is_file():  # which is the last word
+        for name, pair in reading.pairs.items():
+            if pair.split:
+                listing.table[name]["split"] = pair.split
+    return listing
+
+
+def _image_files(path: Path) -> list[str]:
+    """The image files in a folder and its subfolders, relative to it, without what systems hide or leave there."""
+    inside = (file.relative_to(path) for file in sorted(path.rglob("*")) if is_image(file) and file.is_file())
+    return [file.as_posix() for file in inside if not any(p.startswith(".") or p == "__MACOSX" for p in file.parts)]
 
 
 def _files_in(path: Path, part: str, listing: Listing) -> dict[str, Path]:
     """The image files of a folder by their stems."""
-    folder = path / part
-    if not folder.is_dir():
-        raise FileNotFoundError(f"`data` has no folder {part}/: {path}; it needs images/ and masks/, same stems.")
     files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted((path / part).glob("*")):
         if is_image(file) and not file.name.startswith("."):
             name = stem(file)
             if name in files:
@@ -61,7 +107,7 @@ def _files_in(path: Path, part: str, listing: Listing) -> dict[str, Path]:
     return files
 
 
-def _add_table(file: Path, images: set[str], listing: Listing) -> None:
+def _add_table(file: Path, listing: Listing) -> None:
     rows, special = _read_csv(file), file.name in _OWNED.values()
     needed = {"id", *(column for column, owner in _OWNED.items() if owner == file.name)}
     if not rows or not needed <= set(rows[0]):
@@ -70,7 +116,7 @@ def _add_table(file: Path, images: set[str], listing: Listing) -> None:
             listing.problems.append(f"{file.name} needs a header with the columns {columns}")
         return
     if special:
-        listing.elsewhere[file.name] = [row["id"] for row in rows if row["id"] not in images]
+        listing.elsewhere[file.name] = [row["id"] for row in rows if row["id"] not in listing.images]
     repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
     listing.problems += told(repeated, f"{{n}} id(s) stand twice in {file.name}")
     for row in rows:
@@ -95,10 +141,11 @@ def list_csv(path: Path) -> Listing:
         absent = [str(file) for file in files if not file.is_file()]
         missing += absent
         if not absent:
-            listing.pairs[name], listing.table[name] = files, row
+            listing.pairs[name], listing.table[name] = (files[0], Truth((files[1],))), row
     listing.problems += told(incomplete, "{n} row(s) without image or mask")
     listing.problems += told(repeated, "{n} image(s) listed twice")
     listing.problems += told(missing, "{n} file(s) do not exist")
+    listing.said = f"{len(listing.pairs)} pair{'' if len(listing.pairs) == 1 else 's'} of {path.name}"
     return listing
 
 
@@ -114,23 +161,39 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_classes(folder: Path) -> tuple[dict[int, str], dict | None]:
-    """Class names by index, and the class index by RGB colour where colours are given."""
+def read_classes(folder: Path) -> tuple[dict[int, str], dict | None, set[int]]:
+    """Class names by index, the class index by RGB colour where colours are given, and the values to ignore."""
     path = folder / "classes.json"
     if not path.is_file():
-        return {}, None
+        return *_nnunet_classes(folder / "dataset.json"), set()
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         entries = dict(enumerate(stored)) if isinstance(stored, list) else {int(k): v for k, v in stored.items()}
+        colours = {tuple(v["color"]): k for k, v in entries.items() if not isinstance(v, str)}
+        ignored = {IGNORED} & set(entries)
+        entries.pop(IGNORED, None)
         if sorted(entries) != list(range(len(entries))) or not 1 < len(entries) < IGNORED:
             raise ValueError(
                 f"{len(entries)} class(es)" if isinstance(stored, list) else "the keys must be 0, 1, 2, ..."
             )
         names = {k: v if isinstance(v, str) else v["name"] for k, v in entries.items()}
-        colours = {tuple(v["color"]): k for k, v in entries.items() if not isinstance(v, str)}
-        return names, colours or None
+        return names, colours or None, ignored
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f'{path} must look like {{"0": "background", "1": "cell"}}, ["background", "cell"] or, for coloured masks, '
             f'{{"0": {{"name": "background", "color": [0, 0, 0]}}, ...}}: {error}.'
         ) from error
+
+
+def _nnunet_classes(path: Path) -> tuple[dict[int, str], None]:
+    """The class names that nnU-Net's dataset.json tells; none where it is no such file, or has regions or an ignore
+    label, which are more than names."""
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        by_number = (
+            {int(key): name for key, name in labels.items()} if "0" in labels else {v: k for k, v in labels.items()}
+        )
+        whole = sorted(by_number) == list(range(len(by_number))) and len(by_number) > 1 and "ignore" not in labels
+        return (by_number if whole else {}), None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}, None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config.train import TrainConfig, count_inputs
+from ..conventions import IGNORED
 from ..errors import InputError
 from ..images.intensity import Intensity, rule_of
 from ..images.resampling import resampled_size
@@ -61,14 +62,18 @@ def open_dataset(
     channels: int | None = None,
     context_slices: int = 0,
     scale: float = 1.0,
+    images: str | None = None,
+    masks: str | None = None,
+    annotator: str | None = None,
 ) -> Dataset:
     """Find, decode and check every pair of a data set; report everything that is wrong with it at once.
 
     Args:
         path: a folder with `images/` and `masks/` (same stem; optionally `splits.csv`, `groups.csv`,
-            `meta.csv`, each with a column `id`, and `classes.json`); or a CSV file with the columns image, mask
-            and optionally split, group and spacing, paths relative to it. A row of a volume holds for all its slices
-            unless they have rows of their own ("a#012").
+            `meta.csv`, each with a column `id`, and `classes.json`), or laid out as public data sets are
+            (`layouts.read_layout`); or a CSV file with the columns image, mask and optionally split, group and spacing,
+            paths relative to it. A row of a volume holds for all its slices unless they have rows of their own
+            ("a#012").
         classes: number of classes counting the background, except 1, which is binary. Default: what
             `classes.json` says, else what the masks hold.
         ignore_value: mask value of pixels that are never scored.
@@ -80,6 +85,9 @@ def open_dataset(
         channels: of the images, which are read as they are stored; None: RGB, with grey repeated to three channels.
         context_slices: slices before and after each slice of a grey volume that become channels beside it.
         scale: factor that images and masks are enlarged by; see `Dataset.scaled`.
+        images, masks: patterns of the image files and the mask files in a folder, as `patterns.read_patterns` takes
+            them, where its names do not tell the pairs.
+        annotator: whose masks to take where several have annotated the images; by default the first one's.
 
     Raises:
         FileNotFoundError: `path` or a part of it does not exist.
@@ -94,17 +102,20 @@ def open_dataset(
         ((128, 128, 3), (128, 128), [0, 1])
     """
     path = find_data(path)
-    listing = list_folder(path) if path.is_dir() else list_csv(path)
+    if not path.is_dir() and (images or annotator):
+        raise InputError(f"`{'images' if images else 'annotator'}` is for a folder; {path} lists its pairs itself.")
+    listing = list_folder(path, images, masks, annotator) if path.is_dir() else list_csv(path)
     if not listing.pairs:
         raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
-    names, colours = read_classes(path if path.is_dir() else path.parent)
+    names, colours, ignored = read_classes(path if path.is_dir() else path.parent)
 
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
     store = Store(files, colours, slice_axis, channels, context_slices, cache_mb * 2**20)
     scans = scan_files(store, intensity)
     entries = entries_of(listing, scans)
 
-    count, table, bad_values = read_mask_values(files, scans, classes or len(names), ignore_value)
+    ignored |= {ignore_value} - {None} | ({IGNORED} if any(truth.view for _, truth in files) else set())
+    count, table, bad_values = read_mask_values(files, scans, classes or len(names), ignored)
     given_groups, splits = column_of(entries, "group"), column_of(entries, "split")
     groups = given_groups or tuple(entry.scan.patient or entry.scan.image_digest for entry in entries)
     # A file that is one image of no known patient belongs to nobody: its copies are remarked, not refused.
@@ -129,6 +140,7 @@ def open_dataset(
     default_names = {0: "background"} | ({1: "foreground"} if count == 2 else {})
     dataset = Dataset(
         path=path,
+        understood=listing.said,
         ids=tuple(entry.id for entry in entries),
         class_names=tuple(names.get(i, default_names.get(i, f"class {i}")) for i in range(count)),
         groups=groups,
@@ -226,6 +238,7 @@ def open_configured(
         >>> dataset.ids[0], dataset.splits[0], dataset.sizes[0].tolist()
         ('test_000', 'test', [128, 128])
     """
+    layout = {"images": config.images, "masks": config.masks, "annotator": config.annotator}  # of no other folder
     return open_dataset(
         config.data if data is None else data,
         classes=classes or config.classes,
@@ -238,4 +251,5 @@ def open_configured(
         channels=config.channels,
         context_slices=config.context_slices,
         scale=1.0 if config.scale == "auto" else config.scale,
+        **(layout if data is None or os.fspath(data) == config.data else {}),
     )

@@ -12,7 +12,7 @@ from ..images.faults import OtherChannels
 from ..images.intensity import Bounds, Intensity
 from ..images.opening import same_place
 from .listing import Listing
-from .store import Store, read_mask
+from .store import Store
 
 UNREADABLE, UNBOUNDED = "{n} unreadable file(s)", "{n} image(s) that the intensity rule cannot map"
 MISFIT = "{n} image(s) of another kind than asked for"
@@ -84,13 +84,14 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
         image_digest = file_digest(path)
         kind = UNBOUNDED
         bounds = intensity.bounds(image)
-        path, kind = store.files[file][1], UNREADABLE
+        truth, kind = store.files[file][1], UNREADABLE
+        path = truth.files[0]
         mask = store.open_mask(file)
-        mask_digest = file_digest(path)
+        mask_digest = truth.digest()
         counts, extremes = np.zeros(256, np.int64), []
         for part in range(mask.slices or 1):
-            path = store.files[file][1]
-            labels = read_mask(mask, part, store.colours)
+            path = truth.files[0]
+            labels = store.labels(file, mask, part)
             counts += np.bincount(labels.ravel(), minlength=256)
             if part < (image.slices or 1):
                 path = store.files[file][0]
@@ -99,6 +100,8 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
                 store.offer(file, part, values, labels, image.slices)
     except (OSError, ValueError) as error:
         kind = MISFIT if isinstance(error, OtherChannels) else kind
+        named = [one for one in store.files[file][1].paths if first_line(error).startswith(f"{one}: ")]
+        path = named[0] if named else path
         reason = first_line(error).removeprefix(f"{path}: ").removesuffix(".")
         return Scan(problem=(kind, f"{path.parent.name}/{path.name}", reason))
     return Scan(

@@ -11,6 +11,7 @@ from ..conventions import IGNORED
 from ..errors import InputError
 from ..images.opening import open_image
 from ..images.picture import Picture, in_context
+from .truth import Truth
 
 
 class Store:
@@ -20,7 +21,7 @@ class Store:
 
     def __init__(
         self,
-        files: Sequence[tuple[Path, Path]],
+        files: Sequence[tuple[Path, Truth]],
         colours: dict | None,
         slice_axis: int,
         channels: int | None,
@@ -42,7 +43,7 @@ class Store:
         return open_image(path, slice_axis=self.slice_axis, channels=self.channels, context=self.context)
 
     def open_mask(self, file: int) -> Picture:
-        return open_image(self.files[file][1], slice_axis=self.slice_axis)
+        return self.files[file][1].open(self.slice_axis)
 
     def read(self, file: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Image as stored, in its context, and mask as class indices or stored values, uint8 (H, W)."""
@@ -59,7 +60,12 @@ class Store:
         if (file, part) in self.slices:
             return self.slices[file, part][1]
         picture = self._open_volume(file)[1] if file in self._counts else self.open_mask(file)
-        return read_mask(picture, part, self.colours)
+        return self.labels(file, picture, part)
+
+    def labels(self, file: int, mask: Picture, part: int) -> np.ndarray:
+        """A slice of a file's opened mask as class indices or stored values, IGNORED outside of its field of view."""
+        labels = read_mask(mask, part, self.colours)
+        return self.files[file][1].within_view(labels, part, self.slice_axis)
 
     def _open_volume(self, file: int) -> tuple[Picture, Picture]:
         with self._opening:

@@ -211,6 +211,7 @@ def _announce(run: _Run, resumed: bool) -> None:
     sites = sum("dropout" in layer.name for layer in run.model.layers)
     counts = ", ".join(f"{len(run.samples.split[name])} {name}" for name in ("train", "val", "test"))
     _console.print(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
+    _console.print(f"Data:    {dataset.understood}")
     _console.print(f"Images:  {counts}, from {dataset.path} ({dataset.cached} of {len(dataset)} held in memory)")
     _console.print(f"Classes: {', '.join(dataset.class_names)}")
     config, steps = record.config, run.samples.steps

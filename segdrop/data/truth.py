@@ -1,0 +1,77 @@
+"""Where the mask of an image comes from: a file, a file for each object, and the field of view."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..conventions import IGNORED
+from ..errors import InputError
+from ..files import file_digest
+from ..images.common import from_array
+from ..images.opening import open_image
+from ..images.picture import Picture
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an image's mask is made of.
+
+    Attributes:
+        files: the mask; or a mask of each object, whose union it is.
+        view: of the field of view, which is zero where nothing was annotated; None: everywhere was.
+    """
+
+    files: tuple[Path, ...]
+    view: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.files[0].name
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that it is read from."""
+        return self.files if self.view is None else (*self.files, self.view)
+
+    def digest(self) -> str:
+        """SHA-256 over what it is read from."""
+        digests = [file_digest(path) for path in self.paths]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def open(self, slice_axis: int) -> Picture:
+        """The mask as stored, the field of view aside."""
+        if len(self.files) == 1:
+            return open_image(self.files[0], slice_axis=slice_axis)
+        return from_array(self.files[0], _union([open_image(file) for file in self.files]), None)
+
+    def within_view(self, labels: np.ndarray, part: int, slice_axis: int) -> np.ndarray:
+        """Labels with IGNORED outside of the field of view; of a mask of 0 and 255 as 0 and 1, since 255 is IGNORED."""
+        if self.view is None:
+            return labels
+        picture = open_image(self.view, slice_axis=slice_axis)
+        seen = _as_grey(picture.read(part if picture.slices else 0))
+        if seen.shape != labels.shape:
+            size, wanted = ("{1}x{0}".format(*array.shape) for array in (seen, labels))
+            raise InputError(f"{self.view}: the field of view is {size}, the mask {wanted}.")
+        if set(np.unique(labels)) <= {0, 255}:
+            labels = labels // 255
+        return np.where(seen > seen.max() / 2, labels, IGNORED).astype(np.uint8)
+
+
+def _union(pictures: list[Picture]) -> np.ndarray:
+    union = None
+    for picture in pictures:
+        mask = _as_grey(picture.read())
+        values = np.unique(mask)
+        if picture.slices or len(values) > 2 or (len(values) == 2 and values[0]):
+            raise InputError(f"{picture.path}: a mask of one object is one image of 0 and another value.")
+        if union is not None and mask.shape != union.shape:
+            raise InputError(f"{picture.path}: its size differs from that of the image's other objects.")
+        union = mask if union is None else np.maximum(union, mask)
+    return union
+
+
+def _as_grey(values: np.ndarray) -> np.ndarray:
+    return values if values.ndim == 2 else values.max(axis=2)
