@@ -236,7 +236,11 @@ def break_colour_mask(folder):
         (truncate, r"images/p01.png: cannot be decoded: it is corrupt, truncated"),
         (truncate_jpeg, r"images/p01.jpg: cannot be decoded: it is corrupt, truncated"),
         (lambda f: (f / "images" / "p01.png").write_bytes(b""), "images/p01.png: the file is empty"),
-        (break_colour_mask, r'masks/p01.png: is a colour or palette mask; give each class of classes.json its "color"'),
+        (
+            break_colour_mask,
+            r"1 mask\(s\) in colours that classes.json does not name: \d{4} of them, 100.00% of the pixels in ones "
+            r"that less than a pixel in 1,000 has, .*; first: masks/p01.png",
+        ),
         (
             lambda f: cv2.imwrite(str(f / "masks" / "p01.png"), labels(1, shape=(30, 48))),
             r"1 pair\(s\) differ in size; first: p01.png is 48x40, its mask 48x30",
@@ -876,3 +880,64 @@ def test_a_jpeg_mask_that_compression_left_alone_is_read(tmp_path):
     blocks = np.kron(np.array([[0, 255, 0], [255, 255, 0]], np.uint8), np.ones((16, 16), np.uint8))
     folder = jpeg_masks(tmp_path, np.pad(blocks, ((0, 8), (0, 0))), quality=100)
     np.testing.assert_array_equal(open_dataset(folder).read(0)[1], np.pad(blocks, ((0, 8), (0, 0))) // 255)
+
+
+BLACK, RED, BLUE, GREEN = (0, 0, 0), (200, 0, 0), (0, 0, 200), (0, 99, 0)
+
+
+def colour_masks(folder, shares, mode="RGB"):
+    """A pair for each mapping of colours to their number of pixels; what is left is green."""
+    simple(folder, len(shares))
+    wanted = {}
+    for i, counts in enumerate(shares):
+        pixels = [colour for colour, count in counts.items() for _ in range(count)]
+        mask = np.array(pixels + [GREEN] * (40 * 48 - len(pixels)), np.uint8).reshape(40, 48, 3)
+        picture = Image.fromarray(mask)
+        (picture.quantize(8, dither=Image.Dither.NONE) if mode == "P" else picture).save(
+            folder / "masks" / f"p{i:02d}.png"
+        )
+        wanted[f"p{i:02d}"] = mask
+    return wanted
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_colours_without_classes_are_proposed_whole_and_the_proposal_opens(tmp_path, mode):
+    """Also a colour that only a mask of one colour has, which is grey by itself."""
+    masks = colour_masks(tmp_path, [{RED: 30, BLUE: 20}, {BLUE: 60}, {BLACK: 40 * 48}], mode)
+    with pytest.raises(InputError, match=r"2 mask\(s\) in colours that classes.json does not name") as caught:
+        open_dataset(tmp_path)
+    proposal = json.loads(str(caught.value).partition("your names: ")[2].partition("; first: masks/p00.png")[0])
+    order = [GREEN, BLACK, BLUE, RED]  # by their pixels
+    assert proposal == {
+        str(i): {"name": f"class {i}" if i else "background", "color": list(colour)} for i, colour in enumerate(order)
+    }
+    (tmp_path / "classes.json").write_text(json.dumps(proposal))
+    dataset = open_dataset(tmp_path)
+    for index, name in enumerate(dataset.ids):
+        np.testing.assert_array_equal(np.array(order)[dataset.read(index)[1]], masks[name])
+
+
+def test_colours_that_classes_lack_are_added_to_those_there_are(tmp_path):
+    colour_masks(tmp_path, [{RED: 30}, {BLUE: 60, BLACK: 9}])
+    there = {
+        "0": {"name": "tissue", "color": list(GREEN)},
+        "1": {"name": "vein", "color": list(BLUE)},
+        "255": {"name": "ignored", "color": list(BLACK)},
+    }
+    (tmp_path / "classes.json").write_text(json.dumps(there))
+    with pytest.raises(InputError, match="1 mask") as caught:
+        open_dataset(tmp_path)
+    proposal = json.loads(str(caught.value).partition("your names: ")[2].partition("; first: masks/p00.png")[0])
+    assert proposal == {**there, "2": {"name": "class 2", "color": list(RED)}}
+    (tmp_path / "classes.json").write_text(json.dumps(proposal))
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("tissue", "vein", "class 2")
+    assert np.bincount(dataset.read(1)[1].ravel(), minlength=256)[[0, 1, 2, IGNORED]].tolist() == [1851, 60, 0, 9]
+
+
+def test_colour_masks_of_a_jpeg_are_no_classes(tmp_path):
+    colour_masks(tmp_path, [{RED: 300}])
+    Image.open(tmp_path / "masks" / "p00.png").save(tmp_path / "masks" / "p00.jpg")
+    os.remove(tmp_path / "masks" / "p00.png")
+    with pytest.raises(InputError, match=r"colours that classes.json does not name: \d+ of them, .*as JPEG and smooth"):
+        open_dataset(tmp_path)

@@ -1,5 +1,6 @@
 """What is wrong with a data set: each check yields its problems, which are told together."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..conventions import IGNORED
 from .listing import Listing
 from .naming import SPLITS
 from .problems import told
-from .scanning import MISFIT, UNBOUNDED, UNREADABLE, Entry, Scan
+from .scanning import MISFIT, UNBOUNDED, UNNAMED, UNREADABLE, Entry, Scan
 from .truth import Truth
 
 
@@ -82,6 +83,37 @@ def read_mask_values(
     lossy = check_lossy(stray)
     outside = [f"{name} has {sorted(scan.values.keys() - allowed)[:5]}" for name, scan in stray if not is_lossy(name)]
     return count, table, lossy + told(outside, f"{{n}} mask(s) with values outside the {count} classes 0..{count - 1}")
+
+
+def check_colours(
+    files: Sequence[tuple[Path, Truth]], scans: Sequence[Scan], names: dict[int, str], colours: dict | None
+) -> list[str]:
+    """Masks in colours that have no class, with a whole classes.json that gives them one.
+
+    Args:
+        names, colours: what there is of it: the names of classes, and classes by colour.
+    """
+    concerned = [(mask.name, scan) for (_, mask), scan in zip(files, scans, strict=True) if scan.unnamed]
+    counts = Counter[tuple[int, ...]]()
+    for scan in scans:
+        grey = {(value,) * 3: count for value, count in scan.values.items() if scan.in_colours and not colours}
+        counts.update({**grey, **scan.unnamed})
+    known = {index: {"name": names.get(index, "ignored"), "color": list(c)} for c, index in (colours or {}).items()}
+    first = len(known.keys() - {IGNORED})
+    unnamed = [scan.problem[1] for _, scan in concerned if scan.problem]
+    if len(known) + len(counts) >= IGNORED or any(is_lossy(name) for name, _ in concerned):
+        odd = sum(count for count in counts.values() if count < 0.001 * counts.total()) / max(1, counts.total())
+        advice = (
+            f"{UNNAMED}: {len(counts)} of them, {odd:.2%} of the pixels in ones that less than a pixel in 1,000 has, "
+            "as JPEG and smooth scaling make them; save the masks as they were before, as PNG"
+        )
+        return told(unnamed, advice)
+    fresh = {
+        index: {"name": f"class {index}" if index else "background", "color": list(colour)}
+        for index, (colour, _) in enumerate(counts.most_common(), start=first)
+    }
+    whole = json.dumps(known | fresh).replace("{", "{{").replace("}", "}}")
+    return told(unnamed, f"{UNNAMED}; this one does, to be given your names: {whole}")
 
 
 def is_lossy(name: str) -> bool:

@@ -15,6 +15,7 @@ from ..images.intensity import Intensity, rule_of
 from ..images.resampling import resampled_size
 from .checking import (
     SPLITS,
+    check_colours,
     check_column,
     check_context,
     check_files,
@@ -125,6 +126,7 @@ def open_dataset(
         *listing.problems,
         *check_ids(listing, scans, entries),
         *check_files(files, scans),
+        *check_colours(files, scans, names, colours),
         *bad_values,
         *check_column(entries, "split"),
         *check_column(entries, "group"),

@@ -12,10 +12,11 @@ from ..images.faults import OtherChannels
 from ..images.intensity import Bounds, Intensity
 from ..images.opening import same_place
 from .listing import Listing
-from .store import Store
+from .store import Store, UnnamedColours
 
 UNREADABLE, UNBOUNDED = "{n} unreadable file(s)", "{n} image(s) that the intensity rule cannot map"
 MISFIT = "{n} image(s) of another kind than asked for"
+UNNAMED = "{n} mask(s) in colours that classes.json does not name"
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Scan:
         problem: its kind, the file and what is wrong with it; None where both could be read. The rest is unset else.
         size, mask_size: (height, width) in pixels.
         slices, mask_slices: None for one 2-D image.
+        in_colours: whether the mask is stored as RGB.
+        unnamed: of a mask in colours that have no class the number of pixels of each.
         values: of the mask, and how many of its pixels have each.
         bounds: the values that become 0 and 255.
         extremes: the lowest and the highest value.
@@ -40,6 +43,8 @@ class Scan:
     mask_size: tuple[int, int] = (0, 0)
     slices: int | None = None
     mask_slices: int | None = None
+    in_colours: bool = False
+    unnamed: dict[tuple[int, int, int], int] = field(default_factory=dict)
     values: dict[int, int] = field(default_factory=dict)
     bounds: Bounds = (0.0, 0.0)
     extremes: tuple[float, float] = (0.0, 0.0)
@@ -98,6 +103,8 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
                 values = image.read_alone(part)
                 extremes += [float(values.min()), float(values.max())]
                 store.offer(file, part, values, labels, image.slices)
+    except UnnamedColours as error:
+        return Scan(problem=(UNNAMED, f"{path.parent.name}/{path.name}", str(error)), unnamed=error.counts)
     except (OSError, ValueError) as error:
         kind = MISFIT if isinstance(error, OtherChannels) else kind
         named = [one for one in store.files[file][1].paths if first_line(error).startswith(f"{one}: ")]
@@ -109,6 +116,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
         mask_size=(mask.height, mask.width),
         slices=image.slices,
         mask_slices=mask.slices,
+        in_colours=mask.channels == 3,
         values={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
         bounds=bounds,
         extremes=(min(extremes), max(extremes)),

@@ -14,6 +14,14 @@ from ..images.picture import Picture, in_context
 from .truth import Truth
 
 
+class UnnamedColours(InputError):
+    """A mask in colours that classes.json does not name; `counts`: the pixels of each of them, by (r, g, b)."""
+
+    def __init__(self, counts: dict[tuple[int, int, int], int]):
+        self.counts = counts
+        super().__init__("is in colours that classes.json does not name")
+
+
 class Store:
     """The files' decoded slices, as many as fit into `budget` bytes, and the volumes opened last."""
 
@@ -95,7 +103,7 @@ def read_mask(picture: Picture, part: int, colours: dict | None) -> np.ndarray:
         if colours:
             return _colours_to_classes(mask, colours)
         if not (mask == mask[..., :1]).all():
-            raise InputError('is a colour or palette mask; give each class of classes.json its "color": [r, g, b].')
+            raise UnnamedColours(_count_colours(mask.reshape(-1, 3)))
         mask = np.ascontiguousarray(mask[..., 0])
     if mask.dtype != np.uint8:
         wrong = mask[(mask < 0) | (mask > 255) | (mask != np.round(mask))]
@@ -114,6 +122,10 @@ def _colours_to_classes(mask: np.ndarray, colours: dict) -> np.ndarray:
         classes[hit] = index
         known |= hit
     if not known.all():
-        stray = mask[~known][0].tolist()
-        raise InputError(f"holds the colour {stray}, which classes.json does not name")
+        raise UnnamedColours(_count_colours(mask[~known]))
     return classes
+
+
+def _count_colours(pixels: np.ndarray) -> dict[tuple[int, int, int], int]:
+    colours, counts = np.unique(pixels, axis=0, return_counts=True)
+    return {tuple(colour): count for colour, count in zip(colours.tolist(), counts.tolist(), strict=True)}
