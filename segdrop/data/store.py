@@ -84,6 +84,10 @@ class Store:
             self._volumes.move_to_end(file)
             return self._volumes[file]
 
+    def is_volume(self, file: int) -> bool:
+        """Whether a file that was scanned has slices."""
+        return file in self._counts
+
     def offer(self, file: int, part: int, image: np.ndarray, mask: np.ndarray, slices: int | None) -> None:
         """Keep a pair if there is room; `slices`: how many its volume has, or None."""
         size = image.nbytes + mask.nbytes
