@@ -25,6 +25,8 @@ MOST_LINES = 5
 # Modules of which every public function has an example.
 ROOMS = [
     "config.arms",
+    "data.appearance",
+    "data.findings",
     "data.fingerprint",
     "data.opening",
     "data.splits",
