@@ -101,21 +101,23 @@ def outline_fit(image: np.ndarray, mask: np.ndarray) -> float:
     labels = [label for label in np.unique(mask) if 0 < label < IGNORED]
     regions = [resample((mask == label).astype(np.float32), size) for label in labels]
     if sum(region.sum() for region in regions) < LEAST:
-        return float("nan")
+        return np.nan
+    ignored = resample((mask == IGNORED).astype(np.float32), size)
+    outlines = np.sum([_structure(region[..., None]) for region in regions], axis=0)
+    outlines[2] *= 2  # the tensors' products off the diagonal are there twice
+    outlines *= cv2.GaussianBlur(ignored, (0, 0), 2 * _BLUR) < 0.01
+    if outlines[:2].max() < 0.01:  # a line of a fifth of a pixel gives 0.02, a sharp border 3.7
+        return np.nan
     edges = _structure(resample(image.astype(np.float32), size))
     strength = edges[0] + edges[1]
     edges /= strength + np.median(strength) + 1e-3
-    outlines = np.sum([_structure(region[..., None]) for region in regions], axis=0)
-    outlines[2] *= 2  # the tensors' products off the diagonal are there twice
-    ignored = resample((mask == IGNORED).astype(np.float32), size)
-    outlines *= cv2.GaussianBlur(ignored, (0, 0), 2 * _BLUR) < 0.01
     padded = tuple(next_fast_len(side, real=True) for side in size)
     spectrum = rfft2(edges, padded) * np.conj(rfft2(outlines, padded))
     scores = irfft2(spectrum.sum(axis=0), padded)
     moves = (np.arange(-reach, reach + 1) for reach in (max(2, int(side * REACH)) for side in size))
     near = scores[np.ix_(*moves)]
     spread = near.std()
-    return float((scores[0, 0] - near.mean()) / spread) if spread > 1e-6 else float("nan")
+    return float((scores[0, 0] - near.mean()) / spread) if spread > 1e-6 else np.nan
 
 
 def _structure(image: np.ndarray) -> np.ndarray:
