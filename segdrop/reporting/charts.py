@@ -1,12 +1,10 @@
 """The charts of a report."""
 
-import base64
 import io
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -15,6 +13,7 @@ from ..folders.run import HISTORY
 from ..folders.state import best_epoch
 from ..nets.drawing import draw_network
 from ..show import plots
+from .embedding import data_uri
 from .scores import UNCERTAINTIES, calibrations, detections
 
 
@@ -69,11 +68,3 @@ def _chart(figure: Figure) -> str:
     with rc_context({"svg.hashsalt": "segdrop"}):  # the same figure, the same bytes
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return data_uri("image/svg+xml", buffer.getvalue())
-
-
-def data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def hex_colour(colour: np.ndarray) -> str:
-    return "#" + "".join(f"{round(value):02x}" for value in colour)

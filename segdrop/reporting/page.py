@@ -1,15 +1,12 @@
 """A run on one page: what was trained, on what, how well it does, where it fails, and how sure it is of it."""
 
 import dataclasses
-import importlib.resources
 import math
 import os
 import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-
-import jinja2
 
 from ..config.checks import check_whole
 from ..config.train import TrainConfig
@@ -27,12 +24,12 @@ from ..version import __version__
 from .charts import (
     best_row,
     curves_chart,
-    hex_colour,
     history_of,
     network_drawing,
     reliability_chart,
     risk_coverage_chart,
 )
+from .embedding import hex_colour, render
 from .pictures import choose_pictures
 from .scores import (
     UNCERTAINTIES,
@@ -133,12 +130,7 @@ def report(
         "table": image_table(rows, background, foreground, result.get("distance_unit", "px")),
         "commands": _commands(run, config, split, samples, mc_samples, images, seed),
     }
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number_in_words, "shown": field_in_words, "sampled": sampled_in_words}
-    template = importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    html = environment.from_string(template).render(page)
+    html = render("report.html", page, number=number_in_words, shown=field_in_words, sampled=sampled_in_words)
     write_atomically(out, lambda path: path.write_text(html, encoding="utf-8"))
     return out
 

@@ -15,9 +15,7 @@ from ..scoring.score import predictions
 from ..scoring.uncertainty import entropy, from_moments
 from ..show import plots
 from ..surgery.sampling import MonteCarlo
-from .charts import data_uri
-
-LONGEST_SIDE = 512  # of a picture in the page, in pixels
+from .embedding import jpeg, shrink
 
 
 def choose_pictures(
@@ -38,7 +36,7 @@ def choose_pictures(
             pictures, uncertainty = views[row["id"]]
             highest = float(uncertainty.max())
             pictures["uncertainty"] = plots.heat(uncertainty, highest or 1)
-            uris = {name: _jpeg(picture) for name, picture in pictures.items()}
+            uris = {name: jpeg(picture) for name, picture in pictures.items()}
             groups[title].append({"id": row["id"], "dice": float(row["dice"]), "highest": highest, "pictures": uris})
     return {
         "groups": groups,
@@ -46,7 +44,7 @@ def choose_pictures(
         if samples
         else "entropy of the single prediction",
         "most": math.log(len(dataset.class_names)),
-        "bar": _jpeg(plots.heat(np.tile(np.linspace(0, 1, 256), (12, 1)), 1)),
+        "bar": jpeg(plots.heat(np.tile(np.linspace(0, 1, 256), (12, 1)), 1)),
         "unranked": len(rows) - len(scored),
     }
 
@@ -77,22 +75,7 @@ def _views(network, dataset: Dataset, indices: Sequence[int], samples: int, seed
             channels = maps.shape[-1] // 3
             probabilities, uncertainty = maps[..., :channels], from_moments(maps[..., channels:]).mutual_information
         image = plots.visible(dataset.read(index)[0], network.context_slices)
-        image = _small(resample(image, truth.shape))
+        image = shrink(resample(image, truth.shape))
         labels = {"image": np.zeros_like(truth), "truth": truth, "prediction": to_labels(probabilities)}
-        pictures = {name: plots.overlay(image, _small(classes, cv2.INTER_NEAREST)) for name, classes in labels.items()}
-        yield dataset.ids[index], (pictures, _small(uncertainty))
-
-
-def _small(array: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
-    """An image or map of at most `LONGEST_SIDE` pixels a side."""
-    factor = LONGEST_SIDE / max(array.shape[:2])
-    if factor >= 1:
-        return array
-    height, width = (max(1, round(side * factor)) for side in array.shape[:2])
-    return cv2.resize(array, (width, height), interpolation=interpolation)
-
-
-def _jpeg(picture: np.ndarray) -> str:
-    flags = [cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), flags)
-    return data_uri("image/jpeg", data.tobytes())
+        pictures = {name: plots.overlay(image, shrink(classes, cv2.INTER_NEAREST)) for name, classes in labels.items()}
+        yield dataset.ids[index], (pictures, shrink(uncertainty))

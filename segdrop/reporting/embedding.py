@@ -1,0 +1,49 @@
+"""What a page is made of: templates, and pictures within it instead of beside it."""
+
+import base64
+import importlib.resources
+from collections.abc import Mapping
+
+import cv2
+import jinja2
+import numpy as np
+
+LONGEST_SIDE = 512  # of a picture in the page, in pixels
+
+
+def render(template: str, page: Mapping, **filters) -> str:
+    """Fill in one of this room's templates; what is put in is escaped."""
+    folder = importlib.resources.files(__package__)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(template).render(page)
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def hex_colour(colour: np.ndarray) -> str:
+    return "#" + "".join(f"{round(value):02x}" for value in colour)
+
+
+def shrink(array: np.ndarray, interpolation: int = cv2.INTER_AREA, side: int = LONGEST_SIDE) -> np.ndarray:
+    """An image or map of at most `side` pixels a side."""
+    factor = side / max(array.shape[:2])
+    if factor >= 1:
+        return array
+    height, width = (max(1, round(n * factor)) for n in array.shape[:2])
+    return cv2.resize(array, (width, height), interpolation=interpolation)
+
+
+def jpeg(picture: np.ndarray) -> str:
+    """A picture, uint8 (H, W, 3), as an address that holds it."""
+    flags = [cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), flags)
+    return data_uri("image/jpeg", data.tobytes())
