@@ -574,7 +574,8 @@ def test_the_chosen_arm_is_trained_on_all_folds_and_scored_on_request(answered, 
     assert main(["train", f"--from-sweep={folder}", "--run-dir", str(run_dir), "--stop-after", "1"]) == 0
     assert "Images:  6 train, 0 val, 2 test" in capsys.readouterr().out
     stored = json.loads((run_dir / "config.json").read_text())["config"]
-    assert stored == {**json.loads(json.dumps(chosen.to_json())), "run_dir": str(run_dir), "stop_after": 1}
+    given = {"run_dir": str(run_dir), "stop_after": 1, "intensity": "dtype"}  # by auto
+    assert stored == {**json.loads(json.dumps(chosen.to_json())), **given}
     assert [row["split"] for row in read_csv(run_dir / "split.csv")] == ["train"] * 6 + ["test"] * 2
     assert len(read_csv(run_dir / "history.csv")) == 1 and json.loads((run_dir / "metrics.json").read_text()) == {}
 

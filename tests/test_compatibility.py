@@ -1,6 +1,7 @@
 """What segdrop 0.4.0 made loads and goes on; `made_by_0_4/make.py` says how it was made."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -99,3 +100,10 @@ def test_a_sweep_is_known_again_by_a_command_with_fields_that_it_was_started_wit
     config = SweepConfig.from_json(stored)
     assert set(config.to_json()["train"]) > set(stored["train"])
     assert open_or_start(folder, config, None).config == config
+
+
+def test_a_sweep_goes_on_by_the_command_that_has_started_it_though_the_default_is_another(copied):
+    folder = copied / "started_sweep"
+    stored = SweepConfig.from_json(json.loads((folder / "sweep.json").read_text())["config"])
+    asked = dataclasses.replace(stored, train=dataclasses.replace(stored.train, intensity="auto"))
+    assert open_or_start(folder, asked, None).config.train.intensity == "dtype"

@@ -17,7 +17,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tifffile
 from conftest import randomise, use_small_networks, write_pairs, write_table, write_weight_file
 from standin import build_small_unet
 from test_images import write_dicom
@@ -27,7 +26,7 @@ from segdrop import InputError, SweepConfig, TrainConfig, train
 from segdrop.cells import draw_cells
 from segdrop.data.augment import Sampler
 from segdrop.data.dataset import Dataset
-from segdrop.data.opening import open_configured, open_dataset
+from segdrop.data.opening import open_dataset
 from segdrop.data.splits import part_of
 from segdrop.files import write_json
 from segdrop.folders import run
@@ -37,9 +36,7 @@ from segdrop.images.intensity import Intensity, rule_of
 from segdrop.nets.sites import encoder_layers
 from segdrop.nets.unet import build_unet
 from segdrop.scoring.counts import dice, foreground_mean, to_labels
-from segdrop.sweeps.state import check as sweep_check
 from segdrop.training import losses
-from segdrop.training.building import faint_images
 from segdrop.training.folds import train_fold
 from segdrop.training.optimizer import OneDeviceAdamW, WarmupCosine
 from segdrop.training.session import Session
@@ -88,7 +85,8 @@ def test_the_history_has_a_row_per_epoch(finished):
 
 def test_the_config_records_what_the_run_depends_on(finished, cells):
     record = json.loads((finished.run_dir / "config.json").read_text())
-    assert TrainConfig(**record["config"]) == tiny(cells, finished.run_dir, encoder_dropout=0.2, spatial=True)
+    chosen = {"intensity": "dtype"}  # by auto
+    assert TrainConfig(**record["config"]) == tiny(cells, finished.run_dir, encoder_dropout=0.2, spatial=True, **chosen)
     assert record["images"] == {"train": 4, "val": 2, "test": 2}
     assert record["encoder_weights"] == "random"
     assert record["data_sha256"] == open_dataset(cells).digest
@@ -250,101 +248,6 @@ def test_falling_back_to_random_weights_is_said_once_and_in_the_record(
         train(tiny(cells, tmp_path / "strict", encoder_weights="imagenet"))
 
 
-def grey_tiffs(folder, arrays):
-    """A data set of `arrays`; each a little different, lest copies be taken for one image."""
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True)
-    for i, array in enumerate(arrays):
-        tifffile.imwrite(folder / "images" / f"p{i}.tif", np.roll(array, i))
-        tifffile.imwrite(folder / "masks" / f"p{i}.tif", np.eye(*array.shape, dtype=np.uint8))
-    return folder
-
-
-def spread(low, high, dtype):
-    return np.linspace(low, high, 32 * 32).reshape(32, 32).astype(dtype)
-
-
-def told_of(folder, **fields):
-    config = TrainConfig(data=str(folder), **fields)
-    return faint_images(open_configured(config), np.arange(3), config.intensity)
-
-
-@pytest.mark.parametrize(
-    ("image", "fields", "message"),
-    [
-        (spread(0, 4095, "uint16"), {}, "values from 0 to 4095, of which --intensity dtype makes 0 to 15.93 of 0..255"),
-        (
-            spread(-1024, 3071, "int16"),
-            {},
-            "values from -1024 to 3071, of which --intensity dtype makes 123.5 to 139.5",
-        ),
-        (
-            spread(-1, 1, "float32"),
-            {"intensity": "window", "intensity_window": (0, 255)},
-            "from -1 to 1, of which --intensity window makes 0 to 1 of 0..255, which is little to see; give "
-            "--intensity percentiles, or another --intensity-window.",
-        ),
-        (
-            spread(900, 999, "uint16"),
-            {"intensity": "window", "intensity_window": (0, 255)},
-            "values from 900 to 999, of which --intensity window makes 255 to 255 of 0..255",
-        ),
-    ],
-)
-def test_images_of_which_the_intensity_rule_leaves_little_are_told(tmp_path, image, fields, message):
-    folder = grey_tiffs(tmp_path / "data", [image, image, image, image, spread(0, 255, "uint8")])
-    (told,) = told_of(folder, **fields)
-    assert told.startswith("The 3 training images hold ") and message in told
-
-
-@pytest.mark.parametrize(
-    ("image", "fields"),
-    [
-        (spread(0, 255, "uint8"), {}),
-        (np.where(np.arange(1024).reshape(32, 32) == 500, 80, 12).astype("uint8"), {}),  # dark, with a bright pixel
-        (spread(0, 4095, "uint16"), {"intensity": "percentiles"}),
-        (spread(0, 1, "float32"), {"intensity": "percentiles", "channels": 1}),
-        (spread(0, 1, "float32"), {"intensity": "window", "intensity_window": (0, 1)}),
-        (spread(0, 20000, "uint16"), {}),
-    ],
-)
-def test_ordinary_and_dark_images_are_not_remarked(tmp_path, image, fields):
-    dark = (image * 0).astype(image.dtype)
-    assert told_of(grey_tiffs(tmp_path / "data", [dark, image, dark, dark, dark]), **fields) == ()
-
-
-def test_channels_with_percentiles_of_their_own_are_not_remarked(tmp_path):
-    folder = grey_tiffs(tmp_path / "data", [spread(0, 9, "uint16")] * 5)
-    for path in (folder / "images").iterdir():
-        tifffile.imwrite(path, np.dstack([spread(0, 9, "uint16")] * 5), planarconfig="contig", photometric="minisblack")
-    assert told_of(folder, channels=5, intensity="percentiles") == ()
-    assert len(told_of(folder, channels=5)) == 1
-
-
-def test_the_values_of_all_slices_of_the_training_images_count(tmp_path):
-    for part in ("images", "masks"):
-        (tmp_path / part).mkdir()
-    for name, first in (("a", 60000), ("b", 100), ("c", 100)):
-        pages = np.stack([spread(0, first, "uint16"), spread(0, 100, "uint16")])
-        tifffile.imwrite(tmp_path / "images" / f"{name}.tif", pages, photometric="minisblack")
-        tifffile.imwrite(tmp_path / "masks" / f"{name}.tif", (pages > 50).astype("uint8"), photometric="minisblack")
-    dataset = open_dataset(tmp_path)
-    assert dataset.extremes_of([0]) == ((0, 60000), (0, pytest.approx(60000 / 257)))
-    assert dataset.extremes_of([2, 5]) == ((0, 100), (0, pytest.approx(100 / 257)))
-
-
-def test_faint_images_are_told_before_training_and_in_the_record(tmp_path, capsys, small_unet):
-    folder = grey_tiffs(tmp_path / "data", [spread(0, 4095, "uint16")] * 5)
-    result = train(tiny(folder, tmp_path / "run", epochs=1, val_fraction=0.2))
-    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert printed.index("give --intensity percentiles") < printed.index("Best epoch")
-    (told,) = json.loads((result.run_dir / "config.json").read_text())["warnings"]
-    assert "0 to 15.93 of 0..255" in told
-    with pytest.warns(UserWarning, match="0 to 15.93 of 0..255"):
-        config = TrainConfig(data=str(folder), encoder_weights="none")
-        sweep_check(SweepConfig(train=config, folds=2, grid={"encoder_dropout": [0.1]}))
-
-
 def history_of(*scores):
     return [{"epoch": epoch, "val_dice": score} for epoch, score in enumerate(scores)]
 
@@ -464,13 +367,13 @@ def test_resuming_with_another_option_names_it(finished, cells):
         ({"val_fraction": 0.4}, r"`val_fraction` must be in \(0, 1/3\], got val_fraction=0.4"),
         ({"seed": 2**32}, r"`seed` must be below 2\^32"),
         ({"resume": True}, "`resume` needs run_dir"),
-        ({"intensity": "auto"}, "`intensity` must be one of dtype, percentiles, window"),
+        ({"intensity": "range"}, "`intensity` must be one of auto, dtype, percentiles, window"),
         ({"intensity_percentiles": (1,)}, "`intensity_percentiles` must be two numbers"),
         ({"intensity_percentiles": (99, 1)}, "`intensity_percentiles` must rise from low to high"),
         ({"intensity_percentiles": (-1, 99)}, r"`intensity_percentiles` must be in \[0, 100\]"),
         ({"intensity": "window", "intensity_window": (5, math.nan)}, "`intensity_window` must be two numbers"),
         ({"intensity": "window", "intensity_window": (5, 5)}, "`intensity_window` must rise from low to high"),
-        ({"intensity_window": (0, 80)}, "`intensity_window` needs intensity='window', got 'dtype'"),
+        ({"intensity_window": (0, 80)}, "`intensity_window` needs intensity='window', got 'auto'"),
         ({"spacing": 0}, "`spacing` must be a positive number of millimetres, got spacing=0"),
         ({"slice_axis": 3}, "`slice_axis` must be 0, 1 or 2, got slice_axis=3"),
     ],

@@ -96,6 +96,8 @@ def run_predict(options: PredictFilesOptions) -> int:
         f"{len(predictions.files) - len(failures)} of {len(predictions.files)} files predicted, in {predictions.out}: "
         f"{predictions.images_per_second:.2f} images/s, {predictions.tiles_per_second:.2f} tiles/s."
     )
+    for warning in predictions.warnings:
+        print(f"segdrop: warning: {warning}", file=sys.stderr)
     return 1 if failures else 0
 
 

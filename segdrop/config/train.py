@@ -52,8 +52,9 @@ Third = Annotated[float, within("in (0, 1/3]", lambda value: 0 < value <= 1 / 3)
 _PATHS = ("data", "run_dir", "augment", "encoder_weights", "init_from", "from_sweep")
 
 
-# What is chosen from the data where it is "auto", and what it was in versions that had no plan.
-_WITHOUT_PLAN = {
+# What is chosen from the data where it is "auto", and what it was in versions that did not choose.
+_BEFORE = {
+    "intensity": "dtype",
     "encoder": "resnet34",
     "augment": "medical",
     "scale": 1.0,
@@ -63,7 +64,7 @@ _WITHOUT_PLAN = {
     "epochs": 30,
     "patience": 15,
 }
-PLANNED = tuple(_WITHOUT_PLAN)
+PLANNED = tuple(name for name in _BEFORE if name != "intensity")  # by the plan; that, where the data are opened
 
 
 def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str | None:
@@ -186,8 +187,9 @@ class TrainConfig:
     """Number of classes counting the background, except 1: binary. By default from the data set."""
     ignore_value: MaskValue | None = None
     """Mask value of pixels that are neither trained on nor scored."""
-    intensity: Literal["dtype", "percentiles", "window"] = "dtype"
-    """What becomes 0..255: the range of the integer type, that between two percentiles of an image, or a window."""
+    intensity: Literal["auto", "dtype", "percentiles", "window"] = "auto"
+    """What becomes 0..255: the range of the integer type, that between two percentiles of an image, or a window; auto:
+    percentiles where images of more than 8 bits use less than a quarter of their type's range, or it has none."""
     intensity_percentiles: tuple[float, float] = (0.5, 99.5)
     """The two percentiles of --intensity percentiles, of an image or a whole volume."""
     intensity_window: tuple[float, float] | None = None
@@ -344,13 +346,18 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, stored: Mapping) -> "TrainConfig":
-        """The configuration that `to_json` gave, of this version or of one that had no plan.
+        """The configuration that a run or a sweep has stored; what its version had no option for is as it was then.
 
         Example:
             >>> segdrop.TrainConfig.from_json({"data": "data/cells", "crop_size": 96}).scale
             1.0
         """
-        return cls(**{**_WITHOUT_PLAN, **stored})
+        return cls(**{**_BEFORE, **stored})
+
+    def continuing(self, stored: "TrainConfig") -> "TrainConfig":
+        """This configuration for going on with what `stored` began: "auto" is what was chosen then."""
+        chosen = {name: getattr(stored, name) for name in _BEFORE if getattr(self, name) == "auto"}
+        return dataclasses.replace(self, **chosen)
 
 
 def default_run_dir(now) -> Path:

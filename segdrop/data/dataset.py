@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..images.intensity import Bounds, scale
+from ..images.intensity import Bounds, Intensity, scale
 from ..images.resampling import resample, scaled_size
 from .store import Store
 
@@ -32,6 +32,7 @@ class Dataset:
         truth_sizes: (N, 2) those of the masks that predictions are scored against: before `scaled`.
         digest: SHA-256 over classes, ids and file contents.
         channels: of the images that `read` gives.
+        intensity: the rule that maps their files' values to 0..255, never "auto".
     """
 
     path: Path
@@ -46,11 +47,11 @@ class Dataset:
     truth_sizes: np.ndarray
     digest: str
     channels: int
+    intensity: Intensity
     _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
     _bounds: tuple[Bounds, ...] = field(repr=False)  # of each file
     _extremes: tuple[tuple[float, float], ...] = field(repr=False)  # of each file
     _spacings: tuple[tuple[float, float] | None, ...] = field(repr=False)
-    _exact: bool = field(repr=False)  # 8-bit images keep their type
     _lut: np.ndarray = field(repr=False)
     _store: "Store" = field(repr=False)
 
@@ -86,7 +87,8 @@ class Dataset:
         image, mask = self._store.read(file, part)
         size = tuple(self.sizes[index].tolist())
         bounds = self._bounds[file]
-        if not self._exact or image.dtype != np.uint8 or bounds != (0, 255) or size != mask.shape:
+        exact = self.intensity.rule == "dtype" and image.dtype == np.uint8
+        if not exact or bounds != (0, 255) or size != mask.shape:
             image = resample(scale(image, *bounds), size)
         elif image.ndim == 2:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)

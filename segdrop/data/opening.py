@@ -80,7 +80,7 @@ def open_dataset(
         ignore_value: mask value of pixels that are never scored.
         stratify: a column of one of the CSV files, kept for the split.
         cache_mb: memory for decoded pairs, in MiB; what does not fit is read from disk each time.
-        intensity: how the images' values become 0..255, found once for each file.
+        intensity: how the images' values become 0..255, found once for each file; "auto" is settled for all of them.
         spacing: mm per pixel that images and masks are resampled to; None: as they are.
         slice_axis: the axis of NIfTI volumes that is cut into slices.
         channels: of the images, which are read as they are stored; None: RGB, with grey repeated to three channels.
@@ -112,7 +112,7 @@ def open_dataset(
 
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
     store = Store(files, colours, slice_axis, channels, context_slices, cache_mb * 2**20)
-    scans = scan_files(store, intensity)
+    scans, rule = scan_files(store, intensity)
     entries = entries_of(listing, scans)
 
     ignored |= {ignore_value} - {None} | ({IGNORED} if any(truth.view for _, truth in files) else set())
@@ -153,11 +153,11 @@ def open_dataset(
         truth_sizes=np.array(sizes),
         digest=_digest((count, names, colours), entries),
         channels=count_inputs(channels, context_slices),
+        intensity=rule,
         _places=tuple((entry.file, entry.part) for entry in entries),
         _bounds=tuple(scan.bounds for scan in scans),
         _extremes=tuple(scan.extremes for scan in scans),
         _spacings=tuple(spacings),
-        _exact=intensity.rule == "dtype",
         _lut=table,
         _store=store,
     )

@@ -31,6 +31,7 @@ class Scan:
         unnamed: of a mask in colours that have no class the number of pixels of each.
         values: of the mask, and how many of its pixels have each.
         bounds: the values that become 0 and 255.
+        value_range: what the image's type can hold, where it has such a range.
         extremes: the lowest and the highest value.
         spacing: (row, column) in mm.
         patient: never to be written or shown.
@@ -47,6 +48,7 @@ class Scan:
     unnamed: dict[tuple[int, int, int], int] = field(default_factory=dict)
     values: dict[int, int] = field(default_factory=dict)
     bounds: Bounds = (0.0, 0.0)
+    value_range: tuple[float, float] | None = None
     extremes: tuple[float, float] = (0.0, 0.0)
     spacing: tuple[float, float] | None = None
     patient: str | None = field(default=None, repr=False)
@@ -73,12 +75,25 @@ class Entry:
     row: dict[str, str]
 
 
-def scan_files(store: Store, intensity: Intensity) -> list[Scan]:
-    """Decode all pairs, several at once, and keep those there is room for."""
+def scan_files(store: Store, intensity: Intensity) -> tuple[list[Scan], Intensity]:
+    """Decode all pairs, several at once, and keep those there is room for; and the intensity rule, never "auto"."""
     # The filters belong to the whole process: set here, once, and not by the workers.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.filterwarnings("ignore", module="PIL|pydicom|nibabel")
-        return list(pool.map(lambda file: _scan_pair(file, store, intensity), range(len(store.files))))
+        scans = list(pool.map(lambda file: _scan_pair(file, store, intensity), range(len(store.files))))
+        return scans, _settle(scans, store, intensity)
+
+
+def _settle(scans: list[Scan], store: Store, intensity: Intensity) -> Intensity:
+    """The rule that "auto" stands for; the scans get its bounds."""
+    rule = intensity.settled((scan.value_range, scan.bounds) for scan in scans if not scan.problem)
+    if rule != intensity:
+        for file, scan in enumerate(scans):
+            if scan.value_range is not None and rule.rule == "dtype":
+                scan.bounds = scan.value_range
+            elif scan.bounds == scan.value_range:  # 8 bits among images of other types
+                scan.bounds = rule.bounds(store.open_image(file))
+    return rule
 
 
 def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
@@ -119,6 +134,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
         in_colours=mask.channels == 3,
         values={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
         bounds=bounds,
+        value_range=image.value_range,
         extremes=(min(extremes), max(extremes)),
         spacing=image.spacing,
         patient=image.patient,

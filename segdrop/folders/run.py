@@ -66,7 +66,7 @@ class RunRecord:
     """What a run's config.json says: what was asked for, and what the training found and used.
 
     Attributes:
-        config: the configuration.
+        config: the configuration, with what was chosen in place of an "auto" that depends on the images.
         classes: output channels of the network; 1 for a binary one.
         class_names: names of class 0, 1, ...
         images: number of images of each split.
@@ -79,6 +79,7 @@ class RunRecord:
         warnings: what the user has to know of the training, one sentence each.
         mixed_precision: off, float16 or bfloat16.
         device: in words.
+        values: of the training images, see `data.values.Values`.
         augmentation: as `augment.restore` takes it.
         versions: of the packages that took part.
     """
@@ -95,6 +96,7 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     mixed_precision: str = "unknown"
     device: str = "unknown"
+    values: Mapping | None = None
     augmentation: dict | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 

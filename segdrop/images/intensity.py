@@ -1,8 +1,8 @@
 """From the values of an image file to the 0..255 that networks take: one rule for training and prediction."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -12,9 +12,10 @@ from ..config.train import TrainConfig
 from ..errors import InputError
 from .picture import Picture
 
-Rule = Literal["dtype", "percentiles", "window"]
+Rule = Literal["auto", "dtype", "percentiles", "window"]
 # The values that become 0 and 255: of an image, or of each of its channels.
 Bounds = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
+FILLED = 0.25  # share of its type's range that a data set has to use for "auto" to take the type's range
 SAMPLES = 4_000_000  # about as many values of an image or volume are looked at for its percentiles
 _BAND_PIXELS = 2**24  # of a huge image, decoded at a time
 
@@ -25,7 +26,8 @@ class Intensity:
 
     Attributes:
         rule: "dtype": the whole range of the file's integer type; "percentiles": between two percentiles of the
-            image or volume; "window": between two given values, or those of the file's own window.
+            image or volume; "window": between two given values, or those of the file's own window; "auto": what
+            `settled` chooses for a data set, and until then percentiles, but of 8 bits the whole range.
         percentiles: two numbers in 0..100.
         window: (low, high) in the file's values (Hounsfield units of a CT); None: the file's own.
         by_channel: whether percentiles are taken for each channel by itself; else once for all, so that colours stay.
@@ -42,7 +44,9 @@ class Intensity:
         Raises:
             InputError: the rule needs what the file does not have.
         """
-        if self.rule == "percentiles":
+        if self.rule == "auto" and _has_8_bits(picture.value_range):
+            return replace(self, rule="dtype").bounds(picture)
+        if self.rule in ("auto", "percentiles"):
             samples = _samples(picture)
             if self.by_channel and picture.channels > 1:
                 low, high = np.percentile(samples.reshape(-1, picture.channels), self.percentiles, axis=0)
@@ -64,6 +68,31 @@ class Intensity:
                 "use `intensity` percentiles or window."
             )
         return picture.value_range
+
+    def settled(self, images: Iterable[tuple[tuple[float, float] | None, Bounds]]) -> "Intensity":
+        """This rule, and in place of "auto" one for all images of a data set, lest alike ones be mapped in two ways.
+
+        It is "dtype", unless images of other than 8 bits have no range of their type, or use less than a quarter of
+        it, the brightest 0.5% (by the default percentiles) of each image left out: a hot pixel uses all of it.
+
+        Args:
+            images: of each its type's range, and what `bounds` says of it.
+        """
+        if self.rule != "auto":
+            return self
+        used: dict[tuple[float, float] | None, list] = {}
+        for value_range, bounds in images:
+            if not _has_8_bits(value_range):
+                used.setdefault(value_range, []).append(np.ravel(bounds))
+        few = any(
+            value_range is None or np.ptp(np.concatenate(values)) < FILLED * np.ptp(value_range)
+            for value_range, values in used.items()
+        )
+        return replace(self, rule="percentiles" if few else "dtype")
+
+
+def _has_8_bits(value_range: tuple[float, float] | None) -> bool:
+    return value_range == (0, 255)
 
 
 def rule_of(config: TrainConfig) -> Intensity:

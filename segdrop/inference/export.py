@@ -138,6 +138,7 @@ def _metadata(network: Network) -> dict:
         "segdrop": __version__,
         "class_names": list(network.class_names),
         "intensity": dataclasses.asdict(network.intensity),
+        "values": None if network.values is None else dataclasses.asdict(network.values),
         "spacing": network.spacing,
         "scale": network.scale,
         "slice_axis": network.slice_axis,

@@ -11,6 +11,7 @@ import numpy as np
 from ..config.train import count_inputs
 from ..conventions import MULTIPLE, OVERLAP, TILE
 from ..data.tiles import in_tiles
+from ..data.values import Values
 from ..errors import InputError
 from ..folders.run import model_file, open_run
 from ..images.common import from_array
@@ -31,6 +32,7 @@ class Network:
         class_names: names of class 0, 1, ...; two for a network with one output channel.
         channels: number C of its output channels: 1, or one for each class.
         intensity: the rule that maps an image's values to 0..255.
+        values: of its training images, or None where an earlier version has not stored them.
         spacing: mm per pixel that its images have, or None.
         scale: factor that its images are enlarged by.
         slice_axis: axis of a NIfTI volume that its slices were cut along.
@@ -53,6 +55,7 @@ class Network:
     class_names: tuple[str, ...]
     channels: int
     intensity: Intensity
+    values: Values | None
     spacing: float | None
     scale: float
     slice_axis: int
@@ -215,6 +218,7 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
         class_names=names,
         channels=channels,
         intensity=rule_of(record.config),
+        values=record.values and Values.from_json(record.values),
         spacing=record.config.spacing,
         scale=record.config.scale,
         slice_axis=record.config.slice_axis,
@@ -245,6 +249,7 @@ def _load_onnx(path: Path) -> Network:
                 rule["window"] and tuple(rule["window"]),
                 rule.get("by_channel", False),
             ),
+            values=Values.from_json(metadata["values"]) if metadata.get("values") else None,
             spacing=metadata["spacing"],
             scale=metadata.get("scale", 1.0),
             slice_axis=metadata["slice_axis"],

@@ -24,11 +24,11 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
 
     Returns:
         The metadata: `format` (1), `segdrop` (the version that wrote it), `class_names`, `intensity` (`rule`,
-        `percentiles`, `window`, `by_channel`), `spacing` in mm per pixel or None, `slice_axis`, `channels` of the
-        images or None for RGB, `context_slices`, `tile` in pixels, `multiple` (what sides must be multiples of),
-        `threshold`; and the network as a function from images, float32 (N, H, W, 3 or what `channels` and
-        `context_slices` make), 0..255, to probabilities, float32 (N, H, W, C). It runs on a GPU where onnxruntime has
-        one.
+        `percentiles`, `window`, `by_channel`), `values` of the training images or None, `spacing` in mm per pixel or
+        None, `slice_axis`, `channels` of the images or None for RGB, `context_slices`, `tile` in pixels, `multiple`
+        (what sides must be multiples of), `threshold`; and the network as a function from images, float32 (N, H, W, 3
+        or what `channels` and `context_slices` make), 0..255, to probabilities, float32 (N, H, W, C). It runs on a GPU
+        where onnxruntime has one.
 
     Raises:
         FileNotFoundError: there is no such file.

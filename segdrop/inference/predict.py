@@ -12,6 +12,7 @@ import numpy as np
 from ..config.predict import PredictOptions
 from ..conventions import OVERLAP, TILE
 from ..data.tiles import tile_rows
+from ..data.values import Values, faint_images, unlike_training
 from ..errors import InputError
 from ..files import write_csv
 from ..scoring.uncertainty import Uncertainty, from_moments
@@ -34,6 +35,7 @@ class Predictions:
             drawn the mean predictive entropy, expected entropy and mutual information over its pixels in nats.
         failed: number of files that could not be read.
         images_per_second, tiles_per_second: of the files of this call; slices count as images.
+        warnings: what the user has to know of the images of this call, one sentence each.
     """
 
     out: Path
@@ -41,6 +43,7 @@ class Predictions:
     failed: int
     images_per_second: float
     tiles_per_second: float
+    warnings: tuple[str, ...] = ()
 
 
 def predict(
@@ -113,7 +116,17 @@ def predict(
     (out / LOG).unlink(missing_ok=True)
     seconds = max(time.monotonic() - started, 1e-9)
     failed = sum(row["status"] != "ok" for row in rows)
-    return Predictions(out, Table(rows, keys=columns), failed, bar.images / seconds, bar.tiles / seconds)
+    told = _remarks(networks[0], writer.values)
+    return Predictions(out, Table(rows, keys=columns), failed, bar.images / seconds, bar.tiles / seconds, told)
+
+
+def _remarks(network: Network, values: Sequence[Values]) -> tuple[str, ...]:
+    """What is to be said of the values of the images that were predicted."""
+    if not values:
+        return ()
+    if network.values is None:  # an earlier version's
+        return faint_images(Values.of_all(values), f"{len(values)} image(s)", network.intensity.rule)
+    return unlike_training(values, network.values, network.intensity.rule)
 
 
 def predict_uncertainty(

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config.predict import PredictOptions
 from ..data.tiles import tile_offsets, tile_rows
+from ..data.values import Reading, Values
 from ..errors import InputError
 from ..files import write_atomically
 from ..images.intensity import scale
@@ -35,6 +36,7 @@ class Writer:
     def __init__(self, out: Path, network: Network, function: Function, options: PredictOptions, settings: dict):
         self.out, self.network, self.function, self.options = out, network, function, options
         self.threshold = settings["threshold"]
+        self.values: list[Values] = []  # of each image and slice
         self.digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def process(self, job: Job, bar: "Bar") -> dict:
@@ -72,13 +74,20 @@ class Writer:
         """What the network says of each row of tiles, after the row's top, after the slice and row that follow it."""
         options, size = self.options, (picture.height, picture.width)
         whole = None if picture.slices is None else picture.read(index)
-        read = picture.rows if whole is None else lambda top, bottom: whole[top:bottom]
+        reading = Reading()
+
+        def read(top: int, bottom: int) -> np.ndarray:
+            rows = picture.rows(top, bottom) if whole is None else whole[top:bottom]
+            mapped = scale(rows, *bounds)
+            reading.add(rows, mapped)
+            return mapped
+
         if not self.network.resamples:
-            prepared, inner = lambda top, bottom: scale(read(top, bottom), *bounds), size
+            prepared, inner = read, size
         else:
             if picture.height * picture.width > HUGE_PIXELS:
                 raise InputError(f"{picture.path}: is too large to be resampled to the network's spacing or scale.")
-            image = self.network.resample(scale(read(0, picture.height), *bounds), picture.spacing)
+            image = self.network.resample(read(0, picture.height), picture.spacing)
             prepared, inner = lambda top, bottom: image[top:bottom], image.shape[:2]
         count = len(tile_offsets(inner[0], options.tile, options.overlap))
         bar.begin((count - start) * len(tile_offsets(inner[1], options.tile, options.overlap)))
@@ -97,6 +106,7 @@ class Writer:
                 yield (index, number) if number < count else (index + 1, 0), top, means
         else:
             yield (index + 1, 0), 0, resize(np.concatenate([means for _, means in rows]), size)
+        self.values.append(reading.values)
 
     def _keep(self, means: np.ndarray, index: int, top: int, work: Work) -> None:
         """Turn what the network says of some rows into the results' values."""

@@ -184,20 +184,21 @@ def check(config: SweepConfig) -> Checked:
         FileNotFoundError, InputError: the data or the configuration cannot be used.
     """
     from ..data.opening import open_configured
-    from ..training.building import faint_images
+    from ..data.values import faint_images, values_of
     from ..training.device import choose_device, this_machine
     from ..training.planning import make_plan
 
     arms_of(config)  # what is wrong with them is found before the data are read
     _check_search(config)
     dataset = open_configured(config.train)
-    for warning in faint_images(dataset, np.arange(len(dataset)), config.train.intensity):
+    values = values_of(dataset, np.arange(len(dataset)))
+    for warning in faint_images(values, f"{len(dataset)} images", dataset.intensity.rule):
         warnings.warn(warning, stacklevel=2)
     folds = _divide(dataset, config)
     _, precision = choose_device(config.train.mixed_precision)
     held_out, *others = folds[0]
     plan = make_plan(config.train, dataset, np.concatenate(others), held_out, this_machine(precision))
-    config = dataclasses.replace(config, train=plan.config)
+    config = dataclasses.replace(config, train=dataclasses.replace(plan.config, intensity=dataset.intensity.rule))
     arms = arms_of(config)
     _check_arms([config_of(config.train, arm) for arm in arms], dataset)
     return Checked(config, plan, arms, dataset, folds, precision)
@@ -269,13 +270,13 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
 
     record = open_sweep(folder)
     # Read and written again, so that fields that an earlier version did not have are there.
-    stored, given = (
-        json.loads(json.dumps(sweep.to_json())) for sweep in (SweepConfig.from_json(record["config"]), config)
-    )
+    kept = SweepConfig.from_json(record["config"])
+    config = dataclasses.replace(config, train=config.train.continuing(kept.train))
+    stored, given = (json.loads(json.dumps(sweep.to_json())) for sweep in (kept, config))
     differences = {
         name: (given["train"][name], stored["train"].get(name))
         for name in given["train"]
-        if given["train"][name] not in (stored["train"].get(name), "auto") and name not in ("data", "cache_mb")
+        if given["train"][name] != stored["train"].get(name) and name not in ("data", "cache_mb")
     } | {
         name: (given[name], stored.get(name))
         for name in given

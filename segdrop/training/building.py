@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from ..config.importing import import_object
 from ..config.train import TrainConfig
 from ..data.augment import describe
-from ..data.dataset import Dataset
+from ..data.values import faint_images, values_of
 from ..errors import InputError
 from ..files import file_digest
 from ..folders.run import CONFIG, MODEL, RunRecord, model_file, open_run, package_versions
@@ -29,24 +28,6 @@ RANDOM_WEIGHTS = (
     "The encoder starts from RANDOM weights: no ImageNet weights are cached and none could be downloaded. "
     "Expect worse results than with them, on small data sets much worse."
 )
-
-
-# Of 0..255: what the darkest and the brightest pixel of all training images are apart at least. Dark images, too, have
-# some bright pixels somewhere in the set; 12 bits in a type of 16 span 16, 14 bits 64, a CT in int16 about 16.
-_NARROW = 64
-
-
-def faint_images(dataset: Dataset, indices: np.ndarray, rule: str) -> tuple[str, ...]:
-    """What the user has to know of images whose values hardly differ once the intensity rule has mapped them."""
-    stored, scaled = dataset.extremes_of(indices.tolist())
-    if scaled[1] - scaled[0] >= _NARROW:
-        return ()
-    (low, high), (darkest, brightest) = stored, scaled
-    other = ", or another --intensity-window" if rule == "window" else ""
-    return (
-        f"The {len(indices)} training images hold values from {low:g} to {high:g}, of which --intensity {rule} makes "
-        f"{darkest:.4g} to {brightest:.4g} of 0..255, which is little to see; give --intensity percentiles{other}.",
-    )
 
 
 def find_weights(config: TrainConfig) -> str:
@@ -162,8 +143,9 @@ def record_of(
 ) -> RunRecord:
     """What a new run's config.json says."""
     config, dataset = samples.config, samples.dataset
+    rule, values = dataset.intensity.rule, values_of(dataset, samples.split["train"])
     return RunRecord(
-        config=dataclasses.replace(config, run_dir=str(run_dir)),
+        config=dataclasses.replace(config, run_dir=str(run_dir), intensity=rule),
         classes=model.output_shape[-1],
         class_names=dataset.class_names,
         images={name: len(indices) for name, indices in samples.split.items()},
@@ -174,10 +156,11 @@ def record_of(
         plan=plan,
         warnings=(
             *((RANDOM_WEIGHTS,) if config.encoder_weights == "auto" and weights == "random" else ()),
-            *faint_images(dataset, samples.split["train"], config.intensity),
+            *faint_images(values, f"{len(samples.split['train'])} training images", rule),
         ),
         mixed_precision=precision,
         device=device,
+        values=dataclasses.asdict(values),
         augmentation=describe(samples.augmentation),
         versions=package_versions(),
     )

@@ -170,6 +170,7 @@ def _resume(config: TrainConfig) -> _Run:
     """Open a run that was interrupted; its weights come from its state when the training goes on."""
     run_dir = Path(str(config.run_dir))
     record = open_run(run_dir)
+    config = config.continuing(record.config)
     _check_same(config, record.config, run_dir)
     config = dataclasses.replace(record.config, run_dir=config.run_dir, resume=True)
     history = load_history(run_dir)
@@ -202,7 +203,7 @@ def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
 def _check_same(config: TrainConfig, stored: TrainConfig, run_dir: Path) -> None:
     for field in dataclasses.fields(config):
         given, kept = getattr(config, field.name), getattr(stored, field.name)
-        if field.name not in ("resume", "run_dir") and given not in (kept, "auto"):
+        if field.name not in ("resume", "run_dir") and given != kept:
             raise InputError(f"`{field.name}` is {given!r}, but {run_dir} was started with {kept!r}; resume with that.")
 
 
@@ -213,6 +214,9 @@ def _announce(run: _Run, resumed: bool) -> None:
     _console.print(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
     _console.print(f"Data:    {dataset.understood}")
     _console.print(f"Images:  {counts}, from {dataset.path} ({dataset.cached} of {len(dataset)} held in memory)")
+    low, high = dataset.extremes_of(run.samples.split["train"].tolist())[0]
+    chosen = " (chosen by --intensity auto)" if run.samples.config.intensity == "auto" else ""
+    _console.print(f"Values:  {low:g} to {high:g}, mapped to 0..255 by {dataset.intensity.rule}{chosen}")
     _console.print(f"Classes: {', '.join(dataset.class_names)}")
     config, steps = record.config, run.samples.steps
     _console.print(f"Length:  {config.epochs} epochs of {steps} steps, {config.epochs * steps} in all")
