@@ -134,6 +134,13 @@ def test_the_picture_shows_every_unit_and_marks_those_with_dropout(tmp_path):
     assert "block 0.2" in words and "1 dropout layers" in words
 
 
+def test_the_picture_of_the_default_network_fits_a_page_of_1280_pixels(tmp_path):
+    """Whose margins leave 1,120; a pixel is three quarters of a point."""
+    draw_network(build_unet("resnet34", encoder_weights=None), tmp_path / "net.svg", (128, 128))
+    width = ET.parse(tmp_path / "net.svg").getroot().get("width")
+    assert 600 < float(width.removesuffix("pt")) / 0.75 <= 1120
+
+
 @pytest.mark.parametrize("size", [64, (64,), (0, 64), (64.5, 3), "ab"])
 def test_a_wrong_image_size_is_an_error(diamond, size):
     with pytest.raises(InputError, match=r"`image_size` must be \(height, width\), whole numbers of at least 1"):

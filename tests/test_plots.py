@@ -4,6 +4,7 @@ import io
 import math
 
 import numpy as np
+import pytest
 
 from segdrop.conventions import IGNORED
 from segdrop.show import plots
@@ -18,6 +19,32 @@ def test_only_foreground_is_coloured_and_each_class_in_its_own_way():
     assert picture.dtype == np.uint8
     assert (picture[1:] == 100).all() and (picture[0, 2] == 100).all()
     assert (picture[0, 0] != 100).any() and (picture[0, 0] != picture[0, 1]).any()
+
+
+def test_forty_classes_have_colours_of_their_own():
+    assert len(plots.PALETTE) == len(np.unique(plots.PALETTE.round(), axis=0)) == 40
+    apart = np.abs(plots.PALETTE[:, None] - plots.PALETTE[None]).sum(axis=-1)
+    assert apart[~np.eye(40, dtype=bool)].min() > 10
+
+
+def test_errors_are_what_is_missed_and_what_is_false_and_nothing_that_is_ignored():
+    truth, pred = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    truth[0, :4], pred[0, :4] = (1, 1, 1, 0), (1, 0, 2, 1)  # right, missed, another class, false
+    truth[1, 0], pred[1, 0] = IGNORED, 1
+    picture = plots.errors(IMAGE, truth, pred, opacity=1.0)
+    assert picture[0, 1].tolist() == picture[0, 2].tolist() == plots.MISSED.round().tolist()
+    assert picture[0, 3].tolist() == plots.FALSE.round().tolist()
+    assert (picture[0, 0] == 100).all() and (picture[1:] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [([600.0, 0.9, 0.8, 0.7], "log"), ([1.4, 0.9, 0.5, 0.3], "linear"), ([math.nan, 0.0], "linear")],
+)
+def test_one_early_value_does_not_flatten_the_others(losses, scale):
+    history = [{"epoch": epoch, "loss": loss, "val_loss": 0.5} for epoch, loss in enumerate(losses)]
+    axes = plots.curve(history, "loss").axes[0]
+    assert axes.get_yscale() == scale and ("logarithmic" in axes.get_ylabel()) is (scale == "log")
 
 
 def test_a_panel_shows_image_truth_and_prediction_without_the_padding():

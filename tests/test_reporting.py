@@ -230,8 +230,8 @@ def test_a_browser_shows_every_picture_and_has_nothing_to_complain_about(hostile
         found.text = document.body.innerText;""",
     )
     assert found["errors"] == []
-    # 9 pictures in 4 views, the colour scale, 3 curves, the network, 2 reliability diagrams, the risk-coverage curves.
-    assert len(found["images"]) == 9 * 4 + 1 + 3 + 1 + 2 + 1
+    # 9 pictures in 5 views, the colour scale, 3 curves, the network, 2 reliability diagrams, the risk-coverage curves.
+    assert len(found["images"]) == 9 * 5 + 1 + 3 + 1 + 2 + 1
     assert all(width > 0 and alt for width, alt in found["images"])
     assert HOSTILE in found["text"] and HOSTILE_FILE in found["text"]
 
@@ -319,12 +319,13 @@ def test_pictures_show_truth_prediction_and_the_entropy_of_a_single_prediction(t
     out = report(make_run(tmp_path, {"one": (image, mask)}))
     _, pictures = shown(out)
     views = {view: picture.astype(int) for view, picture in pictures[1:]}
-    assert [view for view, _ in pictures[1:]] == ["image", "truth", "prediction", "uncertainty"]
+    assert [view for view, _ in pictures[1:]] == ["image", "truth", "prediction", "errors", "uncertainty"]
     assert all(picture.shape == (40, 50, 3) for picture in views.values())
     coloured = {view: np.ptp(views[view], axis=-1) > 20 for view in ("image", "truth", "prediction")}
     assert not coloured["image"].any()
     assert (coloured["truth"] == (mask == 1)).mean() > 0.97  # JPEG blurs the border
     assert (coloured["prediction"] == (image[..., 0] > 128)).mean() > 0.97
+    assert (np.ptp(views["errors"], axis=-1) > 20).sum() == pytest.approx(8 * 18, abs=20)  # the false one alone
     p = 1 / (1 + np.exp(-(0.01 * np.unique(image) - 1.285)))
     assert f"uncertainty, 0 to {entropy([p, 1 - p]).max():.2g} nats" in read(out).text
     assert "The uncertainty is the entropy of the single prediction, in nats" in read(out).text
@@ -339,6 +340,66 @@ def test_mutual_information_is_that_of_a_map_dropped_or_doubled(tmp_path):
     highest = float(re.search(r"uncertainty, 0 to (\S+) nats", text)[1])
     assert highest == pytest.approx(expected, rel=0.1)
     assert "mutual information of 400 Monte Carlo samples" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("predictive_entropy", "predictive entropy of 4 Monte Carlo samples"),
+        ("mutual_information", "mutual information of 4 Monte Carlo samples"),
+        ("single_pass_entropy", "entropy of the single prediction"),
+    ],
+)
+def test_the_uncertainty_that_finds_errors_best_is_shown(tmp_path, kind, words):
+    run = make_run(tmp_path, squares(["one"]), rate=0.5)
+    stored = json.loads((run / "metrics.json").read_text())
+    scores = {
+        name: {"auroc_pixels": 0.7} for name in ("single_pass_entropy", "predictive_entropy", "mutual_information")
+    }
+    stored["test"]["uncertainty"]["scores"] = scores | {kind: {"auroc_pixels": 0.8}}
+    write_json(run / "metrics.json", stored)
+    page = report(run, mc_samples=4)
+    assert f"The uncertainty is the {words}, in nats, the kind that finds wrong pixels best" in read(page).text
+    # Predictive entropy and the single one are of the order of 0.6 nats, mutual information of 0.07.
+    highest = float(re.search(r"uncertainty, 0 to (\S+) nats", read(page).text)[1])
+    assert (highest < 0.2) is (kind == "mutual_information")
+
+
+def test_an_uncertainty_that_is_lower_for_errors_is_warned_of(plain, evaluations):
+    assert "below the 0.5 of chance" not in read(report(plain, images=0)).text
+    stored = json.loads((plain / "metrics.json").read_text())
+    stored["test"]["error_detection"] = {"single_pass_entropy": {"auroc_pixels": 0.2, "auroc_images": 0.49}}
+    write_json(plain / "metrics.json", stored)
+    text = read(report(plain, images=0)).text
+    assert (
+        "Warning. The entropy of the single prediction is lower for wrong pixels than for the others: its AUROC is "
+        "0.200, below the 0.5 of chance; do not take it for a sign of errors." in text
+    )
+    assert "lower for images of low Dice than for the others: its AUROC is 0.490" in text
+
+
+@browser
+def test_a_picture_fills_the_window_after_a_click_and_is_small_again_after_another(hostile, tmp_path):
+    found = in_browser(
+        hostile,
+        tmp_path,
+        """const picture = document.querySelector(".views img"), wide = () => picture.getBoundingClientRect().width;
+        found.before = wide(); picture.click(); found.large = [wide(), document.documentElement.clientWidth];
+        picture.click(); found.after = wide();""",
+    )
+    assert found["errors"] == []
+    assert found["large"][0] == found["large"][1] > 2 * found["before"] and found["after"] == found["before"]
+
+
+@browser
+def test_nothing_is_wider_than_1280_pixels(hostile, tmp_path):
+    found = in_browser(
+        hostile,
+        tmp_path,
+        """document.documentElement.style.width = "1280px";
+        found.drawing = document.querySelector(".wide img").getBoundingClientRect().width;""",
+    )
+    assert 300 < found["drawing"] < 1120
 
 
 def test_large_pictures_are_made_smaller_and_predicted_in_tiles(tmp_path, monkeypatch):

@@ -38,7 +38,8 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
     column = {name: i for i, name in enumerate(names)}
     level = _levels(calls, groups, size[0])
 
-    figure = Figure(figsize=(max(6, 0.72 * len(names)), 6), layout="constrained")
+    # A ResNet34 has 25 boxes: 11.5 inches, which a page of 1,280 pixels has room for.
+    figure = Figure(figsize=(max(6, 0.46 * len(names)), 5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
     makers = {tensor: groups[call.path] for call in calls for tensor in call.outputs}
@@ -54,8 +55,8 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
             arrowprops={
                 "arrowstyle": "->",
                 "color": "tab:blue" if skip else "0.4",
-                "shrinkA": 20,
-                "shrinkB": 20,
+                "shrinkA": 14,
+                "shrinkB": 14,
                 "linestyle": "--" if skip else "-",
             },
         )
@@ -68,7 +69,7 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
             name.replace("_", "\n"),
             ha="center",
             va="center",
-            fontsize=7,
+            fontsize=6,
             bbox={
                 "boxstyle": "round,pad=0.35",
                 "facecolor": "mistyrose" if mark else "white",
@@ -104,7 +105,7 @@ def _marks(calls, groups) -> dict[str, str]:
     for call in calls:
         if is_dropout(call.layer):
             kind, _ = kind_of(call.layer)
-            marks.setdefault(groups[call.path], []).append(f"{kind} {rate_of(call.layer):.3g}")
+            marks.setdefault(groups[call.path], []).append(f"{kind}\n{rate_of(call.layer):.3g}")
     return {name: "\n".join(dict.fromkeys(lines)) for name, lines in marks.items()}
 
 

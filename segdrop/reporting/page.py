@@ -33,11 +33,13 @@ from .embedding import hex_colour, render
 from .pictures import choose_pictures
 from .scores import (
     UNCERTAINTIES,
+    best_uncertainty,
     calibrations,
     columns_of,
     detections,
     field_in_words,
     image_table,
+    misleading,
     number_in_words,
     undefined,
 )
@@ -97,6 +99,7 @@ def report(
     dataset, problem = _open_data(run, record, split)
     result, rows = _scores(run, split, samples, seed, evaluates=dataset is not None)
     background, *foreground = network.class_names
+    kind = best_uncertainty(result, samples)
     history = history_of(run)
     page = {
         "name": run.resolve().name,
@@ -122,11 +125,13 @@ def report(
         "recalibration": stored_scores(run).get("batchnorm_recalibration"),
         "calibrations": calibrations(result),
         "detections": {UNCERTAINTIES.get(key, key): scores for key, scores in detections(result).items()},
+        "misleading": misleading(result),
         "reliability": reliability_chart(result),
         "risk_coverage": risk_coverage_chart(result),
         "problem": problem,
-        "pictures": None if dataset is None else choose_pictures(network, dataset, rows, images, samples, seed),
+        "pictures": None if dataset is None else choose_pictures(network, dataset, rows, images, samples, seed, kind),
         "colours": {name: hex_colour(plots.PALETTE[i % len(plots.PALETTE)]) for i, name in enumerate(foreground)},
+        "error_colours": {"missed": hex_colour(plots.MISSED), "false": hex_colour(plots.FALSE)},
         "table": image_table(rows, background, foreground, result.get("distance_unit", "px")),
         "commands": _commands(run, config, split, samples, mc_samples, images, seed),
     }

@@ -16,19 +16,21 @@ from ..scoring.uncertainty import entropy, from_moments
 from ..show import plots
 from ..surgery.sampling import MonteCarlo
 from .embedding import jpeg, shrink
+from .scores import SINGLE, UNCERTAINTIES
 
 
 def choose_pictures(
-    network, dataset: Dataset, rows: Sequence[Mapping], count: int, samples: int, seed: int
+    network, dataset: Dataset, rows: Sequence[Mapping], count: int, samples: int, seed: int, kind: str
 ) -> dict | None:
-    """The best, middle and worst images by Dice with truth, prediction and uncertainty; None where there are none."""
+    """The best, middle and worst images by Dice with truth, prediction, errors and uncertainty; None where there are
+    none. `kind`: of uncertainty, a key of `scores.UNCERTAINTIES`."""
     scored = sorted((row for row in rows if row.get("dice")), key=lambda row: float(row["dice"]), reverse=True)
     chosen = {title: [scored[i] for i in ranks] for title, ranks in _ranks(len(scored), count).items() if ranks}
     if not chosen:
         return None
     position = {name: i for i, name in enumerate(dataset.ids)}
     indices = [position[row["id"]] for members in chosen.values() for row in members]
-    views = dict(_views(network, dataset, indices, samples, seed))
+    views = dict(_views(network, dataset, indices, samples, seed, kind))
     groups = {}
     for title, members in chosen.items():
         groups[title] = []
@@ -40,9 +42,8 @@ def choose_pictures(
             groups[title].append({"id": row["id"], "dice": float(row["dice"]), "highest": highest, "pictures": uris})
     return {
         "groups": groups,
-        "kind": f"mutual information of {samples} Monte Carlo samples"
-        if samples
-        else "entropy of the single prediction",
+        "kind": UNCERTAINTIES[kind] + ("" if kind == SINGLE else f" of {samples} Monte Carlo samples"),
+        "best_of_several": samples > 0,
         "most": math.log(len(dataset.class_names)),
         "bar": jpeg(plots.heat(np.tile(np.linspace(0, 1, 256), (12, 1)), 1)),
         "unranked": len(rows) - len(scored),
@@ -58,9 +59,11 @@ def _ranks(total: int, count: int) -> dict[str, list[int]]:
     return {"Best": list(best), "Median": median, "Worst": list(worst)}
 
 
-def _views(network, dataset: Dataset, indices: Sequence[int], samples: int, seed: int) -> Iterator[tuple[str, tuple]]:
-    """Of each image its id, pictures of image, truth and prediction, and the map of its uncertainty in nats."""
-    monte_carlo = MonteCarlo(network.model, samples, seed) if samples else None
+def _views(
+    network, dataset: Dataset, indices: Sequence[int], samples: int, seed: int, kind: str
+) -> Iterator[tuple[str, tuple]]:
+    """Of each image its id, pictures of image, truth, prediction and errors, and the map of its uncertainty in nats."""
+    monte_carlo = MonteCarlo(network.model, samples, seed) if kind != SINGLE else None
 
     def forward(images: np.ndarray) -> np.ndarray:
         probabilities = network.probabilities(images)
@@ -73,9 +76,11 @@ def _views(network, dataset: Dataset, indices: Sequence[int], samples: int, seed
             probabilities, uncertainty = maps, entropy(maps)
         else:
             channels = maps.shape[-1] // 3
-            probabilities, uncertainty = maps[..., :channels], from_moments(maps[..., channels:]).mutual_information
+            probabilities, uncertainty = maps[..., :channels], getattr(from_moments(maps[..., channels:]), kind)
         image = plots.visible(dataset.read(index)[0], network.context_slices)
         image = shrink(resample(image, truth.shape))
         labels = {"image": np.zeros_like(truth), "truth": truth, "prediction": to_labels(probabilities)}
-        pictures = {name: plots.overlay(image, shrink(classes, cv2.INTER_NEAREST)) for name, classes in labels.items()}
+        labels = {name: shrink(classes, cv2.INTER_NEAREST) for name, classes in labels.items()}
+        pictures = {name: plots.overlay(image, classes) for name, classes in labels.items()}
+        pictures["errors"] = plots.errors(image, labels["truth"], labels["prediction"])
         yield dataset.ids[index], (pictures, shrink(uncertainty))

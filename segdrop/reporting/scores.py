@@ -7,8 +7,9 @@ from ..show.scores import sampled_in_words
 from ..show.titles import TITLES, heading
 
 NATS = ("entropy", "predictive_entropy", "mutual_information")  # columns of per_image.csv
+SINGLE = "single_pass_entropy"
 UNCERTAINTIES = {
-    "single_pass_entropy": "entropy of the single prediction",
+    SINGLE: "entropy of the single prediction",
     "predictive_entropy": "predictive entropy",
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
@@ -49,6 +50,27 @@ def calibrations(result: Mapping) -> dict[str, Mapping]:
 
 def detections(result: Mapping) -> dict[str, Mapping]:
     return (result.get("uncertainty") or {}).get("scores") or result.get("error_detection") or {}
+
+
+def best_uncertainty(result: Mapping, samples: int) -> str:
+    """The kind of uncertainty that tells wrong pixels from right ones best; without samples there is but one."""
+    if not samples:
+        return SINGLE
+    scores = detections(result)
+    kinds = ["mutual_information", *UNCERTAINTIES]  # of equal ones the first
+    return max(kinds, key=lambda kind: scores.get(kind, {}).get("auroc_pixels") or 0)
+
+
+def misleading(result: Mapping) -> list[str]:
+    """A sentence for each uncertainty that is lower where the prediction is wrong."""
+    wrong = {"auroc_pixels": ("wrong pixels", "errors"), "auroc_images": ("images of low Dice", "bad images")}
+    return [
+        f"The {UNCERTAINTIES.get(kind, kind)} is lower for {what} than for the others: its AUROC is {scores[key]:.3f}, "
+        f"below the 0.5 of chance; do not take it for a sign of {sign}."
+        for kind, scores in detections(result).items()
+        for key, (what, sign) in wrong.items()
+        if scores.get(key) is not None and scores[key] < 0.5
+    ]
 
 
 def image_table(rows: Sequence[Mapping[str, str]], background: str, foreground: Sequence[str], unit: str) -> dict:

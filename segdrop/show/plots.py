@@ -13,7 +13,15 @@ from matplotlib.ticker import MaxNLocator
 from ..conventions import IGNORED
 
 # Of the foreground classes, in turn: first those that stand out from greys and from stained and living tissue.
-PALETTE = np.array([colormaps["tab10"].colors[i] for i in (9, 1, 8, 2, 0, 3, 6, 4, 5, 7)]) * 255
+_ORDER = (9, 1, 8, 2, 0, 3, 6, 4, 5, 7)
+PALETTE = 255 * np.array(
+    [
+        *(colormaps["tab10"].colors[i] for i in _ORDER),
+        *(colormaps["tab20"].colors[2 * i + 1] for i in _ORDER),  # the lighter ones
+        *colormaps["tab20b"].colors,
+    ]
+)
+MISSED, FALSE = PALETTE[1], PALETTE[4]  # orange and blue, which all eyes tell apart
 STYLES = ("-", "--", "-.", ":")  # so that lines that coincide are all seen
 
 
@@ -30,6 +38,16 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.
     picture = np.asarray(image, np.float32).copy()
     colours = PALETTE[(labels[foreground].astype(int) - 1) % len(PALETTE)]
     picture[foreground] = (1 - opacity) * picture[foreground] + opacity * colours
+    return picture.round().clip(0, 255).astype(np.uint8)
+
+
+def errors(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, opacity: float = 0.7) -> np.ndarray:
+    """Colour the foreground that a prediction misses, in `MISSED`, and what it finds elsewhere, in `FALSE`, over
+    `image`, (H, W, 3), 0..255, made grey; uint8 (H, W, 3). What it takes for another class is missed."""
+    scored = truth != IGNORED
+    picture = np.repeat(np.asarray(image, np.float32).mean(axis=-1, keepdims=True), 3, axis=-1)
+    for where, colour in (((truth > 0) & (pred != truth), MISSED), ((truth == 0) & (pred > 0), FALSE)):
+        picture[where & scored] = (1 - opacity) * picture[where & scored] + opacity * colour
     return picture.round().clip(0, 255).astype(np.uint8)
 
 
@@ -58,6 +76,7 @@ def save_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
             if column in history[0]:
                 axes.plot(epochs, [row[column] for row in history], label=label)
         axes.set(xlabel="epoch", ylabel=name)
+        _spread(axes)
         axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -94,10 +113,21 @@ def curve(history: Sequence[Mapping[str, float]], name: str, best: int | None = 
     if best is not None:
         axes.axvline(best + 1, color="0.5", linestyle=":", label="best epoch")
     axes.set(xlabel="epoch", ylabel="Dice" if name == "dice" else name.replace("_", " "))
+    if name == "loss":
+        _spread(axes)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if twin:
         axes.legend(frameon=False)
     return figure
+
+
+def _spread(axes: Axes) -> None:
+    """A logarithmic axis where single values, as of the first epochs, would make all others one flat line."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+    values = values[np.isfinite(values)]
+    if values.size and values.min() > 0 and values.max() > 10 * np.median(values):
+        axes.set_yscale("log")
+        axes.set_ylabel(f"{axes.get_ylabel()}, logarithmic")
 
 
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping]]) -> Figure:
