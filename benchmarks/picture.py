@@ -3,7 +3,7 @@
     python benchmarks/picture.py runs/first docs/pictures/cells.png [--images 2]
 
 The images are those whose Dice is nearest to the median. Uncertainty is the predictive entropy of 20 Monte Carlo
-samples where the run has dropout, else that of its single prediction; the scale ends at that of a coin's toss, 0.69 nats.
+samples where the run has dropout, else that of its single prediction; the scale ends at 0.69 nats, that of a coin.
 """
 
 import argparse

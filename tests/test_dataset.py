@@ -89,6 +89,23 @@ def test_the_ignore_value_becomes_ignored_pixels(tmp_path):
     assert mask.ravel()[:4].tolist() == [1, IGNORED, 2, 0]
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"ignore_value": 2}, ("background", "nerve")),
+        ({"ignore_value": 2, "classes": 3}, ("background", "nerve", "unsure")),  # asked for, and as older runs have it
+        ({}, ("background", "nerve", "unsure")),
+    ],
+)
+def test_the_last_class_is_none_where_it_is_ignored(tmp_path, options, names):
+    simple(tmp_path, 1)
+    cv2.imwrite(str(tmp_path / "masks" / "p00.png"), labels(1, 2, 0))
+    (tmp_path / "classes.json").write_text('{"0": "background", "1": "nerve", "2": "unsure"}')
+    dataset = open_dataset(tmp_path, **options)
+    assert dataset.class_names == names
+    assert dataset.read(0)[1].ravel()[:3].tolist() == [1, IGNORED if options else 2, 0]
+
+
 def test_an_ignore_value_of_255_is_not_foreground(tmp_path):
     _, mask = one(tmp_path, grey(), labels(1, 255, 0), ignore_value=255)
     assert mask.ravel()[:3].tolist() == [1, IGNORED, 0]

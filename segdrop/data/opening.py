@@ -77,7 +77,7 @@ def open_dataset(
             ("a#012").
         classes: number of classes counting the background, except 1, which is binary. Default: what
             `classes.json` says, else what the masks hold.
-        ignore_value: mask value of pixels that are never scored.
+        ignore_value: mask value of pixels that are never scored; as the last of `classes.json` it is no class.
         stratify: a column of one of the CSV files, kept for the split.
         cache_mb: memory for decoded pairs, in MiB; what does not fit is read from disk each time.
         intensity: how the images' values become 0..255, found once for each file; "auto" is settled for all of them.
@@ -116,7 +116,8 @@ def open_dataset(
     entries = entries_of(listing, scans)
 
     ignored |= {ignore_value} - {None} | ({IGNORED} if any(truth.view for _, truth in files) else set())
-    count, table, bad_values = read_mask_values(files, scans, classes or len(names), ignored)
+    named = len(names) - (ignore_value == len(names) - 1)  # what is ignored is no class to be found and scored
+    count, table, bad_values = read_mask_values(files, scans, classes or named, ignored)
     given_groups, splits = column_of(entries, "group"), column_of(entries, "split")
     groups = given_groups or tuple(entry.scan.patient or entry.scan.image_digest for entry in entries)
     # A file that is one image of no known patient belongs to nobody: its copies are remarked, not refused.
