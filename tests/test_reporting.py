@@ -365,17 +365,17 @@ def test_the_uncertainty_that_finds_errors_best_is_shown(tmp_path, kind, words):
     assert (highest < 0.2) is (kind == "mutual_information")
 
 
-def test_an_uncertainty_that_is_lower_for_errors_is_warned_of(plain, evaluations):
+def test_an_uncertainty_that_is_worse_than_chance_is_warned_of(plain, evaluations):
     assert "below the 0.5 of chance" not in read(report(plain, images=0)).text
     stored = json.loads((plain / "metrics.json").read_text())
     stored["test"]["error_detection"] = {"single_pass_entropy": {"auroc_pixels": 0.2, "auroc_images": 0.49}}
     write_json(plain / "metrics.json", stored)
     text = read(report(plain, images=0)).text
     assert (
-        "Warning. The entropy of the single prediction is lower for wrong pixels than for the others: its AUROC is "
-        "0.200, below the 0.5 of chance; do not take it for a sign of errors." in text
+        "Warning. The entropy of the single prediction does not find wrong pixels: its AUROC is 0.200, below the 0.5 "
+        "of chance; do not take it for a sign of errors." in text
     )
-    assert "lower for images of low Dice than for the others: its AUROC is 0.490" in text
+    assert "does not find images of low Dice: its AUROC is 0.490" in text
 
 
 @browser

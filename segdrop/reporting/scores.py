@@ -65,8 +65,8 @@ def misleading(result: Mapping) -> list[str]:
     """A sentence for each uncertainty that is lower where the prediction is wrong."""
     wrong = {"auroc_pixels": ("wrong pixels", "errors"), "auroc_images": ("images of low Dice", "bad images")}
     return [
-        f"The {UNCERTAINTIES.get(kind, kind)} is lower for {what} than for the others: its AUROC is {scores[key]:.3f}, "
-        f"below the 0.5 of chance; do not take it for a sign of {sign}."
+        f"The {UNCERTAINTIES.get(kind, kind)} does not find {what}: its AUROC is {scores[key]:.3f}, below the 0.5 of "
+        f"chance; do not take it for a sign of {sign}."
         for kind, scores in detections(result).items()
         for key, (what, sign) in wrong.items()
         if scores.get(key) is not None and scores[key] < 0.5
