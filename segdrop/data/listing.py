@@ -3,13 +3,16 @@
 import csv
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from ..conventions import IGNORED
 from ..errors import InputError
 from ..images.opening import is_image, stem
-from .layouts import Reading, read_layout
+from .layouts import Reading, by_id, read_layout
+from .outlines import Drawing, Outlines, read_outlines
 from .patterns import read_patterns
 from .problems import told
 from .truth import Truth
@@ -22,6 +25,7 @@ class Listing:
     Attributes:
         pairs: image and where its mask comes from, by id.
         images: ids of all image files, with a mask or without.
+        names: of the classes, where annotations tell them.
         said: how images and masks were paired, in one line.
         table: what is said of an id, by column.
         elsewhere: for each of splits.csv and groups.csv the ids that are no image file's: of slices, or of nothing.
@@ -30,6 +34,7 @@ class Listing:
 
     pairs: dict[str, tuple[Path, Truth]] = field(default_factory=dict)
     images: set[str] = field(default_factory=set)
+    names: dict[int, str] = field(default_factory=dict)
     said: str = ""
     table: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
@@ -47,8 +52,21 @@ def list_folder(
     listing = _list_plain(path) if images is None and annotator is None else Listing()
     if not listing.pairs:
         files = _image_files(path)
-        reading = read_layout(files, annotator) if images is None else read_patterns(files, images, str(masks))
-        if reading.pairs or images is not None:
+        if images is not None:
+            reading, outlines = read_patterns(files, images, str(masks)), Outlines()
+        else:
+            reading = read_layout(files, annotator)
+            outlines = read_outlines(path, files, _tables(path), read_classes(path)[0])
+        if reading.pairs and outlines.pairs:
+            mask, table = (next(iter(pairs)).masks[0] for pairs in (reading.pairs.values(), outlines.pairs))
+            raise InputError(
+                f"`data` can be read in two ways: {reading.said}, or with the outlines in {table}; choose the masks by "
+                f"--images and --masks, or move {PurePosixPath(mask).parent} elsewhere."
+            )
+        if outlines.pairs:
+            listing = _listing_of(path, Reading(by_id(outlines.pairs), outlines.said), outlines.drawings)
+            listing.names = outlines.names
+        elif reading.pairs or images is not None:
             listing = _listing_of(path, reading)
         elif not all((path / part).is_dir() for part in ("images", "masks")):
             part = "masks" if (path / "images").is_dir() else "images"
@@ -75,10 +93,23 @@ def _list_plain(path: Path) -> Listing:
     return listing
 
 
-def _listing_of(path: Path, reading: Reading) -> Listing:
-    """The files that a reading of a folder's names has paired."""
+def _tables(path: Path) -> list[str]:
+    """The JSON files in a folder and its subfolders that may hold annotations, relative to it."""
+    inside = [file.relative_to(path) for file in sorted(path.rglob("*.json")) if file.is_file()]
+    return [file.as_posix() for file in inside if not any(part.startswith(".") for part in file.parts)]
+
+
+def _listing_of(path: Path, reading: Reading, drawings: Mapping[str, Drawing] = MappingProxyType({})) -> Listing:
+    """The files that a reading of a folder's names has paired, and what is drawn on some of them."""
     pairs = {
-        name: (path / pair.image, Truth(tuple(path / mask for mask in pair.masks), pair.view and path / pair.view))
+        name: (
+            path / pair.image,
+            Truth(
+                tuple(path / mask for mask in pair.masks),
+                path / pair.view if pair.view else None,
+                drawings.get(pair.image),
+            ),
+        )
         for name, pair in reading.pairs.items()
     }
     listing = Listing(pairs, images=set(pairs), said=reading.said, problems=list(reading.problems))

@@ -109,6 +109,7 @@ def open_dataset(
     if not listing.pairs:
         raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
     names, colours, ignored = read_classes(path if path.is_dir() else path.parent)
+    names = names or listing.names
 
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
     store = Store(files, colours, slice_axis, channels, context_slices, cache_mb * 2**20)

@@ -1,4 +1,4 @@
-"""Where the mask of an image comes from: a file, a file for each object, and the field of view."""
+"""Where the mask of an image comes from: a file, a file for each object, or outlines; and the field of view."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from ..files import file_digest
 from ..images.common import from_array
 from ..images.opening import open_image
 from ..images.picture import Picture
+from .outlines import Drawing
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class Truth:
 
     Attributes:
         files: the mask; or a mask of each object, whose union it is.
+        drawing: the outlines in the file, where it is no image.
         view: of the field of view, which is zero where nothing was annotated; None: everywhere was.
     """
 
     files: tuple[Path, ...]
     view: Path | None = None
+    drawing: Drawing | None = None
 
     @property
     def name(self) -> str:
@@ -36,12 +39,16 @@ class Truth:
         return self.files if self.view is None else (*self.files, self.view)
 
     def digest(self) -> str:
-        """SHA-256 over what it is read from."""
+        """SHA-256 over what it is read from; of outlines over the mask that they make."""
+        if self.drawing is not None:
+            return hashlib.sha256(self.drawing.draw().tobytes()).hexdigest()
         digests = [file_digest(path) for path in self.paths]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def open(self, slice_axis: int) -> Picture:
         """The mask as stored, the field of view aside."""
+        if self.drawing is not None:
+            return from_array(self.files[0], self.drawing.draw(), None)
         if len(self.files) == 1:
             return open_image(self.files[0], slice_axis=slice_axis)
         return from_array(self.files[0], _union([open_image(file) for file in self.files]), None)

@@ -1,0 +1,249 @@
+"""Annotations that are outlines and not masks, COCO's and labelme's JSON, and the masks that they make."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..errors import InputError, first_line
+from ..images.opening import stem
+from .layouts import Pair, describe
+from .naming import role_of_folders, split_of
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An annotated object: outlines, each float (N, 2) of x and y in pixels, or the lengths of runs of pixels."""
+
+    label: str
+    outlines: tuple[np.ndarray, ...] = ()
+    runs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The objects of one image, in the order in which later ones cover earlier ones.
+
+    Attributes:
+        file: the JSON file.
+        classes: the class index of each label.
+    """
+
+    file: Path
+    height: int
+    width: int
+    shapes: tuple[Shape, ...]
+    classes: Mapping[str, int]
+
+    def draw(self) -> np.ndarray:
+        """The mask: uint8 (H, W), class indices; what lies outside of the image is cut off."""
+        mask = np.zeros((self.height, self.width), np.uint8)
+        for shape in self.shapes:
+            for outline in shape.outlines:
+                fill(mask, outline, self.classes[shape.label])
+            if shape.runs:  # down the columns, background first
+                if sum(shape.runs) != mask.size:
+                    raise InputError(f"{self.file}: runs of {sum(shape.runs)} pixels for an image of {mask.size}.")
+                inside = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs).reshape(mask.shape[::-1]).T
+                mask[inside] = self.classes[shape.label]
+        return mask
+
+
+def fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
+    """Give the pixels whose centre lies within an outline a value, in place; by the even-odd rule.
+
+    OpenCV's and Pillow's polygons take in every pixel that the outline touches, too: half a pixel more all round.
+
+    Example:
+        >>> mask = np.zeros((4, 5), np.uint8)
+        >>> fill(mask, np.array([[1, 1], [3, 1], [3, 9], [1, 9]]), 1)
+        >>> mask.sum(axis=0).tolist()
+        [0, 3, 3, 0, 0]
+    """
+    (left, top), (right, bottom) = np.floor(outline.min(axis=0)), np.ceil(outline.max(axis=0))
+    top, bottom = int(max(0, top)), int(min(mask.shape[0], bottom))
+    left, right = int(max(0, left)), int(min(mask.shape[1], right))
+    if top >= bottom or left >= right:
+        return
+    crossed = np.zeros((bottom - top, right - left + 1), bool)
+    for (x0, y0), (x1, y1) in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+        first, last = (int(np.clip(np.ceil(y - 0.5), top, bottom)) for y in sorted((y0, y1)))
+        rows = np.arange(first, last)
+        x = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0 if y1 != y0 else 1))
+        crossed[rows - top, np.clip(np.ceil(x - 0.5), left, right).astype(int) - left] ^= True
+    inside = np.logical_xor.accumulate(crossed, axis=1)[:, :-1]
+    mask[top:bottom, left:right][inside] = value
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """What JSON files say of a folder's images.
+
+    Attributes:
+        pairs: of images and JSON files.
+        drawings: by image.
+        names: of the classes.
+        said: what was understood, in one line.
+    """
+
+    pairs: tuple[Pair, ...] = ()
+    drawings: Mapping[str, Drawing] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    said: str = ""
+
+
+def read_outlines(folder: Path, images: Sequence[str], tables: Sequence[str], names: Mapping[int, str]) -> Outlines:
+    """The annotations in the JSON files of COCO and of labelme among some; empty where there are none.
+
+    Args:
+        images, tables: image files and JSON files, relative to the folder.
+        names: of the classes, where they are given; else the labels that are used are the classes: COCO's in the order
+            of their ids, labelme's in that of the alphabet, after the background.
+
+    Raises:
+        InputError: an annotation has no known class or no outline, or an image is not there.
+    """
+    found: dict[str, tuple[str, tuple[int, int], tuple[Shape, ...]]] = {}
+    ranks: dict[str, tuple] = {}
+    by_name = defaultdict(list)
+    for image in images:
+        by_name[PurePosixPath(image).name].append(image)
+    for table in tables:
+        drawn, order = _read_table(folder / table)
+        for name, size, shapes in drawn:
+            image = _find(table, name, by_name)
+            if image in found:
+                raise InputError(
+                    f"`data` has two annotations of {image}: in {found[image][0]} and in {table}; keep one."
+                )
+            found[image] = table, size, shapes
+        ranks |= order
+    used = {shape.label for _, _, shapes in found.values() for shape in shapes}
+    given = names or dict(enumerate(["background", *sorted(used - {"background"}, key=lambda label: ranks[label])]))
+    classes = {name: index for index, name in given.items()}
+    if unknown := sorted(used - classes.keys()):
+        raise InputError(f"`data` has annotations of {unknown[0]!r}, no class of classes.json: {', '.join(classes)}.")
+    pairs = tuple(Pair(i, (table,), split=_split(i, table)) for i, (table, _, _) in sorted(found.items()))
+    return Outlines(
+        pairs,
+        {i: Drawing(folder / table, *size, shapes, classes) for i, (table, size, shapes) in found.items()},
+        dict(given),
+        _describe(pairs, len(images)),
+    )
+
+
+def _describe(pairs: Sequence[Pair], images: int) -> str:
+    tables = sorted({pair.masks[0] for pair in pairs})
+    if len(tables) == len(pairs):
+        said = describe(pairs)
+    else:
+        more = f" and {len(tables) - 3} more" if len(tables) > 3 else ""
+        said = f"{len(pairs)} pairs: images with the outlines in {', '.join(tables[:3])}{more}"
+    left = images - len(pairs)
+    return said + (f"; {left} image(s) without annotations left out" if left else "")
+
+
+def _read_table(path: Path) -> tuple[list, dict[str, tuple]]:
+    """Of each image of a JSON file the name, the size and the shapes; and what the labels are sorted by."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        return [], {}
+    try:
+        if {"images", "annotations", "categories"} <= content.keys():
+            return _read_coco(content)
+        return _read_labelme(content) if {"shapes", "imagePath"} <= content.keys() else ([], {})
+    except InputError as error:
+        raise InputError(f"{path}: {error}.") from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{path}: is no complete annotation file ({type(error).__name__}: {first_line(error)})."
+        ) from error
+
+
+def _split(image: str, table: str) -> str | None:
+    return split_of(PurePosixPath(image).parent.parts) or split_of((*PurePosixPath(table).parent.parts, stem(table)))
+
+
+def _find(table: str, name: str, by_name: Mapping[str, list[str]]) -> str:
+    """The image file of a name in a JSON file: beside it, else the one that ends so, best in the same split."""
+    name = name.replace("\\", "/")
+    ends = by_name.get(PurePosixPath(name).name, [])
+    if (beside := (PurePosixPath(table).parent / name).as_posix()) in ends:
+        return beside
+    for narrower in (
+        [one for one in ends if role_of_folders(PurePosixPath(one).parent.parts)[0] != "mask"],
+        [one for one in ends if f"/{one}".endswith(f"/{name}")],
+        [one for one in ends if split_of(PurePosixPath(one).parent.parts) == split_of((stem(table),))],
+    ):
+        ends = [one for one in ends if one in narrower] or ends
+    if len(ends) != 1:
+        what = f"could be {ends[0]} or {ends[1]}" if ends else "is not there"
+        raise InputError(f"`data` has annotations in {table} of an image {name} that {what}.")
+    return ends[0]
+
+
+def _read_coco(content: dict) -> tuple[list, dict[str, tuple]]:
+    labels = {category["id"]: category["name"] for category in content["categories"]}
+    of_image: dict = {image["id"]: [] for image in content["images"]}
+    for number, annotation in enumerate(content["annotations"]):
+        which = f"annotation {annotation.get('id', number)}"
+        if annotation["category_id"] not in labels:
+            raise InputError(f"{which} is of category {annotation['category_id']}, of which there is none")
+        if annotation["image_id"] not in of_image:
+            raise InputError(f"{which} is of image {annotation['image_id']}, of which there is none")
+        label, segmentation = labels[annotation["category_id"]], annotation.get("segmentation")
+        if isinstance(segmentation, dict):
+            counts = segmentation["counts"]
+            runs = tuple(_decompress(counts) if isinstance(counts, str) else counts)
+            of_image[annotation["image_id"]].append(Shape(label, runs=runs))
+        else:
+            outlines = tuple(_outline(np.reshape(flat, (-1, 2)), which) for flat in segmentation or [[]])
+            of_image[annotation["image_id"]].append(Shape(label, outlines))
+    drawn = [(i["file_name"], (int(i["height"]), int(i["width"])), tuple(of_image[i["id"]])) for i in content["images"]]
+    return drawn, {label: (0, number, "") for number, label in labels.items()}
+
+
+def _decompress(text: str) -> list[int]:
+    """Lengths of runs from COCO's text: groups of five bits, each number the difference from the last but one."""
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text.encode():
+        bits = letter - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the number's last group
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+def _read_labelme(content: dict) -> tuple[list, dict[str, tuple]]:
+    shapes = []
+    for number, shape in enumerate(content["shapes"], start=1):
+        points, kind = np.array(shape["points"], float), shape.get("shape_type") or "polygon"
+        if kind == "rectangle":
+            (x0, y0), (x1, y1) = points
+            points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+        elif kind == "circle":
+            angle = np.linspace(0, 2 * np.pi, 128, endpoint=False)
+            radius = np.hypot(*(points[1] - points[0]))
+            points = points[0] + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        elif kind != "polygon":
+            raise InputError(f"shape {number} is a {kind}; polygons, rectangles and circles have an area")
+        shapes.append(Shape(shape["label"], (_outline(points, f"shape {number}"),)))
+    size = int(content["imageHeight"]), int(content["imageWidth"])
+    return [(content["imagePath"], size, tuple(shapes))], {s.label: (1, 0, s.label) for s in shapes}
+
+
+def _outline(points: np.ndarray, which: str) -> np.ndarray:
+    points = np.asarray(points, float)
+    if len(points) < 3 or not np.isfinite(points).all():
+        raise InputError(f"{which} has no outline of at least three points")
+    return points

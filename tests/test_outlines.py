@@ -1,0 +1,213 @@
+"""Annotations of COCO and labelme become masks: which pixels, which class, and what is wrong with them."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.path import Path as Polygon
+from test_layouts import GREY, lay, square
+
+from segdrop import InputError
+from segdrop.data.opening import open_dataset
+from segdrop.data.outlines import fill
+from segdrop.data.plain import write_plain
+
+RNG = np.random.default_rng(0)
+COMPRESSED = "S5`0`0000000EB4>LB4>LB4>LB4>LB4>700000000000000a7AZ2"
+BOX = [4, 8, 12, 8, 12, 16, 4, 16]  # x, y: `square(4)`
+
+
+def drawn(outline, shape=(32, 40)):
+    mask = np.zeros(shape, np.uint8)
+    fill(mask, np.array(outline, float), 1)
+    return mask
+
+
+@pytest.mark.parametrize("corners", [3, 4, 7, 30])
+def test_the_pixels_are_those_whose_centre_lies_within(corners):
+    outline = RNG.uniform((0, 0), (40, 32), (corners, 2))
+    radius = outline - outline.mean(axis=0)
+    outline = outline[np.argsort(np.arctan2(radius[:, 1], radius[:, 0]))]  # does not cross itself
+    y, x = np.mgrid[:32, :40] + 0.5
+    inside = Polygon(outline).contains_points(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(32, 40)
+    np.testing.assert_array_equal(drawn(outline), inside)
+
+
+@pytest.mark.parametrize(
+    ("outline", "rows", "columns"),
+    [
+        ([(4, 8), (12, 8), (12, 16), (4, 16)], slice(8, 16), slice(4, 12)),
+        ([(-9, -9), (7, -9), (7, 5), (-9, 5)], slice(0, 5), slice(0, 7)),
+        ([(30, 20), (99, 20), (99, 99), (30, 99)], slice(20, 32), slice(30, 40)),
+        ([(50, 2), (60, 2), (60, 9), (50, 9)], slice(0, 0), slice(0, 0)),
+        ([(-9, -9), (-2, -9), (-2, -1)], slice(0, 0), slice(0, 0)),
+    ],
+)
+def test_what_lies_outside_of_the_image_is_cut_off(outline, rows, columns):
+    expected = np.zeros((32, 40), np.uint8)
+    expected[rows, columns] = 1
+    np.testing.assert_array_equal(drawn(outline), expected)
+
+
+def test_an_outline_that_crosses_itself_leaves_out_what_it_goes_round_twice():
+    twice = [(2, 2), (22, 2), (22, 22), (2, 22), (2, 2), (8, 8), (16, 8), (16, 16), (8, 16), (8, 8)]
+    expected = np.zeros((32, 40), np.uint8)
+    expected[2:22, 2:22], expected[8:16, 8:16] = 1, 0
+    np.testing.assert_array_equal(drawn(twice), expected)
+
+
+def coco(annotations, names=("a.png", "b.png"), categories=((3, "cell"), (1, "vein"))):
+    return {
+        "images": [{"id": i, "file_name": name, "height": 32, "width": 40} for i, name in enumerate(names)],
+        "categories": [{"id": number, "name": name} for number, name in categories],
+        "annotations": [{"id": 70 + i, **one} for i, one in enumerate(annotations)],
+    }
+
+
+def of(image, category, segmentation):
+    return {"image_id": image, "category_id": category, "segmentation": segmentation}
+
+
+def write_coco(folder, content):
+    lay(folder, dict.fromkeys(("images/a.png", "images/b.png"), GREY))
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_polygons_of_coco_become_classes_in_the_order_of_their_ids(tmp_path):
+    later = [10, 8, 18, 8, 18, 16, 10, 16]
+    content = coco([of(0, 3, [BOX, [30, 2, 36, 2, 36, 5, 30, 5]]), of(0, 1, [later])])
+    dataset = open_dataset(write_coco(tmp_path, content))
+    assert dataset.class_names == ("background", "vein", "cell")
+    expected = square(4, 2)
+    expected[2:5, 30:36] = 2
+    expected[8:16, 10:18] = 1
+    np.testing.assert_array_equal(dataset.read(0)[1], expected)
+    assert not dataset.read(1)[1].any()
+    assert dataset.understood == "2 pairs: images with the outlines in annotations.json"
+
+
+def test_runs_of_coco_are_read_plain_and_compressed(tmp_path):
+    """The compressed text is what pycocotools makes of this mask."""
+    mask = np.zeros((32, 40), np.uint8)
+    mask[3:19, 5:22], mask[8:10, 9:14], mask[20, 29] = 1, 0, 1
+    down = mask.T.ravel()
+    runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(down)) + 1, [down.size]])).tolist()
+    content = coco([of(0, 3, {"counts": runs, "size": [32, 40]}), of(1, 3, {"counts": COMPRESSED, "size": [32, 40]})])
+    dataset = open_dataset(write_coco(tmp_path, content))
+    np.testing.assert_array_equal(dataset.read(0)[1], mask)
+    np.testing.assert_array_equal(dataset.read(1)[1], mask)
+
+
+def test_classes_json_orders_the_labels(tmp_path):
+    write_coco(tmp_path, coco([of(0, 3, [BOX])]))
+    (tmp_path / "classes.json").write_text('["background", "cell", "vein"]')
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("background", "cell", "vein")
+    np.testing.assert_array_equal(dataset.read(0)[1], square(4, 1))
+
+
+def test_files_of_splits_beside_their_images_are_read_together(tmp_path):
+    lay(tmp_path, {"train/a.png": GREY, "valid/a.png": GREY})
+    for part, left in (("train", 4), ("valid", 6)):
+        box = [left, 8, left + 8, 8, left + 8, 16, left, 16]
+        (tmp_path / part / "_annotations.coco.json").write_text(json.dumps(coco([of(0, 3, [box])], ["a.png"])))
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("train/a", "valid/a")
+    assert dataset.splits == ("train", "val")
+    np.testing.assert_array_equal(dataset.read(1)[1], square(6, 1))
+
+
+def labelme(*shapes, image="a.png"):
+    fields = ("label", "shape_type", "points")
+    named = [dict(zip(fields, shape, strict=True)) for shape in shapes]
+    return {"version": "5.4", "shapes": named, "imagePath": image, "imageHeight": 32, "imageWidth": 40}
+
+
+def test_files_of_splits_in_a_folder_of_their_own_find_their_images(tmp_path):
+    lay(tmp_path, {"train2017/a.png": GREY, "val2017/a.png": GREY, "annotations/none.txt.png": GREY})
+    for part, left in (("train", 4), ("val", 6)):
+        box = [left, 8, left + 8, 8, left + 8, 16, left, 16]
+        table = tmp_path / "annotations" / f"instances_{part}2017.json"
+        table.write_text(json.dumps(coco([of(0, 3, [box])], ["a.png"])))
+    dataset = open_dataset(tmp_path)
+    assert (dataset.ids, dataset.splits) == (("train2017/a", "val2017/a"), ("train", "val"))
+    np.testing.assert_array_equal(dataset.read(1)[1], square(6, 1))
+
+
+def test_shapes_of_labelme_become_classes_in_the_order_of_the_alphabet(tmp_path):
+    lay(tmp_path, {"a.png": GREY, "b.png": GREY, "c.png": GREY})
+    box = ("vein", "rectangle", [[12, 16], [4, 8]])
+    disc = ("cell", "circle", [[25, 15], [30, 15]])
+    (tmp_path / "a.json").write_text(json.dumps(labelme(box, disc)))
+    (tmp_path / "b.json").write_text(
+        json.dumps(labelme(("cell", "polygon", np.reshape(BOX, (4, 2)).tolist()), image="b.png"))
+    )
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("background", "cell", "vein")
+    y, x = np.mgrid[:32, :40] + 0.5
+    expected = square(4, 2) + (np.hypot(x - 25, y - 15) < 5)
+    assert (dataset.read(0)[1] != expected).sum() <= 4  # a circle of 128 corners
+    np.testing.assert_array_equal(dataset.read(1)[1], square(4, 1))
+    assert dataset.understood == "2 pairs: *.png with *.json; 1 image(s) without annotations left out"
+
+
+def test_outlines_are_written_as_masks(tmp_path):
+    dataset = open_dataset(write_coco(tmp_path / "set", coco([of(0, 3, [BOX])])))
+    write_plain(dataset, tmp_path / "plain")
+    np.testing.assert_array_equal(open_dataset(tmp_path / "plain").read(0)[1], square(4, 1))
+
+
+def test_other_json_files_are_passed_over(tmp_path):
+    lay(tmp_path, {"Original/1.png": GREY, "Ground Truth/1.png": square(4)})
+    for name, content in (("boxes.json", '{"1": {"bbox": []}}'), ("list.json", "[1]"), ("broken.json", "{")):
+        (tmp_path / name).write_text(content)
+    assert open_dataset(tmp_path).ids == ("1",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (coco([of(0, 9, [BOX])]), "annotations.json: annotation 70 is of category 9, of which there is none"),
+        (coco([of(5, 3, [BOX])]), "annotation 70 is of image 5, of which there is none"),
+        (coco([of(0, 3, [])]), "annotation 70 has no outline of at least three points"),
+        (coco([of(0, 3, [[1, 2, 3, 4]])]), "annotation 70 has no outline of at least three points"),
+        (coco([of(0, 3, [[1, 2, 3]])]), "is no complete annotation file"),
+        (coco([of(0, 3, {"counts": [3, 4], "size": [32, 40]})]), "runs of 7 pixels for an image of 1280"),
+        (coco([], ["a.png", "c.png"]), "annotations in annotations.json of an image c.png that is not there"),
+        (coco([], ["a.png", "a.png"]), "two annotations of images/a.png: in annotations.json and in annotations.json"),
+        ({**coco([]), "images": [{"id": 1}]}, "is no complete annotation file .KeyError"),
+        (
+            labelme(("cell", "line", [[1, 2], [3, 4]])),
+            "shape 1 is a line; polygons, rectangles and circles have an area",
+        ),
+        (labelme(("cell", "polygon", [[1, 2], [3, 4]])), "shape 1 has no outline of at least three points"),
+    ],
+)
+def test_a_fault_of_an_annotation_is_found_and_named(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        open_dataset(write_coco(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_that_classes_json_lacks_is_an_error(tmp_path):
+    write_coco(tmp_path, coco([of(0, 1, [BOX])]))
+    (tmp_path / "classes.json").write_text('["background", "cell"]')
+    with pytest.raises(InputError, match="annotations of 'vein', no class of classes.json: background, cell"):
+        open_dataset(tmp_path)
+
+
+def test_masks_beside_outlines_are_two_readings(tmp_path):
+    write_coco(tmp_path, coco([of(0, 3, [BOX])]))
+    lay(tmp_path, {"labels/a.png": square(4)})
+    with pytest.raises(
+        InputError, match=r"two ways: 1 pair: images/\*.png with labels/\*.png, or with the outlines in anno"
+    ):
+        open_dataset(tmp_path)
+
+
+def test_a_size_other_than_the_image_s_is_an_error(tmp_path):
+    content = coco([of(0, 3, [BOX])])
+    content["images"][0]["height"] = 30
+    with pytest.raises(InputError, match=r"1 pair\(s\) differ in size; first: a.png is 40x32, its mask 40x30"):
+        open_dataset(write_coco(tmp_path, content))
