@@ -72,7 +72,7 @@ def write_run(folder, model, *, class_names=("background", "foreground"), **fiel
     """A finished run of `model`, without a training: what a network's users read of it."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / "model.keras")
-    config = TrainConfig(**{"run_dir": str(folder), "intensity": "dtype", **fields}).to_json()
+    config = TrainConfig.from_json({"run_dir": str(folder), **fields}).to_json()
     record = {"config": config, "classes": model.output_shape[-1], "class_names": list(class_names)}
     write_json(folder / "config.json", record)
     return folder

@@ -53,7 +53,7 @@ def make_run(folder, pictures, rate=0.0, class_name="cell", dice=None, **options
     run = folder / "run"
     run.mkdir()
     threshold_model(rate).save(run / "model.keras")
-    config = TrainConfig(data=str(data), run_dir=str(run), crop_size=64, **options).to_json()
+    config = TrainConfig.from_json({"data": str(data), "run_dir": str(run), "crop_size": 64, **options}).to_json()
     record = {
         "config": config,
         "classes": 1,
@@ -548,14 +548,16 @@ def test_the_command_to_train_means_the_run_s_own_configuration(tmp_path, evalua
     train, evaluate, again = html.unescape(re.search(r"<pre>(.*?)</pre>", page, re.DOTALL)[1]).split("\n")
     words = shlex.split(train)
     assert words[:2] == ["segdrop", "train"]
-    assert read_options(words[1:]) == TrainConfig(data=str(tmp_path / "data"), crop_size=64, **options)
+    assert read_options(words[1:]) == TrainConfig.from_json(
+        {"data": str(tmp_path / "data"), "crop_size": 64, **options}
+    )
     assert shlex.split(evaluate)[:3] == ["segdrop", "evaluate", str(run)]
     assert shlex.split(again)[:3] == ["segdrop", "report", str(run)]
 
 
 def test_changed_options_stand_before_those_at_their_defaults(plain):
     text = read(report(plain)).text
-    assert text.index("crop_size 64") < text.index("Options at their defaults") < text.index("batch_size 8")
+    assert text.index("crop_size 64") < text.index("Options at their defaults") < text.index("val_fraction 0.15")
 
 
 def test_the_report_goes_where_it_is_told_and_leaves_nothing_else(plain, tmp_path):

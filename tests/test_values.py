@@ -112,7 +112,7 @@ def test_faint_images_are_told_before_training_and_in_the_record(tmp_path, capsy
     result = train(config)
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert printed.index("train with --intensity percentiles") < printed.index("Best epoch")
-    (told,) = json.loads((result.run_dir / "config.json").read_text())["warnings"]
+    told, *_ = json.loads((result.run_dir / "config.json").read_text())["warnings"]
     assert "0 to 15.93 of 0..255" in told
     with pytest.warns(UserWarning, match="0 to 15.93 of 0..255"):
         config = TrainConfig(data=str(folder), encoder_weights="none", intensity="dtype")
