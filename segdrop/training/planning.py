@@ -172,9 +172,9 @@ def _augmentation(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
         return
     count = sum(len(found) for found in facts.masks.objects) / max(len(facts.train), 1)
     if count >= MANY:
-        yield Choice("augment", "microscopy", f"{count:.0f} objects an image: no direction is special")
+        yield Choice("augment", "microscopy", f"{count:.0f} objects an image, in any direction")
     else:
-        yield Choice("augment", "medical", f"{count:.1f} objects an image: directions may matter")
+        yield Choice("augment", "medical", f"only {count:.1f} objects an image")
 
 
 def _batch(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
