@@ -29,6 +29,7 @@ ROOMS = [
     "data.findings",
     "data.fingerprint",
     "data.opening",
+    "data.overview",
     "data.splits",
     "data.tiles",
     "images.opening",

@@ -1,19 +1,54 @@
 """What each command does."""
 
 import dataclasses
+import json
 import signal
 import sys
 
 from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
 from ..errors import InputError
-from .options import EvaluateOptions, ExportOptions, InspectOptions, PredictFilesOptions, ReportOptions, SweepOptions
+from .options import (
+    DataOptions,
+    EvaluateOptions,
+    ExportOptions,
+    InspectOptions,
+    PredictFilesOptions,
+    ReportOptions,
+    SweepOptions,
+)
 
 
 def run_train(config: TrainConfig) -> None:
     from ..training.train import train
 
     train(config)
+
+
+def run_data(options: DataOptions) -> None:
+    from ..data.findings import examine
+    from ..data.opening import open_configured
+    from ..data.overview import overview
+    from ..show.data import WIDTH, data_tables, findings_in_lines, summary
+
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise InputError(f"`out` must be a folder, but {options.out} is a file; choose another name.")
+    dataset = open_configured(options)
+    found, findings = examine(dataset)
+    told = overview(dataset, found, findings)
+    if options.json:
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+    else:
+        console = _console(WIDTH)
+        print("\n".join(summary(told)), end="\n\n")
+        for table in data_tables(told):
+            console.print(table.rich())
+        print("\n".join(findings_in_lines(told["findings"])) or "Nothing looks wrong.")
+    if options.out:
+        from ..reporting.data_page import PAGE, write_data_pages
+
+        write_data_pages(dataset, told, findings, options.out, options.context_slices)
+        print(f"\nPictures: {options.out / PAGE}", file=sys.stderr if options.json else sys.stdout)
 
 
 def run_sweep(options: SweepOptions) -> None:
@@ -147,7 +182,8 @@ def run_inspect(options: InspectOptions) -> None:
         draw_network(model, options.svg, size)
 
 
-def _console():
+def _console(width: int = 140):
+    """A console as wide as the terminal; where there is none, of `width` columns."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return Console(width=None if sys.stdout.isatty() else width)

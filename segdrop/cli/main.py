@@ -11,8 +11,9 @@ from ..config.importing import import_modules
 from ..config.train import TrainConfig
 from ..errors import InputError
 from ..version import __version__
-from .commands import run_evaluate, run_export, run_inspect, run_predict, run_report, run_sweep, run_train
+from .commands import run_data, run_evaluate, run_export, run_inspect, run_predict, run_report, run_sweep, run_train
 from .options import (
+    DataOptions,
     EvaluateOptions,
     ExportOptions,
     InspectOptions,
@@ -24,6 +25,7 @@ from .options import (
 from .parsing import closest, describe_error, parse
 
 COMMANDS = {
+    "data": (DataOptions, run_data),
     "train": (TrainConfig, run_train),
     "sweep": (SweepOptions, run_sweep),
     "evaluate": (EvaluateOptions, run_evaluate),
@@ -87,7 +89,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     options = read_options(arguments or ["--help"])
     _find_data(options)
-    if not (isinstance(options, SweepOptions) and options.report and not options.test):
+    answers = isinstance(options, SweepOptions) and options.report and not options.test
+    if not (answers or isinstance(options, DataOptions)):
         _import_tensorflow()
         if isinstance(options, LoadsModels):
             import_modules(options.imports, "import")

@@ -1,5 +1,6 @@
 """The commands and their options."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,34 @@ class LoadsModels:
     def arguments(self) -> dict:
         """All that the command's function takes."""
         return {name: value for name, value in vars(self).items() if name != "imports"}
+
+
+# How to read a data set is said as for a training, with the same words; what else a training takes is left out.
+_READING = (
+    *("classes", "ignore_value", "intensity", "intensity_percentiles", "intensity_window"),
+    *("spacing", "slice_axis", "channels", "context_slices", "cache_mb"),
+)
+_ReadsData = dataclasses.make_dataclass(
+    "_ReadsData",
+    [
+        (field.name, tyro.conf.Suppress[tyro.conf.Fixed[field.type]], copy.copy(field))
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in _READING
+    ],
+    bases=(TrainConfig,),
+    frozen=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(_ReadsData):
+    """Look at a data set before training: what it holds, and what looks wrong."""
+
+    data: tyro.conf.Positional[str] = dataclasses.field()
+    out: Path | None = None
+    """Folder for a page (data.html), a contact sheet (contact_sheet.png) and the numbers (data.json)."""
+    json: bool = False
+    """Print the numbers as JSON instead of tables."""
 
 
 @dataclasses.dataclass(frozen=True)
