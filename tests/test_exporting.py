@@ -3,6 +3,7 @@
 import json
 import sys
 
+import conftest
 import cv2
 import keras
 import numpy as np
@@ -83,6 +84,14 @@ def write_run(folder, model, data, class_names=("background", "cell"), **options
     return folder
 
 
+def runs(folder, model, **fields):
+    """A run whose data set is gone; `values` are the record's, the rest the configuration's."""
+    values = fields.pop("values", None)
+    run = conftest.write_run(folder, model, data=str(folder / "gone"), **fields)
+    write_json(run / "config.json", {**json.loads((run / "config.json").read_text()), "values": values})
+    return run
+
+
 @pytest.fixture(scope="module")
 def unet_run(tmp_path_factory, cells):
     """The ONNX file of a dropped-out resnet18 U-Net in bfloat16, and the same network plain, built in float32."""
@@ -148,7 +157,7 @@ def test_the_result_says_what_was_measured_on_what(unet_run):
 
 def test_the_metadata_tell_how_images_were_prepared(unet_run):
     assert open_onnx(unet_run[1].path)[0] == {
-        "format": 1,
+        "format": 2,
         "segdrop": __version__,
         "class_names": ["background", "cell"],
         "intensity": {"rule": "dtype", "percentiles": [0.5, 99.5], "window": None, "by_channel": False},
@@ -158,7 +167,7 @@ def test_the_metadata_tell_how_images_were_prepared(unet_run):
         "channels": None,
         "context_slices": 0,
         "tile": 1024,
-        "multiple": 32,
+        "multiple": 1,
         "threshold": 0.5,
     }
 
@@ -212,10 +221,61 @@ def test_each_image_is_mapped_from_bounds_of_its_own(small_onnx):
     np.testing.assert_allclose(found, network.predict_on_batch(np.float32(scaled)), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 50, 70), (2, 33, 64), (1, 1, 7), (2, 17, 200)])
+def test_images_of_any_size_are_reflected_to_multiples_of_32_and_cut_back(small_onnx, shape):
+    network, result = small_onnx
+    batch = images(*shape)
+    session = onnxruntime.InferenceSession(result.path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": batch})  # low and high are 0 and 255 then
+    whole = np.stack(
+        [cv2.copyMakeBorder(i, 0, -shape[1] % 32, 0, -shape[2] % 32, cv2.BORDER_REFLECT_101) for i in batch]
+    )
+    np.testing.assert_allclose(found, network.predict_on_batch(whole)[:, : shape[1], : shape[2]], atol=1e-5)
+
+
+RULES = {
+    "8 bits": (np.uint8, 255, {"intensity": "dtype"}),
+    "16 bits": (np.uint16, 65535, {"intensity": "dtype"}),
+    "percentiles": (np.uint16, 3000, {"intensity": "percentiles"}),
+    "window": (np.uint16, 3000, {"intensity": "window", "intensity_window": [500, 2000]}),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_recipe_in_the_metadata_gives_what_the_run_predicts(tmp_path, monkeypatch, rule):
+    dtype, top, options = RULES[rule]
+    values = {"stored": [0, top], "mapped": [0, 255], "means": [0, 255], "deviations": [0, 255]}
+    run = runs(tmp_path / "run", small_network(), values=values, **options)
+    export(run, tmp_path / "model.onnx")
+    image = RNG.integers(0, top, (50, 70), dtype)
+    cv2.imwrite(str(tmp_path / "image.png"), image)
+    code = onnxruntime.InferenceSession(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map["recipe"]
+    monkeypatch.chdir(tmp_path)
+    exec(code, names := {})
+    network = segdrop.load(run)
+    expected = network.predict(image)
+    np.testing.assert_allclose(names["probabilities"], expected, atol=1e-5)
+    np.testing.assert_array_equal(names["labels"], network.labels(expected))
+    assert len(code.splitlines()) == (6 if rule == "percentiles" else 5)
+
+
+def test_the_recipe_for_channels_has_bounds_for_each(tmp_path, monkeypatch):
+    network = keras.Sequential(
+        [keras.Input((None, None, 2)), keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")]
+    )
+    run = runs(tmp_path / "run", network, channels=2, intensity="percentiles")
+    export(run, tmp_path / "model.onnx")
+    image = RNG.integers(0, 3000, (40, 50, 2), np.uint16) * np.uint16([1, 9])
+    np.save(tmp_path / "image.npy", image)
+    monkeypatch.chdir(tmp_path)
+    exec(onnx.load("model.onnx").metadata_props[1].value, names := {})
+    np.testing.assert_allclose(names["probabilities"], segdrop.load(run).predict(image), atol=1e-5)
+
+
 def test_images_of_8_bits_reach_the_network_unchanged(small_onnx):
     network = small_onnx[0]
     batch = np.float32(RNG.integers(0, 256, (1, 32, 32, 3)))
-    model, _ = exporting._with_bounds(network, 1)
+    model, _ = exporting._for_any_image(network, 1)
     found = model.predict_on_batch([batch, np.zeros((1, 1)), np.full((1, 1), 255)])["probabilities"]
     np.testing.assert_array_equal(found, network.predict_on_batch(batch))
 
@@ -254,9 +314,9 @@ def test_a_run_whose_data_is_gone_is_checked_on_drawn_images(run, tmp_path):
 
 @pytest.mark.parametrize("format", ["onnx", "saved_model"])
 def test_an_export_that_gives_something_else_fails_and_leaves_nothing(run, tmp_path, monkeypatch, format):
-    with_bounds = exporting._with_bounds
+    with_bounds = exporting._for_any_image
     monkeypatch.setattr(
-        exporting, "_with_bounds", lambda network, n: with_bounds(randomise(rebuild(network), seed=1), n)
+        exporting, "_for_any_image", lambda network, n: with_bounds(randomise(rebuild(network), seed=1), n)
     )
     with pytest.raises(
         VerificationError, match=r"differs from the run's by 0\.\d+ on 2 image.* more than 0\.0001; .* not"
@@ -371,7 +431,7 @@ def test_an_empty_or_truncated_file_is_an_error(small_onnx, tmp_path, share):
         ({"segdrop": "not JSON"}, "was not written by segdrop"),
         ({"segdrop": "[1]"}, "was not written by segdrop"),
         (
-            {"segdrop": '{"format": 2, "segdrop": "9.0"}'},
+            {"segdrop": '{"format": 3, "segdrop": "9.0"}'},
             r"was written by segdrop 9\.0, which this version cannot read",
         ),
     ],

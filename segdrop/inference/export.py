@@ -10,6 +10,7 @@ from typing import Literal
 
 import keras
 import numpy as np
+from keras import ops
 
 from ..cells import draw_cells
 from ..conventions import MULTIPLE, TILE
@@ -60,14 +61,18 @@ def export(
 ) -> ExportResult:
     """Write a run's best network, without its dropout and in float32, to a file that needs neither Keras nor segdrop.
 
-    The network in the file takes `image`, float32 (N, H, W, 3), RGB in the image's own values, H and W multiples of
-    32 (pad by reflection), and `low` and `high`, float32 (N, 1): the values of each image that become 0 and 255 (0 and
-    255 for 8 bits, 0 and 65535 for 16, a CT's window); values outside are clipped, and an image whose `high` is not
-    above its `low` is taken as 0 everywhere. After a training with `channels` image, low and high have so many
-    channels, each with bounds of its own; with `context_slices` K the 2K + 1 channels of image are a slice between
-    those before and after it. It gives `probabilities`, float32 (N, H, W, C), C = 1 for a binary one.
+    The network in the file takes `image`, float32 (N, H, W, 3), RGB in the image's own values, of any size (it is
+    continued by reflection to multiples of 32, and what lies beyond cut off); and `low` and `high`, float32 (N, 1): the
+    values of each image that become 0 and 255 (0 and 65535 for 16 bits, two percentiles). An ONNX file takes them for 0
+    and 255, or for the ends of the run's window, where they are left out; a SavedModel asks for them. Values outside
+    are clipped, and an image whose `high` is not above its `low` is taken as 0 everywhere. After a training with
+    `channels` image, low and high have so many channels, each with bounds of its own; with `context_slices` K the
+    2K + 1 channels of image are a slice between those before and after it. It gives `probabilities`, float32
+    (N, H, W, C), C = 1 for a binary one.
+
     Number and size of the images are free. With the file go, as JSON, the names of the classes and how the run's images
-    were prepared: in the ONNX metadata under `segdrop`, and in `assets.extra/segdrop.json` of a SavedModel.
+    were prepared: in the ONNX metadata under `segdrop`, and in `assets.extra/segdrop.json` of a SavedModel. Under
+    `recipe` the ONNX metadata have the five lines of Python that run the network.
 
     What was written is run beside the run's network before it gets its name, in two batches of different sizes, on up
     to four images of the run's validation split, or on drawn cells where the data set cannot be opened any more.
@@ -115,7 +120,7 @@ def export(
         # A folder of its own, so that nothing half-written is ever called `out`.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
             written = Path(folder, out.name)
-            model, signature = _with_bounds(network, trained.bounds_count)
+            model, signature = _for_any_image(network, trained.bounds_count)
             if format == "onnx":
                 write_onnx(model, signature, written, metadata, opset)
                 exported = onnx_function(onnx_session(written, ["CPUExecutionProvider"]))
@@ -145,22 +150,42 @@ def _metadata(network: Network) -> dict:
         "channels": network.image_channels,
         "context_slices": network.context_slices,
         "tile": TILE,
-        "multiple": MULTIPLE,
+        "multiple": 1,
         "threshold": network.threshold,
     }
 
 
-def _with_bounds(network: keras.Model, count: int) -> tuple[keras.Model, list]:
-    """The network behind the mapping of `low`..`high` to 0..255, `count` of each, and the signature of its inputs."""
+class _AnyImage(keras.layers.Layer):
+    """A network for images of any size in their own values.
+
+    They are mapped from `low`..`high`, `count` of each for an image, to 0..255 and continued by reflection to sides
+    that are multiples of 32; what the network says of the continuation is cut off.
+    """
+
+    def __init__(self, network: keras.Model, count: int):
+        super().__init__(dtype="float32")
+        self.network, self.count = network, count
+
+    def call(self, image, low, high):
+        low, high = (ops.reshape(bound, (-1, 1, 1, self.count)) for bound in (low, high))
+        # Clipped first: an empty range then gives 0 times something finite.
+        above = ops.maximum(ops.minimum(image, high), low) - low
+        prepared = above * (255 / ops.maximum(high - low, 1e-30))
+        height, width = ops.shape(image)[1:3]
+        for axis, length in enumerate((height, width), 1):
+            period = ops.maximum(2 * (length - 1), 1)
+            # Of whole numbers above 0 alone: tf2onnx rounds the quotients of others towards 0.
+            there_and_back = ops.arange((length + MULTIPLE - 1) // MULTIPLE * MULTIPLE, dtype="int32") % period
+            prepared = ops.take(prepared, ops.minimum(there_and_back, period - there_and_back), axis=axis)
+        return self.network(prepared)[:, :height, :width]
+
+
+def _for_any_image(network: keras.Model, count: int) -> tuple[keras.Model, list]:
+    """The network as `_AnyImage` has it, and the signature of its inputs."""
     shapes = {"image": network.input_shape[1:], "low": (count,), "high": (count,)}
     inputs = [keras.Input(shape, name=name, dtype="float32") for name, shape in shapes.items()]
-    image = inputs[0]
-    low, high = (keras.ops.reshape(bound, (-1, 1, 1, count)) for bound in inputs[1:])
-    # Clipped first: an empty range then gives 0 times something finite.
-    above = keras.ops.maximum(keras.ops.minimum(image, high), low) - low
-    outputs = network(above * (255 / keras.ops.maximum(high - low, 1e-30)))
     signature = [keras.InputSpec(shape=i.shape, dtype="float32", name=i.name) for i in inputs]
-    return keras.Model(inputs, {"probabilities": outputs}), [signature]
+    return keras.Model(inputs, {"probabilities": _AnyImage(network, count)(*inputs)}), [signature]
 
 
 def _write_saved_model(model: keras.Model, signature: list, path: Path, metadata: dict) -> None:

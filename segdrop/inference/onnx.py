@@ -4,17 +4,19 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from ..config.checks import check_whole
+from ..config.train import count_inputs
 from ..errors import InputError
 
-VERSION = 1  # of what the metadata hold
-KEY = "segdrop"  # of the ONNX file's metadata
+VERSION = 2  # of what the metadata hold, and of the inputs
+READABLE = (1, 2)  # files of version 1 take sides that are multiples of 32, and always `low` and `high`
+KEY, RECIPE = "segdrop", "recipe"  # of the ONNX file's metadata
 METADATA = Path("assets.extra", "segdrop.json")  # in a SavedModel's folder
 OPSETS = (15, 18)  # tf2onnx's default, and the last that it writes
 
@@ -23,12 +25,12 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
     """Open an ONNX file that `export` wrote.
 
     Returns:
-        The metadata: `format` (1), `segdrop` (the version that wrote it), `class_names`, `intensity` (`rule`,
+        The metadata: `format`, `segdrop` (the version that wrote it), `class_names`, `intensity` (`rule`,
         `percentiles`, `window`, `by_channel`), `values` of the training images or None, `spacing` in mm per pixel or
         None, `slice_axis`, `channels` of the images or None for RGB, `context_slices`, `tile` in pixels, `multiple`
-        (what sides must be multiples of), `threshold`; and the network as a function from images, float32 (N, H, W, 3
-        or what `channels` and `context_slices` make), 0..255, to probabilities, float32 (N, H, W, C). It runs on a GPU
-        where onnxruntime has one.
+        (what sides must be multiples of: 1, in files of version 1 32), `threshold`; and the network as a function from
+        images, float32 (N, H, W, 3 or what `channels` and `context_slices` make), 0..255, to probabilities, float32
+        (N, H, W, C). It runs on a GPU where onnxruntime has one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,7 +47,7 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
         version = metadata["format"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} was not written by segdrop: it has no {KEY} metadata; see segdrop export.") from error
-    if version != VERSION:
+    if version not in READABLE:
         raise InputError(f"{path} was written by segdrop {metadata.get('segdrop')}, which this version cannot read.")
     return metadata, onnx_function(session)
 
@@ -66,6 +68,7 @@ def require_package(package: str):
 
 
 def write_onnx(model: keras.Model, signature: list, path: Path, metadata: dict, opset: int | None) -> None:
+    """Write a model of `image`, `low` and `high`; the last two may be left out by whoever runs it."""
     import onnx
 
     with warnings.catch_warnings():
@@ -77,7 +80,11 @@ def write_onnx(model: keras.Model, signature: list, path: Path, metadata: dict, 
         for axis, name in zip(tensor.type.tensor_type.shape.dim, ("N", "H", "W"), strict=False):
             if not axis.HasField("dim_value"):
                 axis.dim_param = name
-    onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
+    # An initializer of an input's name is what it is where it is not given.
+    for name, value in zip(("low", "high"), metadata["intensity"]["window"] or (0, 255), strict=True):
+        shape = model.get_layer(name).output.shape
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full((1, shape[1]), value, np.float32), name))
+    onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata), RECIPE: recipe(metadata)})
     onnx.save(proto, path)
 
 
@@ -93,8 +100,9 @@ def onnx_session(path: Path, providers: list[str]):
 
 def onnx_function(session) -> Callable[..., np.ndarray]:
     def probabilities(images, low=0.0, high=255.0):
-        bounds = {tensor.name: tensor.shape for tensor in session.get_inputs()}["low"][1]
-        return session.run(["probabilities"], onnx_feeds(images, low, high, bounds))[0]
+        return session.run(["probabilities"], onnx_feeds(images, low, high, shapes["low"][1]))[0]
+
+    shapes = {tensor.name: tensor.shape for tensor in (*session.get_inputs(), *session.get_overridable_initializers())}
 
     return probabilities
 
@@ -104,3 +112,30 @@ def onnx_feeds(images, low, high, count: int) -> dict[str, np.ndarray]:
     bounds = {"low": low, "high": high}
     columns = {name: np.full((len(images), count), value, np.float32) for name, value in bounds.items()}
     return {"image": np.asarray(images, np.float32), **columns}
+
+
+def recipe(metadata: Mapping) -> str:
+    """The Python that runs a network of these metadata on an image, for whoever has nothing but its file."""
+    rule, values = metadata["intensity"], metadata["values"]
+    inputs = count_inputs(metadata["channels"], metadata["context_slices"])
+    own = metadata["channels"] or metadata["context_slices"]
+    image = f'np.load("image.npy")  # (H, W, {inputs})' if own else 'np.atleast_3d(PIL.Image.open("image.png"))'
+    if metadata["spacing"]:
+        image += f"  # resampled to {metadata['spacing']:g} mm per pixel"
+    feeds, bounds = f'{{"image": np.float32([image * np.ones({inputs})])', []
+    if rule["rule"] == "percentiles":
+        axis = ", axis=(0, 1)" if rule["by_channel"] else ""
+        bounds = [f"low, high = np.float32(np.percentile(image, {tuple(rule['percentiles'])}{axis})).reshape(2, 1, -1)"]
+        feeds += ', "low": low, "high": high'
+    elif rule["rule"] == "dtype" and values and values["stored"][1] > 255:
+        feeds += ', "high": np.float32([[65535]])'  # what images of more than 8 bits can hold
+    binary = f"probabilities[..., 0] >= {metadata['threshold']:g} if probabilities.shape[-1] == 1"
+    lines = [
+        "import numpy as np, onnxruntime, PIL.Image",
+        f"image = {image}",
+        *bounds,
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        f'probabilities = session.run(["probabilities"], {feeds}}})[0][0]',
+        f"labels = {binary} else probabilities.argmax(-1)",
+    ]
+    return "\n".join(lines)
