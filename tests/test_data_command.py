@@ -168,3 +168,16 @@ def test_it_does_not_wait_for_tensorflow(squares):
         [sys.executable, "-c", code, "data", str(squares)], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_layout_of_any_kind_is_written_in_the_plain_one(tmp_path, capsys):
+    image, mask = two_squares((10, 20))
+    for name, array in (("scan", image), ("scan_mask", mask * 255)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), array)
+    assert main(["data", str(tmp_path), "--to", str(tmp_path / "plain")]) == 0
+    assert "In the plain layout" in capsys.readouterr().out
+    written, given = open_dataset(tmp_path / "plain"), two_squares((10, 20))
+    for found, expected in zip(written.read(0), given, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert main(["data", str(tmp_path / "plain"), "--to", str(tmp_path / "plain")]) == 2
+    assert "`to` exists and is not empty" in capsys.readouterr().err

@@ -29,10 +29,13 @@ def run_data(options: DataOptions) -> None:
     from ..data.findings import examine
     from ..data.opening import open_configured
     from ..data.overview import overview
+    from ..data.plain import check_new, write_plain
     from ..show.data import WIDTH, data_tables, findings_in_lines, summary
 
     if options.out and options.out.exists() and not options.out.is_dir():
         raise InputError(f"`out` must be a folder, but {options.out} is a file; choose another name.")
+    if options.to:
+        check_new(options.to, "to")
     dataset = open_configured(options)
     found, findings = examine(dataset)
     told = overview(dataset, found, findings)
@@ -49,6 +52,9 @@ def run_data(options: DataOptions) -> None:
 
         write_data_pages(dataset, told, findings, options.out, options.context_slices)
         print(f"\nPictures: {options.out / PAGE}", file=sys.stderr if options.json else sys.stdout)
+    if options.to:
+        write_plain(dataset, options.to)
+        print(f"\nIn the plain layout: {options.to}", file=sys.stderr if options.json else sys.stdout)
 
 
 def run_sweep(options: SweepOptions) -> None:

@@ -30,7 +30,16 @@ class LoadsModels:
 
 # How to read a data set is said as for a training, with the same words; what else a training takes is left out.
 _READING = (
-    *("classes", "ignore_value", "intensity", "intensity_percentiles", "intensity_window"),
+    *(
+        "images",
+        "masks",
+        "annotator",
+        "classes",
+        "ignore_value",
+        "intensity",
+        "intensity_percentiles",
+        "intensity_window",
+    ),
     *("spacing", "slice_axis", "channels", "context_slices", "cache_mb"),
 )
 _ReadsData = dataclasses.make_dataclass(
@@ -52,6 +61,8 @@ class DataOptions(_ReadsData):
     data: tyro.conf.Positional[str] = dataclasses.field()
     out: Path | None = None
     """Folder for a page (data.html), a contact sheet (contact_sheet.png) and the numbers (data.json)."""
+    to: Path | None = None
+    """A new folder to write the data set to in the plain layout: images/ and masks/ with the same names."""
     json: bool = False
     """Print the numbers as JSON instead of tables."""
 

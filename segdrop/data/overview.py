@@ -37,6 +37,7 @@ def overview(dataset: Dataset, found: Fingerprint, findings: Sequence[Finding]) 
             splits[name] = {"images": len(members), "groups": groups}
     return {
         "data": str(dataset.path),
+        "pairs": dataset.understood,
         "images": len(dataset),
         "groups": len(set(dataset.groups)) if dataset.grouped else None,
         "channels": dataset.channels,

@@ -18,6 +18,12 @@ from ..images.opening import stem
 from .dataset import Dataset
 
 
+def check_new(folder: Path, argument: str) -> None:
+    """Raise FileExistsError, naming the argument, where a folder holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"`{argument}` exists and is not empty: {folder}; choose a new folder.")
+
+
 def write_plain(dataset: Dataset, out: str | os.PathLike) -> None:
     """Write a data set so that it opens with no option: images/, masks/, classes.json, splits.csv and groups.csv.
 
@@ -40,8 +46,7 @@ def write_plain(dataset: Dataset, out: str | os.PathLike) -> None:
         '96 pairs: images/ with masks/, same names'
     """
     out, store = Path(out), dataset._store
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"`out` exists and is not empty: {out}; choose a new folder.")
+    check_new(out, "out")
     names = _file_names(dataset)
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True, exist_ok=True)

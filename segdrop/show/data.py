@@ -47,6 +47,7 @@ def summary(told: Mapping) -> list[str]:
     sizes, (low, high), spacing = told["sizes"], told["stored_values"], told["spacing_mm"]
     first, middle, last = (f"{height} x {width}" for height, width in (sizes[k] for k in _SIZES))
     lines = [
+        *textwrap.wrap(told["pairs"], WIDTH, subsequent_indent="  "),
         f"{told['images']} images with masks" + (f" in {told['groups']} groups" if told["groups"] else ""),
         f"size: all {first}" if sizes["different"] == 1 else f"size: {first} to {last}, median {middle}",
         f"channels: {told['channels']}; values stored: {low:g} to {high:g}",
