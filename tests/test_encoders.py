@@ -20,7 +20,7 @@ from segdrop.training.building import find_weights
 
 FAST = ["vgg16", "mobilenet", "mobilenetv2", "seresnet18"]
 SLOW = ["seresnet50", "inceptionv3", "inceptionresnetv2", "efficientnetb0"]
-GROUPED = ["resnext50", "seresnext50"]
+GROUPED = ["resnext50"]
 slow = pytest.mark.slow
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("float32")
 
@@ -63,7 +63,7 @@ def test_an_encoder_computes_what_its_library_computes_from_what_the_library_mak
         "mob": keras.applications.mobilenet.preprocess_input,
         "inc": keras.applications.inception_v3.preprocess_input,
     }.get(encoder[:3], lambda x: x)
-    if encoder in ("seresnet50", "seresnext50"):  # the library's, of torchvision's kind
+    if encoder == "seresnet50":  # the library's, of torchvision's kind
         preprocess = lambda x: (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]  # noqa: E731
     if encoder in GROUPED:
         plain = with_plain_layers(source)

@@ -43,7 +43,7 @@ def write_run(folder, data, model, splits, **record):
     """A finished run of `model`, which has these splits of the data set."""
     folder.mkdir()
     model.save(folder / "model.keras")
-    config = TrainConfig(data=str(data), run_dir=str(folder)).to_json()
+    config = TrainConfig.from_json({"data": str(data), "run_dir": str(folder)}).to_json()
     dataset = open_dataset(data)
     write_json(
         folder / "config.json",

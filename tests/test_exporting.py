@@ -77,7 +77,7 @@ def write_run(folder, model, data, class_names=("background", "cell"), **options
     folder.mkdir()
     model.save(folder / "model.keras")
     dataset = open_dataset(data)
-    config = {**TrainConfig(data=str(data), run_dir=str(folder), intensity="dtype").to_json(), **options}
+    config = {**TrainConfig.from_json({"data": str(data), "run_dir": str(folder)}).to_json(), **options}
     record = {"config": config, "classes": model.output_shape[-1], "class_names": class_names}
     write_json(folder / "config.json", record)
     write_csv(folder / "split.csv", [{"id": i, "split": s} for i, s in zip(dataset.ids, dataset.splits, strict=True)])
@@ -163,6 +163,7 @@ def test_the_metadata_tell_how_images_were_prepared(unet_run):
         "intensity": {"rule": "dtype", "percentiles": [0.5, 99.5], "window": None, "by_channel": False},
         "values": None,
         "spacing": None,
+        "scale": 1.0,
         "slice_axis": 2,
         "channels": None,
         "context_slices": 0,

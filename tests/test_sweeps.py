@@ -27,7 +27,8 @@ BEST_EPOCHS = {0.0: 3, 0.1: 4, 0.3: 6}
 
 
 def tiny(data, **options):
-    return TrainConfig(data=str(data), encoder="resnet18", encoder_weights="none", mixed_precision="off", **options)
+    fields = {"encoder": "resnet18", "encoder_weights": "none", "mixed_precision": "off", **options}
+    return TrainConfig.from_json({"data": str(data), **fields})
 
 
 def config_of(data, train=None, **options):

@@ -50,7 +50,7 @@ def parse(commands: Mapping[str, type], arguments: list[str], defaults: Mapping[
         if not stop.code:
             raise
         told = stderr.getvalue()
-        raise InputError(_first_block(told) + _did_you_mean(told, arguments)) from None
+        raise InputError(_first_block(told) + _did_you_mean(told, commands.get(arguments[0]))) from None
     finally:
         os.environ.pop("COLUMNS")
         if columns:
@@ -65,18 +65,22 @@ def _first_block(box: str) -> str:
     return re.sub(r"^Error parsing \w+(Config|Options): ", "", blocks[0 if "╭" in box else 1])
 
 
-def _did_you_mean(box: str, arguments: Sequence[str]) -> str:
-    """Of the options that tyro proposes for an unknown one that of this command which is spelt most like it."""
+def _did_you_mean(box: str, options: type | None) -> str:
+    """Of the options of a command that which is spelt most like an unknown one."""
     unknown = re.search(r"Unrecognized options: (--[^\s,=]+)", box)
-    if unknown is None:
+    if unknown is None or options is None:
         return ""
-    # Each proposal is followed by the commands that have it.
-    proposals = re.findall(r"(--[\w-]+)|in segdrop (\w+) --help", box.partition("Perhaps you meant:")[2])
-    own, option = [], ""
-    for named, command in proposals:
-        option = named or option
-        own += [option] if command == arguments[0] else []
-    return f"; did you mean {nearest}?" if (nearest := closest(unknown[1], own)) else ""
+    nearest = closest(unknown[1], [f"--{name.replace('_', '-')}" for name in _names_of(options)])
+    return f"; did you mean {nearest}?" if nearest else ""
+
+
+def _names_of(options: type) -> list[str]:
+    """The fields of a command's options, and of the options within them."""
+    names = []
+    for field in dataclasses.fields(options):
+        inner = field.default_factory
+        names += _names_of(inner) if isinstance(inner, type) and dataclasses.is_dataclass(inner) else [field.name]
+    return names
 
 
 def closest(word: str, known: Sequence[str]) -> str | None:
