@@ -6,15 +6,18 @@ import pytest
 import tensorflow as tf
 from conftest import randomise, tiny_training
 from keras import layers
+from standin import build_small_unet
 
 from segdrop import (
     InputError,
+    VerificationError,
     batchnorm_shift,
     build_unet,
     insert_dropout,
     rebase_batchnorm,
     recalibrate_batchnorm,
     train,
+    verify,
 )
 
 RNG = np.random.default_rng(0)
@@ -144,6 +147,24 @@ def test_rebasing_changes_the_statistics_and_not_the_function(encoder):
     assert [name for name, ratio in ratios.items() if abs(ratio - 1) > 1e-2 and name not in unscaled] == []
     for ours, theirs in zip(model.get_layer("decoder_stage0a_bn").get_weights(), decoder, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_a_rebased_network_is_proved_to_compute_what_it_did(rate):
+    plain = randomise(build_small_unet())
+    model = build_small_unet(encoder_dropout=rate, seed=0)
+    model.set_weights(plain.get_weights())
+    rebase_batchnorm(model, [RNG.uniform(0, 60, (2, 64, 64, 3)).astype("float32")])
+    checks = verify(plain, model, draws=200, rebased=True)
+    told = {row["check"]: row for row in checks}
+    assert told["inference is the same"]["expected"].startswith("at most ")
+    assert "but for the values of" in told["weights are the same"]["found"]
+    with pytest.raises(VerificationError, match="inference is the same"):
+        verify(plain, model, draws=200)  # to the last bit it is not
+    norm = next(layer for layer in model.layers if isinstance(layer, layers.BatchNormalization))
+    norm.moving_mean.assign(norm.moving_mean + 1)
+    with pytest.raises(VerificationError, match="inference is the same"):
+        verify(plain, model, draws=200, rebased=True)
 
 
 def test_statistics_that_are_not_finite_leave_the_model_as_it_is():
