@@ -58,7 +58,7 @@ def with_small_networks(*arguments):
     ("training", "epochs"),
     [
         (lambda *arguments: with_small_networks("train", *arguments), 12),  # they are short; one must be caught
-        pytest.param(command, 4, marks=pytest.mark.slow),
+        pytest.param(command, 3, marks=pytest.mark.slow),
     ],
     ids=["small", "resnet18"],
 )
