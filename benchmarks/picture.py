@@ -9,6 +9,7 @@ samples where the run has dropout, else that of its single prediction; the scale
 import argparse
 import math
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -30,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     network, record = segdrop.load(options.run), open_run(options.run)
     dataset = open_configured(record.config)
-    rows = [row for row in read_csv(f"{options.run}/{PER_IMAGE}") if row["split"] == "test" and row["dice"]]
+    rows = [row for row in read_csv(Path(options.run, PER_IMAGE)) if row["split"] == "test" and row["dice"]]
     middle = np.median([float(row["dice"]) for row in rows])
     rows = sorted(rows, key=lambda row: abs(float(row["dice"]) - middle))[: options.images]
     samples = 20 if segdrop.dropout_table(network.model) else 0
