@@ -30,14 +30,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2)
     options = parser.parse_args()
     network, record = segdrop.load(options.run), open_run(options.run)
-    dataset = open_configured(record.config)
+    dataset = open_configured(record.config).scaled(1)  # the network scales its images itself
     rows = [row for row in read_csv(Path(options.run, PER_IMAGE)) if row["split"] == "test" and row["dice"]]
     middle = np.median([float(row["dice"]) for row in rows])
     rows = sorted(rows, key=lambda row: abs(float(row["dice"]) - middle))[: options.images]
     samples = 20 if segdrop.dropout_table(network.model) else 0
     figure = Figure(figsize=(8, 2.15 * len(rows)), layout="constrained")
     for number, (row, axes) in enumerate(zip(rows, figure.subplots(len(rows), 4, squeeze=False), strict=True)):
-        image, truth = dataset.read_with_truth(dataset.ids.index(row["id"]))
+        image, truth = dataset.read(dataset.ids.index(row["id"]))
         unsure = segdrop.predict_uncertainty(network, image, samples=samples)
         seen = visible(image)
         pictures = {

@@ -111,9 +111,7 @@ def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pr
         given,
         nargs=given.nargs if given.nargs == 1 else (1, given.nargs),
         choices=given.choices and (*given.choices, *none),
-        instance_from_str=lambda words: (
-            None if len(words) == 1 and words[0] in none else given.instance_from_str(words)
-        ),
+        instance_from_str=parse,
         is_instance=lambda value: value is None or given.is_instance(value),
         str_from_instance=lambda value: ["none"] if value is None else given.str_from_instance(value),
     )

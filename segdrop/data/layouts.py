@@ -20,7 +20,7 @@ from .naming import (
     without_image_word,
     without_mask_word,
 )
-from .problems import told
+from .problems import pairs_in_words, told
 
 SAY_WHICH = "say which: --images 'a/*.png' --masks 'b/*_mask.png'"
 _MOST_TOLD = 3  # kinds of pairs that are told one by one
@@ -291,11 +291,10 @@ def by_id(pairs: Sequence[Pair]) -> dict[str, Pair]:
 def describe(pairs: Sequence[Pair]) -> str:
     """How many pairs there are and how they are named, in one line."""
     kinds = Counter(map(_kind, pairs)).most_common()
-    number = len(pairs)
     told_ways = [f"{kind} ({count})" if len(kinds) > 1 else kind for kind, count in kinds[:_MOST_TOLD]]
     rest = [f"and {len(kinds) - _MOST_TOLD} more kinds"] if len(kinds) > _MOST_TOLD else []
     views = sorted({PurePosixPath(pair.view).parent.as_posix() for pair in pairs if pair.view})
-    said = f"{number} pair{'s' if number > 1 else ''}: {', '.join(told_ways + rest)}"
+    said = f"{pairs_in_words(len(pairs))}: {', '.join(told_ways + rest)}"
     splits = Counter(pair.split for pair in pairs if pair.split)
     if len(splits) > 1:
         said += f"; {', '.join(f'{splits[name]} {name}' for name in ('train', 'val', 'test') if splits[name])}"

@@ -14,7 +14,7 @@ from ..images.opening import is_image, stem
 from .layouts import Reading, by_id, read_layout
 from .outlines import Drawing, Outlines, read_outlines
 from .patterns import read_patterns
-from .problems import told
+from .problems import pairs_in_words, told
 from .truth import Truth
 
 
@@ -89,7 +89,7 @@ def _list_plain(path: Path) -> Listing:
     listing.problems += told(without_image, "{n} mask(s) have no image in images/")
     listing.images = set(images)
     listing.pairs = {i: (images[i], Truth((masks[i],))) for i in set(images) & set(masks)}
-    listing.said = f"{len(listing.pairs)} pair{'' if len(listing.pairs) == 1 else 's'}: images/ with masks/, same names"
+    listing.said = f"{pairs_in_words(len(listing.pairs))}: images/ with masks/, same names"
     return listing
 
 
@@ -176,7 +176,7 @@ def list_csv(path: Path) -> Listing:
     listing.problems += told(incomplete, "{n} row(s) without image or mask")
     listing.problems += told(repeated, "{n} image(s) listed twice")
     listing.problems += told(missing, "{n} file(s) do not exist")
-    listing.said = f"{len(listing.pairs)} pair{'' if len(listing.pairs) == 1 else 's'} of {path.name}"
+    listing.said = f"{pairs_in_words(len(listing.pairs))} of {path.name}"
     return listing
 
 

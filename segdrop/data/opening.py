@@ -62,7 +62,6 @@ def open_dataset(
     slice_axis: int = 2,
     channels: int | None = None,
     context_slices: int = 0,
-    scale: float = 1.0,
     images: str | None = None,
     masks: str | None = None,
     annotator: str | None = None,
@@ -85,7 +84,6 @@ def open_dataset(
         slice_axis: the axis of NIfTI volumes that is cut into slices.
         channels: of the images, which are read as they are stored; None: RGB, with grey repeated to three channels.
         context_slices: slices before and after each slice of a grey volume that become channels beside it.
-        scale: factor that images and masks are enlarged by; see `Dataset.scaled`.
         images, masks: patterns of the image files and the mask files in a folder, as `patterns.read_patterns` takes
             them, where its names do not tell the pairs.
         annotator: whose masks to take where several have annotated the images; by default the first one's.
@@ -142,7 +140,7 @@ def open_dataset(
     splits = splits and tuple(SPLITS[split] for split in splits)
     _remark(path, sorted(listing.pairs), scans, entries, splits)
     default_names = {0: "background"} | ({1: "foreground"} if count == 2 else {})
-    dataset = Dataset(
+    return Dataset(
         path=path,
         understood=listing.said,
         ids=tuple(entry.id for entry in entries),
@@ -163,7 +161,6 @@ def open_dataset(
         _lut=table,
         _store=store,
     )
-    return dataset if scale == 1 else dataset.scaled(scale)
 
 
 def _grid(entries: Sequence[Entry], target: float | None) -> tuple[list, list, list[str]]:
@@ -243,7 +240,7 @@ def open_configured(
         ('test_000', 'test', [128, 128])
     """
     layout = {"images": config.images, "masks": config.masks, "annotator": config.annotator}  # of no other folder
-    return open_dataset(
+    dataset = open_dataset(
         config.data if data is None else data,
         classes=classes or config.classes,
         ignore_value=config.ignore_value,
@@ -254,6 +251,6 @@ def open_configured(
         slice_axis=config.slice_axis,
         channels=config.channels,
         context_slices=config.context_slices,
-        scale=1.0 if config.scale == "auto" else config.scale,
         **(layout if data is None or os.fspath(data) == config.data else {}),
     )
+    return dataset if config.scale == "auto" else dataset.scaled(config.scale)

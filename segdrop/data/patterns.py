@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from ..errors import InputError
 from .layouts import Pair, Reading, by_id
 from .naming import split_of
-from .problems import told
+from .problems import pairs_in_words, told
 
 _WILDCARD = re.compile(r"\*\*/|\*|\?|\[[^\]]+\]")
 _MEANING = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
@@ -50,7 +50,7 @@ def read_patterns(files: Sequence[str], images: str, masks: str) -> Reading:
     ]
     return Reading(
         by_id(pairs),
-        f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'}: {images} with {masks}",
+        f"{pairs_in_words(len(pairs))}: {images} with {masks}",
         told([found_images[k][0] for k in found_images if k not in found_masks], "{n} image(s) have no mask")
         + told([found_masks[k][0] for k in found_masks if k not in found_images], "{n} mask(s) have no image"),
     )

@@ -1,4 +1,4 @@
-"""How what is wrong with a data set is said."""
+"""How what there is of a data set, and what is wrong with it, is said."""
 
 from collections.abc import Sequence
 
@@ -13,3 +13,13 @@ def told(cases: Sequence[str], template: str, show: bool = True) -> list[str]:
     if not cases:
         return []
     return [template.format(n=len(cases)) + (f"; first: {cases[0]}" if show else "")]
+
+
+def pairs_in_words(count: int) -> str:
+    """How many pairs there are.
+
+    Example:
+        >>> pairs_in_words(1), pairs_in_words(20)
+        ('1 pair', '20 pairs')
+    """
+    return f"{count} pair{'' if count == 1 else 's'}"

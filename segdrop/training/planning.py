@@ -11,8 +11,10 @@ import numpy as np
 
 from ..config.train import TrainConfig
 from ..conventions import MULTIPLE
+from ..data.batches import steps_per_epoch
 from ..data.dataset import Dataset
 from ..data.fingerprint import Fingerprint, fingerprint
+from ..data.tiles import padded
 from ..errors import InputError
 from ..folders.run import CONFIG, open_run
 from ..images.resampling import scaled_size
@@ -150,8 +152,8 @@ def _view(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
         scale = round(scale, 2)
         yield Choice("scale", scale, why)
     if config.crop_size == "auto":
-        room = -(-int(scaled_size([longest], scale)[0]) // MULTIPLE) * MULTIPLE
-        side = min(_side(view * scale, largest), max(room, MULTIPLE))
+        room = padded(int(scaled_size([longest], scale)[0]))
+        side = min(_side(view * scale, largest), room)
         yield Choice("crop_size", side, "a whole image" if side >= room else f"{side / scale:.0f} px of an image")
 
 
@@ -208,7 +210,7 @@ def _length(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
             yield Choice("steps_per_epoch", a_pass, "the training images' pixels once")
         return
     if config.steps_per_epoch == "images":
-        each = -(-len(facts.train) // int(config.batch_size))
+        each = steps_per_epoch(len(facts.train), int(config.batch_size))
         yield Choice("epochs", max(total // each, 1), why)
     elif config.steps_per_epoch != "auto":
         yield Choice("epochs", max(total // config.steps_per_epoch, 1), why)
@@ -252,7 +254,7 @@ def _patience(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
 
 def _seconds(config: TrainConfig, facts: _Facts) -> float:
     each = config.steps_per_epoch
-    steps = -(-len(facts.train) // int(config.batch_size)) if each == "images" else int(each)
+    steps = steps_per_epoch(len(facts.train), int(config.batch_size)) if each == "images" else int(each)
     return int(config.epochs) * (steps * _step_seconds(config, facts) + _validation_seconds(config, facts))
 
 

@@ -172,7 +172,6 @@ def _resume(config: TrainConfig) -> _Run:
     record = open_run(run_dir)
     config = config.continuing(record.config)
     _check_same(config, record.config, run_dir)
-    config = dataclasses.replace(record.config, run_dir=config.run_dir, resume=True)
     history = load_history(run_dir)
     remove_partial(run_dir)
     dataset = open_configured(config, classes=record.classes)
@@ -220,7 +219,7 @@ def _announce(run: _Run, resumed: bool) -> None:
     _console.print(f"Classes: {', '.join(dataset.class_names)}")
     config, steps = record.config, run.samples.steps
     _console.print(f"Length:  {config.epochs} epochs of {steps} steps, {config.epochs * steps} in all")
-    _console.print(f"Encoder: {record.config.encoder}, dropout at {sites} sites")
+    _console.print(f"Encoder: {config.encoder}, dropout at {sites} sites")
     _console.print(f"Weights: {Loaded(**record.weights) if record.weights else record.encoder_weights}")
     if record.start:
         _console.print(f"Start:   {Transferred(**record.start)}")
