@@ -14,9 +14,10 @@ from segdrop.data.fingerprint import fingerprint
 from segdrop.data.opening import open_dataset
 from segdrop.errors import InputError
 from segdrop.training.device import Machine, this_machine
-from segdrop.training.planning import PASSES, make_plan
+from segdrop.training.planning import PASSES, WRITING, make_plan
 
 CPU = Machine("CPU", speed=300_000, memory=16e9)
+SLOW = dataclasses.replace(CPU, speed=8 * 128**2)  # a step a second
 
 
 def discs(count, diameter, *, height=256, width=256):
@@ -106,34 +107,40 @@ def test_the_batch_shrinks_with_large_crops_and_small_memory(tmp_path):
 def test_an_epoch_has_the_pixels_of_the_training_images(tmp_path):
     # Of 512 x 256 pixels an image is eight crops of 128, small ones are one each: 3 * 8 + 2 = 26 crops, 4 batches.
     large, small = discs(1, 30, height=512), discs(1, 30, height=64, width=64)
-    plan = planned(opened(tmp_path, large, large, large, small, small))
+    slower = dataclasses.replace(SLOW, speed=SLOW.speed / 3)
+    plan = planned(opened(tmp_path, large, large, large, small, small), slower)
     assert (plan.config.crop_size, plan.config.steps_per_epoch, plan.config.epochs) == (128, 4, 40)
     assert reason(plan, "epochs") == f"{PASSES} passes are enough"
 
 
 def test_the_time_bounds_the_steps(tmp_path):
     dataset = opened(tmp_path, *[discs(1, 30, height=512, width=512)] * 20)  # 16 crops each, 40 steps a pass
-    slow = dataclasses.replace(CPU, speed=8 * 128**2)  # a step a second
-    quarter = planned(dataset, slow).config
+    quarter = planned(dataset, SLOW).config
     total = quarter.steps_per_epoch * quarter.epochs
     assert 0.7 * 900 < total < 900
-    assert planned(dataset, slow).seconds == pytest.approx(total)
-    half = planned(dataset, slow, minutes=7.5).config
+    assert planned(dataset, SLOW).seconds == pytest.approx(total + quarter.epochs * WRITING)
+    half = planned(dataset, SLOW, minutes=7.5).config
     assert half.steps_per_epoch * half.epochs == pytest.approx(total / 2, rel=0.05)
-    smaller = planned(dataset, slow, encoder="resnet18").config  # 0.7 of the work
+    smaller = planned(dataset, SLOW, encoder="resnet18").config  # 0.7 of the work
     assert smaller.steps_per_epoch * smaller.epochs == pytest.approx(total / 0.7, rel=0.05)
     with pytest.raises(InputError, match=r"`minutes` 0.1 is time for 4 steps of 1.0 s"):
-        planned(dataset, slow, minutes=0.1)
+        planned(dataset, SLOW, minutes=0.1)
 
 
 def test_validation_takes_a_fifth_of_the_time_at_most(tmp_path):
     dataset = opened(tmp_path, *[discs(1, 30, height=512, width=512)] * 100)
-    slow = dataclasses.replace(CPU, speed=8 * 128**2)
-    plan = planned(dataset, slow, val=range(20, 100))
+    plan = planned(dataset, SLOW, val=range(20, 100))
     # 80 images of 16 crops predicted at a third of a training step's price: 53 s after each epoch.
     steps = plan.config.epochs * plan.config.steps_per_epoch
     assert plan.config.epochs == 10
-    assert plan.seconds == pytest.approx(steps + 10 * 80 * 16 / 8 / 3, rel=0.01)
+    assert plan.seconds == pytest.approx(steps + 10 * (WRITING + 80 * 16 / 8 / 3), rel=0.001)
+
+
+def test_writing_takes_a_fifth_of_the_time_at_most(tmp_path):
+    dataset = opened(tmp_path, *[discs(1, 30, height=128, width=128)] * 64)  # 320 steps, 8 a pass
+    for speed, epochs in ((0.5, 40), (2, 16), (20, 10)):  # steps a second; 320 s, 160 s, 16 s: fewest are ten
+        config = planned(dataset, dataclasses.replace(SLOW, speed=speed * SLOW.speed)).config
+        assert (config.epochs, config.steps_per_epoch) == (epochs, 320 // epochs)
 
 
 @pytest.mark.parametrize(

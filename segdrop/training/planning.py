@@ -32,7 +32,8 @@ PIXEL_BYTES = 8192  # of memory for each pixel of a batch
 MANY = 8  # objects in an image, from which on they are taken to lie in any direction
 PASSES = 40  # over the pixels of the training images, at most
 FEWEST_EPOCHS, MOST_EPOCHS, FEWEST_STEPS, FEWEST_PATIENCE = 10, 40, 10, 15
-TRAINING, VALIDATION = 0.9, 0.2  # shares of the time: before the last scores; at most for validation after the epochs
+TRAINING, AFTER_EPOCHS = 0.9, 0.2  # shares of the time: before the last scores; at most for what follows the epochs,
+WRITING = 2.0  # validation and, for so many seconds each time, writing the state, the model and TensorBoard's pictures
 # Multiply-adds of the U-Net on an encoder, relative to that on resnet34; counted at 128 x 128 pixels.
 WORK = {"18": 0.7, "34": 1.0, "50": 1.4, "101": 2.0, "152": 2.6, "vgg": 3.2, "mobile": 0.6, "efficientnetb": 0.8}
 OTHER_WORK, PREDICTION = 1.2, 1 / 3  # of an encoder that is not listed; of a prediction relative to a training step
@@ -100,7 +101,7 @@ def make_plan(
         >>> dataset, machine = open_dataset("data/cells"), Machine("CPU", speed=3e5, memory=8e9)
         >>> config = make_plan(segdrop.TrainConfig(), dataset, range(64), range(64, 80), machine).config
         >>> config.scale, config.crop_size, config.batch_size, config.steps_per_epoch, config.epochs
-        (1.0, 128, 8, 8, 40)
+        (1.0, 128, 8, 26, 12)
     """
     facts = _Facts(dataset.scaled(1), np.asarray(train, int), np.asarray(val, int), machine)
     choices: list[Choice] = []
@@ -215,7 +216,7 @@ def _length(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
     elif config.steps_per_epoch != "auto":
         yield Choice("epochs", max(total // config.steps_per_epoch, 1), why)
     else:
-        affordable = VALIDATION * total * _step_seconds(config, facts) / max(_validation_seconds(config, facts), 1e-9)
+        affordable = AFTER_EPOCHS * total * _step_seconds(config, facts) / _seconds_after_epoch(config, facts)
         most = min(MOST_EPOCHS, max(FEWEST_EPOCHS, int(affordable)), total)
         epochs = min(max(round(total / a_pass), min(FEWEST_EPOCHS, most)), most)
         each = total // epochs
@@ -234,7 +235,7 @@ def _total_steps(config: TrainConfig, facts: _Facts, a_pass: int) -> tuple[int, 
     """Steps of the whole training, and what they are by."""
     if config.steps is not None:
         return config.steps, "--steps"
-    steps = int(TRAINING * (1 - VALIDATION / 2) * 60 * config.minutes / _step_seconds(config, facts))
+    steps = int(TRAINING * (1 - AFTER_EPOCHS / 2) * 60 * config.minutes / _step_seconds(config, facts))
     if steps < FEWEST_STEPS and config.epochs == "auto":
         raise InputError(
             f"`minutes` {config.minutes:g} is time for {steps} steps of {_step_seconds(config, facts):.1f} s by the "
@@ -255,7 +256,7 @@ def _patience(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
 def _seconds(config: TrainConfig, facts: _Facts) -> float:
     each = config.steps_per_epoch
     steps = steps_per_epoch(len(facts.train), int(config.batch_size)) if each == "images" else int(each)
-    return int(config.epochs) * (steps * _step_seconds(config, facts) + _validation_seconds(config, facts))
+    return int(config.epochs) * (steps * _step_seconds(config, facts) + _seconds_after_epoch(config, facts))
 
 
 def _step_seconds(config: TrainConfig, facts: _Facts) -> float:
@@ -263,9 +264,9 @@ def _step_seconds(config: TrainConfig, facts: _Facts) -> float:
     return pixels * _work(str(config.encoder)) / facts.machine.speed
 
 
-def _validation_seconds(config: TrainConfig, facts: _Facts) -> float:
+def _seconds_after_epoch(config: TrainConfig, facts: _Facts) -> float:
     pixels = scaled_size(facts.dataset.sizes[facts.val], float(config.scale)).prod(axis=1).sum()
-    return float(pixels) * _work(str(config.encoder)) * PREDICTION / facts.machine.speed
+    return WRITING + float(pixels) * _work(str(config.encoder)) * PREDICTION / facts.machine.speed
 
 
 def _work(encoder: str) -> float:
