@@ -229,6 +229,11 @@ class FixedMode(keras.layers.Layer):
         self.supports_masking = True
         self._takes_mask = "mask" in inspect.signature(layer.call).parameters  # BatchNorm does
 
+    def build(self, input_shape):
+        if not self.layer.built:  # or Keras would try to trace it, which JAX cannot with a map of any size
+            self.layer.build(input_shape)
+        self.built = True
+
     def call(self, inputs, training=None, mask=None):
         if mask is not None and self._takes_mask:
             return self.layer(inputs, training=self.mode, mask=mask)

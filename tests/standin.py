@@ -25,6 +25,7 @@ def build_small_unet(
     adjustable=False,
     dropout_layer=None,
     seed=None,
+    bn_momentum=None,
 ):
     """Stands in for `segdrop.build_unet`: one residual unit, one skip, dropout before the unit's second convolution.
 
@@ -47,6 +48,10 @@ def build_small_unet(
     x = layers.Conv2D(classes, 3, padding="same", name="final_conv", dtype="float32")(x)
     name = "sigmoid" if classes == 1 else "softmax"
     model = keras.Model(image, layers.Activation(name, name=name, dtype="float32")(x), name="small-unet")
+    if bn_momentum is not None:
+        for layer in model.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = bn_momentum
     if not (max(encoder_dropout) if isinstance(encoder_dropout, tuple) else encoder_dropout):
         return model
     return insert_dropout(

@@ -108,7 +108,7 @@ def test_what_is_no_run_is_an_error(run, tmp_path):
     with pytest.raises(InputError, match="is not a run of segdrop"):
         segdrop.load(tmp_path)
     (tmp_path / "model.h5").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"must be a run's folder or an \.onnx file"):
+    with pytest.raises(InputError, match=r"must be a run's folder, or an \.onnx or \.keras file"):
         segdrop.load(tmp_path / "model.h5")
     (run / "model.keras").write_bytes(b"PK not a model")
     with pytest.raises(InputError, match=r"model\.keras is not a Keras model that can be loaded"):
@@ -127,3 +127,54 @@ def test_code_in_a_model_file_is_refused_and_not_run(run, tmp_path):
     with pytest.raises(InputError, match=r"model\.keras holds code \(a Lambda layer\), which is never run"):
         load_model(run / "model.keras")
     assert not (tmp_path / "witness").exists()
+
+
+def own_model(channels=1, *, inputs=3, activation=None, input_shape=None):
+    model = build_small_unet(classes=channels, encoder_dropout=0.3, input_shape=input_shape or (None, None, inputs))
+    return randomise(model)
+
+
+@pytest.mark.parametrize(
+    ("channels", "names"),
+    [(1, ("background", "foreground")), (3, ("background", "class 1", "class 2"))],
+)
+def test_a_model_of_ones_own_needs_no_run(channels, names, tmp_path):
+    model = own_model(channels)
+    model.save(tmp_path / "own.keras")
+    image = RNG.integers(0, 256, (64, 96, 3), np.uint8)
+    wanted = model.predict_on_batch(image[None].astype("float32"))[0]
+    for network in (segdrop.load(model), segdrop.load(tmp_path / "own.keras")):
+        assert (network.class_names, network.channels) == (names, channels)
+        np.testing.assert_allclose(network.predict(image), wanted, atol=1e-6)
+
+
+def test_uncertainty_and_files_are_predicted_with_a_model_of_ones_own(tmp_path):
+    model = own_model()
+    image = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    unsure = segdrop.predict_uncertainty(model, image, samples=4)
+    sampled = segdrop.monte_carlo(model)
+    assert unsure.mutual_information.max() > 0
+    assert np.std([sampled.predict_on_batch(image[None].astype("float32")) for _ in range(4)], axis=0).max() > 0
+    keras.utils.save_img(tmp_path / "image.png", image, scale=False)
+    done = segdrop.predict(model, tmp_path / "image.png", tmp_path / "out", probabilities="npz")
+    np.testing.assert_array_equal(
+        np.load(done.out / "image_probabilities.npz")["probabilities"][0],
+        segdrop.load(model).predict(image)[..., 0].astype(np.float16),
+    )
+    again = segdrop.predict(model, tmp_path / "image.png", tmp_path / "out", probabilities="npz", resume=True)
+    assert again.failed == 0
+    other = randomise(own_model(), seed=5)
+    with pytest.raises(InputError, match="`runs` is"):
+        segdrop.predict(other, tmp_path / "image.png", tmp_path / "out", probabilities="npz", resume=True)
+
+
+def test_a_model_that_cannot_take_any_image_is_an_error():
+    with pytest.raises(
+        InputError, match=r"is for \(None, 64, 64, 3\) alone; build it with input_shape=\(None, None, 3\)"
+    ):
+        segdrop.load(own_model(input_shape=(64, 64, 3)))
+    model = own_model()
+    with pytest.raises(InputError, match="ends in 'final_conv', whose values are not probabilities"):
+        segdrop.load(keras.Model(model.input, model.get_layer("final_conv").output))
+    with pytest.raises(InputError, match="must map one image to one map"):
+        segdrop.load(keras.Model(model.input, [model.output, model.output]))

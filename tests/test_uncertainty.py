@@ -1,5 +1,9 @@
 """Uncertainty: the scores by hand, and Monte Carlo samples that are those of the whole network."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -156,6 +160,22 @@ def test_samples_in_one_batch_differ(shared, monkeypatch):
     apart = from_moments(MonteCarlo(model, 8).moments(IMAGES)).std.mean()
     assert together > 0
     assert together == pytest.approx(apart, rel=0.5)
+
+
+@pytest.mark.parametrize("kind", ["element", "block"])
+def test_samples_of_images_of_any_size_are_drawn_without_a_warning(kind):
+    assert from_moments(MonteCarlo(small(kind=kind), 3).moments(IMAGES)).std.mean() > 0
+
+
+def test_the_same_works_under_jax():
+    pytest.importorskip("jax", reason="JAX is not installed; `pip install segdrop[test]` brings it")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, "-k", "seed_and_key or without_a_warning"],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
 
 
 def test_dropout_inside_a_nested_model_is_sampled():

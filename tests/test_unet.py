@@ -344,6 +344,34 @@ def test_a_keras_model_file_serves_as_encoder_weights(plain, tmp_path):
     np.testing.assert_array_equal(model.get_layer("conv0").get_weights()[0], plain.get_layer("conv0").get_weights()[0])
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "torchvision_resnet18"])
+def test_weights_that_keras_3_saved_load_by_name(encoder, tmp_path):
+    # Dropout at the end of branches changes the order of layers, by which such a file numbers them.
+    source = randomise(build(encoder, encoder_dropout=0.2, placement="branch_end"), seed=3)
+    source.save_weights(tmp_path / "m.weights.h5")
+    model = build(encoder, encoder_weights=tmp_path / "m.weights.h5", classes=3)
+    layers = [layer for layer in encoder_layers(source) if layer.weights]
+    assert len(layers) > 30
+    for layer in layers:
+        for ours, theirs in zip(model.get_layer(layer.name).get_weights(), layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weights_that_keras_3_saved_of_another_encoder_are_refused(plain, tmp_path):
+    plain.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(InputError, match="has no weights for layer 'stage1_unit3_bn1'"):
+        build("resnet34", encoder_weights=tmp_path / "m.weights.h5")
+
+
+def test_the_momentum_of_all_batchnorms_can_be_given():
+    def momenta(**options):
+        layers = build(encoder_dropout=0.2, **options).layers
+        return {layer.momentum for layer in layers if isinstance(layer, keras.layers.BatchNormalization)}
+
+    assert momenta() == {0.99}
+    assert momenta(bn_momentum=0.8) == {0.8}
+
+
 def first_features(model, images):
     return np.array(keras.Model(model.input, model.get_layer("conv0").output)(images))
 
@@ -385,7 +413,7 @@ def test_a_file_of_another_encoder_is_refused(plain, tmp_path):
 def test_a_file_that_is_no_weight_file_is_refused(tmp_path):
     path = tmp_path / "w.h5"
     path.write_bytes(b"not HDF5")
-    with pytest.raises(InputError, match=r"w\.h5 is neither a Keras 2 HDF5 weight file nor a \.keras model"):
+    with pytest.raises(InputError, match=r"w\.h5 is neither a \.keras model, its weights .* nor a Keras 2 HDF5 weight"):
         build(encoder_weights=path)
 
 
@@ -437,6 +465,7 @@ def test_legacy_keras_is_refused():
     ("options", "message"),
     [
         ({"encoder_dropout": 1.0}, r"`encoder_dropout` must be a number in \[0, 1\), got encoder_dropout=1.0"),
+        ({"bn_momentum": 1}, r"`bn_momentum` must be a number in \[0, 1\), got bn_momentum=1"),
         ({"encoder_dropout": -0.1}, r"`encoder_dropout` must be a number in \[0, 1\)"),
         ({"encoder_dropout": {"stage3": "a"}}, r"`encoder_dropout` must be a number in \[0, 1\)"),
         ({"encoder_dropout": 0.1, "blocks": "stage5"}, r"names no unit of this encoder: 'stage5'. It has stage1 \(2 u"),

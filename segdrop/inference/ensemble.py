@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 
+import keras
 import numpy as np
 
 from ..errors import InputError
@@ -21,7 +22,7 @@ VIEWS = {
 Function = Callable[[np.ndarray, int], np.ndarray]
 
 
-def load_alike(runs: Sequence[str | os.PathLike | Network], precision: str = "stored") -> list[Network]:
+def load_alike(runs: Sequence[str | os.PathLike | Network | keras.Model], precision: str = "stored") -> list[Network]:
     """Load networks whose predictions can be averaged; of a finished sweep those of its chosen arm's folds.
 
     Raises:
@@ -33,6 +34,8 @@ def load_alike(runs: Sequence[str | os.PathLike | Network], precision: str = "st
     for run in runs:
         if isinstance(run, Network):
             networks.append(run)
+        elif isinstance(run, keras.Model):
+            networks.append(load(run, precision=precision))
         else:
             networks += [load(member, precision=precision) for member in (fold_runs(run) if is_sweep(run) else [run])]
     first = networks[0]

@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 import glob
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ..config.predict import PredictOptions
 from ..errors import InputError
@@ -85,11 +88,21 @@ def describe_source(networks: Sequence[Network], options: PredictOptions) -> dic
     """What the results depend on: an interrupted call is continued with the same only."""
     runs = []
     for network in networks:
-        file = network.path / MODEL if network.path.is_dir() else network.path
-        runs.append({"path": str(network.path), "sha256": file_digest(file)})
+        runs.append({"path": str(network.path), "sha256": _digest(network)})
     chosen = {key: value for key, value in dataclasses.asdict(options).items() if key != "ensemble"}
     chosen["threshold"] = options.threshold or networks[0].threshold
     return {"segdrop": __version__, "runs": runs, "class_names": list(networks[0].class_names), **chosen}
+
+
+def _digest(network: Network) -> str:
+    """Of what the network is stored in; of a model that is in memory alone, of its weights."""
+    file = network.path / MODEL if network.path.is_dir() else network.path
+    if file.is_file() or network.model is None:
+        return file_digest(file)
+    digest = hashlib.sha256()
+    for weight in network.model.get_weights():
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
 
 
 def prepare_jobs(out: Path, settings: dict, resume: bool) -> dict[str, dict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from ..config.train import count_inputs
+from ..config.train import TrainConfig, count_inputs
 from ..conventions import MULTIPLE, OVERLAP, TILE
 from ..data.tiles import in_tiles
 from ..data.values import Values
@@ -178,11 +178,13 @@ class Network:
         return to_labels(probabilities, self.threshold)
 
 
-def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
+def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> Network:
     """Load a trained network: model, classes, threshold and pre-processing.
 
     Args:
-        run: a run's folder, or an ONNX file that `segdrop export` wrote.
+        run: a run's folder, an ONNX file that `segdrop export` wrote, or a network of one's own: a Keras model from
+            images of any size, 0..255, to probabilities, as `segdrop.build_unet` makes them, or its `.keras` file. Its
+            classes have no names, and its images are those of 8 bits, or mapped to them by their integer type's range.
         precision: "stored": compute as in training; "float32": compute exactly, slower on machines with bfloat16.
 
     Raises:
@@ -194,17 +196,17 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
         >>> network.class_names, network.channels, network.threshold
         (('background', 'cell'), 1, 0.5)
     """
-    path = Path(run)
     if precision not in ("stored", "float32"):
         raise InputError(f"`precision` must be stored or float32, got precision={precision!r}.")
+    if isinstance(run, keras.Model):
+        return _of_model(run, Path(run.name), precision)
+    path = Path(run)
+    if path.suffix == ".keras" and path.is_file():
+        return _of_model(load_model(path), path, precision)
     if path.is_file():
         return _load_onnx(path)
     record = open_run(path)
-    model = load_model(model_file(path))
-    if precision == "float32":
-        from ..surgery.rebuild import in_float32
-
-        model = in_float32(model)
+    model = _in_precision(load_model(model_file(path)), precision)
     names = record.class_names
     inputs = record.config.input_channels
     if tuple(model.input_shape) != (None, None, None, inputs):
@@ -226,13 +228,58 @@ def load(run: str | os.PathLike, *, precision: str = "stored") -> Network:
         context_slices=record.config.context_slices,
         threshold=0.5,
         model=model,
-        probabilities=lambda images: np.asarray(model.predict_on_batch(images), np.float32),
+        probabilities=_probabilities(model),
     )
+
+
+def _of_model(model: keras.Model, path: Path, precision: str) -> Network:
+    """A network that no run describes."""
+    shapes = [model.input_shape, model.output_shape]
+    if any(not isinstance(shape, tuple) or len(shape) != 4 for shape in shapes):
+        raise InputError(f"{path} must map one image to one map of probabilities, got {shapes[0]} to {shapes[1]}.")
+    if shapes[0][1:3] != (None, None):
+        raise InputError(f"{path} is for {shapes[0]} alone; build it with input_shape=(None, None, {shapes[0][3]}).")
+    if getattr(model.layers[-1], "activation", None) is keras.activations.linear:
+        raise InputError(
+            f"{path} ends in {model.layers[-1].name!r}, whose values are not probabilities; add a sigmoid or softmax."
+        )
+    model = _in_precision(model, precision)
+    inputs, channels = shapes[0][3], shapes[1][3]
+    names = (
+        ("background", "foreground") if channels < 3 else ("background", *(f"class {n}" for n in range(1, channels)))
+    )
+    return Network(
+        path=path,
+        class_names=names,
+        channels=channels,
+        intensity=Intensity(),
+        values=None,
+        spacing=None,
+        scale=1.0,
+        slice_axis=TrainConfig.slice_axis,
+        image_channels=None if inputs == 3 else inputs,
+        context_slices=0,
+        threshold=0.5,
+        model=model,
+        probabilities=_probabilities(model),
+    )
+
+
+def _in_precision(model: keras.Model, precision: str) -> keras.Model:
+    if precision == "stored":
+        return model
+    from ..surgery.rebuild import in_float32
+
+    return in_float32(model)
+
+
+def _probabilities(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda images: np.asarray(model.predict_on_batch(images), np.float32)
 
 
 def _load_onnx(path: Path) -> Network:
     if path.suffix.lower() != ".onnx":
-        raise InputError(f"`run` must be a run's folder or an .onnx file, got {path}.")
+        raise InputError(f"`run` must be a run's folder, or an .onnx or .keras file, got {path}.")
     from .onnx import open_onnx
 
     metadata, probabilities = open_onnx(path)

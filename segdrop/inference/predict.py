@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from ..config.predict import PredictOptions
@@ -47,7 +48,7 @@ class Predictions:
 
 
 def predict(
-    run: str | os.PathLike | Network,
+    run: str | os.PathLike | Network | keras.Model,
     inputs: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
     *,
@@ -67,8 +68,8 @@ def predict(
     tiles where they were interrupted.
 
     Args:
-        run: a run's folder, a finished sweep's (its folds' models), an exported ONNX file, or what `segdrop.load`
-            gave.
+        run: a finished sweep's folder (its folds' models), what `segdrop.load` gave, or what it takes: a run's
+            folder, an exported ONNX file, a Keras model or its `.keras` file.
         inputs: files, folders (searched with their subfolders) and globs.
         out: the folder to write to, new unless `resume`.
         resume: go on in `out` where an earlier call with the same options was interrupted.
@@ -130,7 +131,7 @@ def _remarks(network: Network, values: Sequence[Values]) -> tuple[str, ...]:
 
 
 def predict_uncertainty(
-    run: str | os.PathLike | Network | Sequence[str | os.PathLike | Network],
+    run: str | os.PathLike | Network | keras.Model | Sequence[str | os.PathLike | Network | keras.Model],
     image: np.ndarray | str | os.PathLike,
     *,
     samples: int = 20,
@@ -144,7 +145,8 @@ def predict_uncertainty(
     """How sure a network, or an ensemble of several, is of an image.
 
     Args:
-        run: a run's folder, a finished sweep's (its folds' models) or what `segdrop.load` gave, or several of them.
+        run: a finished sweep's folder (its folds' models), what `segdrop.load` gave, or what it takes (a run's folder,
+            a Keras model), or several of them.
         image: an array with its own values, as `Network.preprocess` takes it, or the file of a single image.
         samples: Monte Carlo dropout samples of each network; 0: each predicts once, without dropout, so that what
             differs is the networks (or the views of `tta`).

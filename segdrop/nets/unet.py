@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 
 from ..anatomy import HEAD, is_decoder
+from ..config.checks import check_rate
 from ..config.train import ENCODER_RULE, LIBRARY_RESNETS, PLACEMENTS, SKIPS, resolve_kind
 from ..errors import InputError
 from ..surgery.custom import Maker, resolve_layer
@@ -39,6 +40,7 @@ def build_unet(
     adjustable: bool = False,
     dropout_layer: Maker | None = None,
     seed: int | None = None,
+    bn_momentum: float | None = None,
     encoder_freeze: bool = False,
     decoder_filters: tuple[int, ...] = (256, 128, 64, 32, 16),
     decoder_block_type: str = "upsampling",
@@ -61,8 +63,8 @@ def build_unet(
         input_shape: (height, width, channels); None for any height or width. By default any and 3, or the model's.
         classes: number of classes counting the background, except 1, which is binary.
         activation: None for sigmoid (one class) or softmax (more); any Keras activation; `"linear"` for logits.
-        encoder_weights: `"imagenet"`; None for random initialisation; or a file: a Keras 2 HDF5 weight file
-            (the format of the ImageNet files) or a `.keras` model whose encoder has the same layer names. For
+        encoder_weights: `"imagenet"`; None for random initialisation; or a file whose encoder has the same layer names:
+            a `.keras` model, its weights (`.weights.h5`), or a Keras 2 HDF5 weight file, as the ImageNet files are. For
             torchvision's encoders a file of PyTorch's (`.safetensors`, or `.pth` and `.pt` where torch is installed)
             or a repository of the Hugging Face Hub, `"timm/resnet34.a1_in1k"`. A model has its own.
             With other than 3 channels, input channel i takes pretrained channel i mod 3 and the kernels are
@@ -92,6 +94,10 @@ def build_unet(
         adjustable: make the rates changeable during training (`segdrop.DropoutSchedule`).
         dropout_layer: a layer of your own instead of a `kind`, as in `segdrop.insert_dropout`.
         seed: seed of the dropout masks.
+        bn_momentum: of the moving statistics of all BatchNorms, in [0, 1); by default the libraries' own, 0.99 in most.
+            These start at 0 and 1 (decoder) and lag by 1 / (1 - momentum) steps: of a `fit` of less than some
+            hundred steps they are not the data's yet, and validation is far off, whatever the loss says. 0.9 is what
+            `segdrop.train` takes.
         encoder_freeze: freeze all encoder layers, BatchNorm included.
         decoder_filters, decoder_block_type, decoder_use_batchnorm: as in `segmentation_models.Unet`.
 
@@ -112,6 +118,8 @@ def build_unet(
         Zagoruyko and Komodakis 2016 (dropout between the convolutions); Tompson et al. 2015 (spatial dropout).
     """
     _check_options(encoder, classes, placement, skips, encoder_weights, skips_from)
+    if bn_momentum is not None:
+        check_rate(bn_momentum, "bn_momentum")
     kind = resolve_kind(kind, spatial)
     resolve_layer(
         dropout_layer, kind, block_size=block_size, shared_across_batch=shared_across_batch, adjustable=adjustable
@@ -141,6 +149,10 @@ def build_unet(
     if weights not in (None, "imagenet"):
         load_encoder(model, encoder, Path(weights))
     model = _with_float32_head(model)
+    if bn_momentum is not None:
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = float(bn_momentum)
     if encoder_freeze:
         set_encoder_trainable(model, False)
     if not rates:

@@ -69,7 +69,7 @@ def load_encoder(model, encoder: str, path: Path) -> None:
     """Copy the weights of `path` into the encoder's layers, fitted to the model's input channels."""
     if not path.is_file():
         raise FileNotFoundError(f"`encoder_weights` names no file: {path}.")
-    if encoder in RESNETS and path.suffix != ".keras":
+    if encoder in RESNETS and path.suffix not in (".keras", ".h5"):
         load_checkpoint(model, encoder, path)
         return
     stored = _read_weights(path)
@@ -99,6 +99,8 @@ def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
         return {layer.name: layer.get_weights() for layer in load_model(path).layers}
     try:
         with h5py.File(path) as file:
+            if "layers" in file and "layer_names" not in file.attrs:
+                return _keras_3_weights(file)
             group = file.get("model_weights", file)
             return {
                 name: [np.asarray(group[name][weight]) for weight in group[name].attrs["weight_names"]]
@@ -106,8 +108,22 @@ def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
             }
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path} is neither a Keras 2 HDF5 weight file nor a .keras model: {first_line(error)}."
+            f"{path} is neither a .keras model, its weights (.weights.h5) nor a Keras 2 HDF5 weight file: "
+            f"{first_line(error)}."
         ) from error
+
+
+def _keras_3_weights(file: h5py.File) -> dict[str, list[np.ndarray]]:
+    """What `save_weights` has written: a group `vars` for each layer, whose number is that of its class and not its
+    name; but the group tells it."""
+    stored = {}
+
+    def visit(_, group) -> None:
+        if isinstance(group, h5py.Group) and "name" in group.attrs and len(group):
+            stored[_text(group.attrs["name"])] = [np.asarray(group[str(index)]) for index in range(len(group))]
+
+    file.visititems(visit)
+    return stored
 
 
 def _text(name) -> str:

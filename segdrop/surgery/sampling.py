@@ -243,3 +243,6 @@ class _SumMoments(keras.layers.Layer):
         each = ops.concatenate([p, p * p, spread], axis=-1)
         shape = ops.shape(each)
         return ops.sum(ops.reshape(each, (-1, self.count, *shape[1:])), axis=1)
+
+    def compute_output_shape(self, shape):  # JAX would try it with a batch that the count does not divide
+        return (None if shape[0] is None else shape[0] // self.count, *shape[1:3], 2 * shape[3] + 1)

@@ -68,11 +68,9 @@ def build_model(config: TrainConfig, class_names, weights: str | None, precision
             adjustable=config.dropout_schedule != "constant",
             dropout_layer=own,
             seed=config.seed,
+            bn_momentum=config.bn_momentum,
         )
     _check_registered(model, config)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = config.bn_momentum
     return model
 
 
