@@ -40,6 +40,14 @@ def squares(tmp_path):
     return folder
 
 
+def test_values_are_told_with_the_types_that_they_are_stored_in(tmp_path):
+    image, mask = two_squares((10, 20))
+    dataset = open_dataset(
+        write_pairs(tmp_path / "data", {"a": (image, mask), "b": (image.astype("uint16") * 9, mask)})
+    )
+    assert "channels: 3; values: 20 to 1530, stored as uint16, uint8" in summary(overview(dataset, *examine(dataset)))
+
+
 def test_an_overview_tells_what_was_drawn(squares):
     dataset = open_dataset(squares)
     told = overview(dataset, *examine(dataset))
@@ -48,6 +56,7 @@ def test_an_overview_tells_what_was_drawn(squares):
     assert told["groups"] == 2
     assert told["sizes"] == {"different": 2, "smallest": [40, 60], "median": [40, 60], "largest": [50, 60]}
     assert told["stored_values"] == [20, 170]
+    assert told["value_types"] == ["uint8"]
     assert told["spacing_mm"] == {"known": 4, "from": [(0.5, 0.5)], "to": [(0.5, 0.5)]}
     assert told["splits"] == {"train": {"images": 2, "groups": 1}, "test": {"images": 2, "groups": 1}}
     square = told["classes"][1]

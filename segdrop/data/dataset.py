@@ -33,6 +33,7 @@ class Dataset:
         digest: SHA-256 over classes, ids and file contents.
         channels: of the images that `read` gives.
         intensity: the rule that maps their files' values to 0..255, never "auto".
+        value_types: that their files' values are stored in, "uint8" for instance.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Dataset:
     digest: str
     channels: int
     intensity: Intensity
+    value_types: tuple[str, ...]
     _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
     _bounds: tuple[Bounds, ...] = field(repr=False)  # of each file
     _extremes: tuple[tuple[float, float], ...] = field(repr=False)  # of each file

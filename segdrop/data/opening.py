@@ -156,6 +156,7 @@ def open_dataset(
         intensity=rule,
         _places=tuple((entry.file, entry.part) for entry in entries),
         _bounds=tuple(scan.bounds for scan in scans),
+        value_types=tuple(sorted({scan.value_type for scan in scans})),
         _extremes=tuple(scan.extremes for scan in scans),
         _spacings=tuple(spacings),
         _lut=table,

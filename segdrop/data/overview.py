@@ -47,6 +47,7 @@ def overview(dataset: Dataset, found: Fingerprint, findings: Sequence[Finding]) 
             "median": middle,
             "largest": largest,
         },
+        "value_types": list(dataset.value_types),
         "stored_values": list(dataset.extremes_of(everything)[0]),
         "spacing_mm": {"known": sum(s is not None for s in found.spacings), "from": known[:1], "to": known[-1:]},
         "ignored": float(np.average(found.ignored, weights=found.sizes.prod(axis=1))),

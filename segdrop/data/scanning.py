@@ -33,6 +33,7 @@ class Scan:
         bounds: the values that become 0 and 255.
         value_range: what the image's type can hold, where it has such a range.
         extremes: the lowest and the highest value.
+        value_type: the type that the values are stored in.
         spacing: (row, column) in mm.
         patient: never to be written or shown.
         moved: whether the mask lies elsewhere in space, by the headers.
@@ -50,6 +51,7 @@ class Scan:
     bounds: Bounds = (0.0, 0.0)
     value_range: tuple[float, float] | None = None
     extremes: tuple[float, float] = (0.0, 0.0)
+    value_type: str = ""
     spacing: tuple[float, float] | None = None
     patient: str | None = field(default=None, repr=False)
     moved: bool = False
@@ -108,7 +110,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
         path = truth.files[0]
         mask = store.open_mask(file)
         mask_digest = truth.digest()
-        counts, extremes = np.zeros(256, np.int64), []
+        counts, extremes, value_type = np.zeros(256, np.int64), [], ""
         for part in range(mask.slices or 1):
             path = truth.files[0]
             labels = store.labels(file, mask, part)
@@ -117,6 +119,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
                 path = store.files[file][0]
                 values = image.read_alone(part)
                 extremes += [float(values.min()), float(values.max())]
+                value_type = values.dtype.name
                 store.offer(file, part, values, labels, image.slices)
     except UnnamedColours as error:
         return Scan(problem=(UNNAMED, f"{path.parent.name}/{path.name}", str(error)), unnamed=error.counts)
@@ -136,6 +139,7 @@ def _scan_pair(file: int, store: Store, intensity: Intensity) -> Scan:
         bounds=bounds,
         value_range=image.value_range,
         extremes=(min(extremes), max(extremes)),
+        value_type=value_type,
         spacing=image.spacing,
         patient=image.patient,
         moved=not same_place(image, mask),

@@ -50,7 +50,7 @@ def summary(told: Mapping) -> list[str]:
         *textwrap.wrap(told["pairs"], WIDTH, subsequent_indent="  "),
         f"{told['images']} images with masks" + (f" in {told['groups']} groups" if told["groups"] else ""),
         f"size: all {first}" if sizes["different"] == 1 else f"size: {first} to {last}, median {middle}",
-        f"channels: {told['channels']}; values stored: {low:g} to {high:g}",
+        f"channels: {told['channels']}; values: {low:g} to {high:g}, stored as {', '.join(told['value_types'])}",
     ]
     if spacing["known"]:
         [low], [high] = spacing["from"], spacing["to"]
