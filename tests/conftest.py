@@ -134,6 +134,7 @@ def tiny_training(data, **fields):
     """A training of seconds, the same in every process."""
     tiny = {"encoder": "resnet18", "encoder_weights": "none", "mixed_precision": "off", "crop_size": 32, "epochs": 1}
     tiny |= {"steps_per_epoch": "images", "augment": "medical", "scale": 1.0, "batch_size": 8, "patience": 15}
+    tiny |= {"encoder_lr": 1.0}
     return TrainConfig(data=str(data), **{**tiny, **fields})
 
 

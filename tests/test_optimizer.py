@@ -119,6 +119,6 @@ def test_a_training_with_a_factor_is_recorded(cells, tmp_path, small_unet):
 @pytest.mark.parametrize("factor", [0, -0.1, float("inf")])
 def test_a_factor_that_is_not_positive_is_refused(factor):
     with pytest.raises(
-        InputError, match=r"^`encoder_lr` must be a positive number \(freeze_epochs .*\), got encoder_lr"
+        InputError, match=r"^`encoder_lr` must be a positive number \(freeze_epochs .*\), or auto, got encoder_lr"
     ):
         TrainConfig(encoder_lr=factor)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import keras
 import numpy as np
 import pytest
 from conftest import tiny_training, write_pairs
@@ -37,7 +38,7 @@ def opened(folder, *masks, **options):
 
 def planned(dataset, machine=CPU, val=(), **fields):
     train = [index for index in range(len(dataset)) if index not in val]
-    return make_plan(TrainConfig(**fields), dataset, train, val, machine)
+    return make_plan(TrainConfig(**{"encoder_weights": "none", **fields}), dataset, train, val, machine)
 
 
 def reason(plan, field):
@@ -55,7 +56,7 @@ def reason(plan, field):
     ],
 )
 def test_a_crop_shows_three_times_the_thickness_of_large_objects(tmp_path, diameter, side, scale, crop):
-    plan = planned(opened(tmp_path, discs(1, diameter, height=side, width=side)))
+    plan = planned(opened(tmp_path, discs(1, diameter, height=side, width=side)), steps=100)
     assert plan.config.crop_size == crop
     assert plan.config.scale == pytest.approx(scale, abs=0.02)
 
@@ -72,13 +73,45 @@ def test_thin_lines_keep_three_pixels(tmp_path):
 
 def test_a_gpu_sees_more_pixels_of_the_same_view(tmp_path):
     dataset = opened(tmp_path, discs(1, 150, height=600, width=600))
-    plan = planned(dataset, Machine("GPU", 5e6, 1e12))
+    plan = planned(dataset, Machine("GPU", 5e6, 1e12), steps=100)
     assert (plan.config.scale, plan.config.crop_size, plan.config.batch_size) == (0.5, 224, 16)
+
+
+@pytest.mark.parametrize(
+    ("megapixels", "scale", "crop"),
+    [(2.5, 0.43, 192), (3.7, 0.5, 224), (4.8, 0.57, 256), (50, 0.57, 256)],  # a view of 450 pixels, 256 at most
+)
+def test_crops_have_more_pixels_where_there_is_time_for_forty_passes(tmp_path, megapixels, scale, crop):
+    # Of 600 x 600 pixels at a scale of 224 / 450 forty passes are 40 * 299**2 = 3.6 megapixels, of 256 / 450 4.7.
+    dataset = opened(tmp_path, discs(1, 150, height=600, width=600))
+    training = 0.9 * 0.9 * 900  # seconds
+    machine = dataclasses.replace(CPU, speed=megapixels * 1e6 / training)
+    plan = planned(dataset, machine, batch_size=4)
+    assert plan.config.crop_size == crop
+    assert plan.config.scale == pytest.approx(scale, abs=0.01)
+    assert planned(dataset, machine, batch_size=4, epochs=2).config.crop_size == 192
 
 
 def test_masks_without_objects_leave_the_images_as_they_are(tmp_path):
     plan = planned(opened(tmp_path, np.zeros((300, 300), np.uint8), classes=2))
     assert (plan.config.scale, plan.config.crop_size) == (1, 128)
+
+
+def test_pretrained_encoders_learn_at_a_lower_rate(tmp_path, monkeypatch):
+    dataset = opened(tmp_path, discs(1, 30))
+    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, tmp_path / "w.safetensors")
+    weights = str(tmp_path / "w.safetensors")
+    assert planned(dataset).config.encoder_lr == 1
+    assert planned(dataset, encoder="torchvision_resnet18", encoder_weights=weights).config.encoder_lr == 0.3
+    assert planned(dataset, encoder_weights=weights, encoder="resnet18", encoder_lr=2.0).config.encoder_lr == 2
+
+    def fail(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(keras.utils, "get_file", fail)
+    assert planned(dataset, encoder_weights="auto").config.encoder_lr == 1
+    monkeypatch.setattr(keras.utils, "get_file", lambda *arguments, **options: weights)
+    assert planned(dataset, encoder_weights="auto").config.encoder_lr == 0.3
 
 
 def test_a_crop_size_that_is_given_is_in_the_images_own_pixels(tmp_path):

@@ -56,6 +56,7 @@ _PATHS = ("data", "run_dir", "augment", "encoder_weights", "init_from", "from_sw
 _BEFORE = {
     "intensity": "dtype",
     "encoder": "resnet34",
+    "encoder_lr": 1.0,
     "augment": "medical",
     "scale": 1.0,
     "crop_size": 128,
@@ -130,8 +131,9 @@ class TrainConfig:
     grid. auto: 1, or less where a crop would not see an object's surroundings."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW, after warm-up and before cosine decay to zero."""
-    encoder_lr: Factor = 1.0
-    """Factor of the learning rate in the encoder, all training long; 0.1 for pretrained weights, say."""
+    encoder_lr: Factor | Auto = "auto"
+    """Factor of the learning rate in the encoder, all training long; auto: 0.3 for pretrained weights, 1 for random
+    ones."""
     loss: Literal["dice_ce", "dice", "focal", "tversky"] = "dice_ce"
     """Dice plus cross-entropy, Dice, focal, or Tversky."""
     augment: str = "auto"

@@ -20,6 +20,7 @@ from ..folders.run import CONFIG, open_run
 from ..images.resampling import scaled_size
 from ..nets.checkpoints import SUFFIXES, encoder_of_file
 from ..nets.hub import hub_file, is_repository
+from .building import find_weights
 from .device import Machine
 
 SURROUNDINGS = 3  # a crop sees so many times the thickness of a large object,
@@ -27,9 +28,11 @@ LARGE = 0.75  # one that a quarter of its class's area is in thicker ones than
 DETAIL, THIN = 3, 0.1  # pixels that remain of the width that a tenth of a class's area is thinner than
 WHOLE = 0.8  # images that would hardly become smaller stay as they are
 SMALLEST_CROP, LARGEST_CROP = 128, {"CPU": 192, "GPU": 512}
+DETAILED_CROP = {"CPU": 256, "GPU": 512}  # the largest one where there is time for more than `PASSES`
 BATCH, BATCH_PIXELS = {"CPU": 8, "GPU": 16}, {"CPU": 8 * 192**2, "GPU": 16 * 256**2}
 PIXEL_BYTES = 8192  # of memory for each pixel of a batch
 MANY = 8  # objects in an image, from which on they are taken to lie in any direction
+PRETRAINED_RATE = 0.3  # of the encoder, as a factor of the decoder's
 PASSES = 40  # over the pixels of the training images, at most
 FEWEST_EPOCHS, MOST_EPOCHS, FEWEST_STEPS, FEWEST_PATIENCE = 10, 40, 10, 15
 TRAINING, AFTER_EPOCHS = 0.9, 0.2  # shares of the time: before the last scores; at most for what follows the epochs,
@@ -96,16 +99,16 @@ def make_plan(
         InputError: the time is too short for a training or the memory for a crop, or the encoder cannot be told.
 
     Example:
-        >>> from segdrop.data.opening import open_dataset
-        >>> from segdrop.training.device import Machine
-        >>> dataset, machine = open_dataset("data/cells"), Machine("CPU", speed=3e5, memory=8e9)
-        >>> config = make_plan(segdrop.TrainConfig(), dataset, range(64), range(64, 80), machine).config
+        >>> from segdrop.data.opening import open_dataset as open
+        >>> dataset, machine = open("data/cells"), segdrop.training.device.Machine("CPU", speed=3e5, memory=8e9)
+        >>> given = segdrop.TrainConfig(encoder_weights="none")
+        >>> config = make_plan(given, dataset, range(64), range(64, 80), machine).config
         >>> config.scale, config.crop_size, config.batch_size, config.steps_per_epoch, config.epochs
         (1.0, 128, 8, 26, 12)
     """
     facts = _Facts(dataset.scaled(1), np.asarray(train, int), np.asarray(val, int), machine)
     choices: list[Choice] = []
-    for rule in (_encoder, _view, _augmentation, _batch, _length, _patience):
+    for rule in (_encoder, _encoder_rate, _view, _augmentation, _batch, _length, _patience):
         for choice in rule(config, facts):
             choices.append(choice)
             config = dataclasses.replace(config, **{choice.field: choice.value})
@@ -127,6 +130,16 @@ def _encoder(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
         yield Choice("encoder", "resnet34", "the default")
 
 
+def _encoder_rate(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
+    """What is pretrained is changed less than what is new."""
+    if config.encoder_lr != "auto":
+        return
+    if find_weights(config) == "random":
+        yield Choice("encoder_lr", 1.0, "its weights are random")
+    else:
+        yield Choice("encoder_lr", PRETRAINED_RATE, "its weights are pretrained")
+
+
 def _view(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
     """How much of an image a crop shows, and in how many pixels."""
     if "auto" not in (config.scale, config.crop_size):
@@ -139,7 +152,8 @@ def _view(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
     largest = LARGEST_CROP[facts.machine.kind]
     scale = config.scale
     if scale == "auto":
-        wanted = min(_side(view / 2, largest) / view, 1.0)
+        seen = _affordable_side(config, facts, view)
+        largest, wanted = max(largest, seen), min(seen / view, 1.0)
         detail = min(DETAIL / width, 1.0)
         scale, why = max(wanted, detail), f"a crop shows {view:.0f} px, {SURROUNDINGS} large objects"
         if view == longest:
@@ -156,6 +170,19 @@ def _view(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
         room = padded(int(scaled_size([longest], scale)[0]))
         side = min(_side(view * scale, largest), room)
         yield Choice("crop_size", side, "a whole image" if side >= room else f"{side / scale:.0f} px of an image")
+
+
+def _affordable_side(config: TrainConfig, facts: _Facts, view: float) -> int:
+    """The side of a crop that shows `view` pixels in at least half as many, and in more where there is time for it."""
+    kind = facts.machine.kind
+    side = _side(view / 2, LARGEST_CROP[kind])
+    if (config.steps, config.epochs, config.steps_per_epoch) != (None, "auto", "auto"):
+        return side
+    pixels = _training_time(config) * facts.machine.speed / _work(str(config.encoder))
+    for larger in range(side + MULTIPLE, _side(view, DETAILED_CROP[kind]) + 1, MULTIPLE):
+        if PASSES * larger**2 * _crops(facts, min(larger / view, 1.0), larger) <= pixels:
+            side = larger
+    return side
 
 
 def _side(pixels: float, largest: int) -> int:
@@ -226,16 +253,25 @@ def _length(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
 
 def _steps_of_a_pass(config: TrainConfig, facts: _Facts) -> int:
     """Steps that have as many pixels as the training images, each of which counts as one crop at least."""
-    sizes = scaled_size(facts.dataset.sizes[facts.train], float(config.scale))
-    crops = np.maximum(sizes.prod(axis=1) / int(config.crop_size) ** 2, 1).sum()
+    crops = _crops(facts, float(config.scale), int(config.crop_size))
     return max(math.ceil(crops / int(config.batch_size)), 1)
+
+
+def _crops(facts: _Facts, scale: float, side: int) -> float:
+    sizes = scaled_size(facts.dataset.sizes[facts.train], scale)
+    return float(np.maximum(sizes.prod(axis=1) / side**2, 1).sum())
+
+
+def _training_time(config: TrainConfig) -> float:
+    """Seconds of the budget that are for training steps."""
+    return TRAINING * (1 - AFTER_EPOCHS / 2) * 60 * config.minutes
 
 
 def _total_steps(config: TrainConfig, facts: _Facts, a_pass: int) -> tuple[int, str]:
     """Steps of the whole training, and what they are by."""
     if config.steps is not None:
         return config.steps, "--steps"
-    steps = int(TRAINING * (1 - AFTER_EPOCHS / 2) * 60 * config.minutes / _step_seconds(config, facts))
+    steps = int(_training_time(config) / _step_seconds(config, facts))
     if steps < FEWEST_STEPS and config.epochs == "auto":
         raise InputError(
             f"`minutes` {config.minutes:g} is time for {steps} steps of {_step_seconds(config, facts):.1f} s by the "
