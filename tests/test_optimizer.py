@@ -15,7 +15,7 @@ from segdrop.data.augment import load_augmentation
 from segdrop.data.opening import open_dataset
 from segdrop.nets.sites import encoder_layers
 from segdrop.training.device import precision_policy
-from segdrop.training.optimizer import PartwiseAdamW
+from segdrop.training.optimizer import OneDeviceAdamW, PartwiseAdamW, WarmupCosine
 from segdrop.training.samples import Samples
 from segdrop.training.session import Session
 
@@ -97,6 +97,28 @@ def test_without_a_factor_it_is_keras_s_adamw_to_the_last_bit():
         follow(optimizer(0.01, weight_decay=0.5), variables()) for optimizer in (PartwiseAdamW, keras.optimizers.AdamW)
     )
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_one_pass_of_a_device_is_keras_s_adamw():
+    """Over a hundred steps, with a schedule, decay and clipping; state and all."""
+    options = {"weight_decay": 0.5, "global_clipnorm": 2.0}
+    ours, theirs = (
+        optimizer(WarmupCosine(0.01, 100), **options) for optimizer in (OneDeviceAdamW, keras.optimizers.AdamW)
+    )
+    values = [follow(optimizer, variables(), steps=100) for optimizer in (ours, theirs)]
+    assert np.abs(np.subtract(values[0], [np.array(v) for v in variables()])).min() > 1e-3
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-6, atol=1e-6)
+    for mine, other in zip(ours.variables, theirs.variables, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_factor_acts_in_the_one_pass_as_in_many():
+    results = []
+    for optimizer in (OneDeviceAdamW(0.01, weight_decay=0.5), PartwiseAdamW(0.01, weight_decay=0.5)):
+        moved = variables()
+        optimizer.scale_rate(moved[:1], 0.1)
+        results.append(follow(optimizer, moved, steps=20))
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6, atol=1e-6)
 
 
 def test_its_state_is_laid_out_like_that_of_keras_s_adamw():

@@ -45,7 +45,7 @@ from segdrop.training.train import _report
 
 def tiny(cells, run_dir, **options):
     defaults = {"encoder": "resnet18", "encoder_weights": "none", "epochs": 2, "batch_size": 2, "crop_size": 32}
-    defaults |= {"steps_per_epoch": "images", "augment": "medical", "scale": 1.0, "patience": 15}
+    defaults |= {"steps_per_epoch": "images", "augment": "medical", "scale": 1.0, "patience": 15, "encoder_lr": 1.0}
     return TrainConfig(**{**defaults, "data": str(cells), "run_dir": str(run_dir), "mixed_precision": "off", **options})
 
 
