@@ -169,6 +169,7 @@ def test_the_metadata_tell_how_images_were_prepared(unet_run):
         "context_slices": 0,
         "tile": 1024,
         "multiple": 1,
+        "temperature": 1.0,
         "threshold": 0.5,
     }
 

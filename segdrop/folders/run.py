@@ -21,6 +21,7 @@ from ..files import read_csv, write_csv, write_json
 
 CONFIG, MODEL, HISTORY, METRICS, SPLIT = "config.json", "model.keras", "history.csv", "metrics.json", "split.csv"
 PER_IMAGE = "per_image.csv"
+TEMPERATURE = "temperature"  # in metrics.json: of a run's probabilities
 SWEEP = "sweep.json"  # of a sweep's folder, whose trainings are runs
 STATE = "state.npz"  # everything that a resumed run needs; removed when the run is finished
 PACKAGES = ("segdrop", "tensorflow", "keras", "segmentation-models", "albumentations", "opencv-python-headless")
@@ -140,6 +141,11 @@ def add_warning(path: Path, warning: str) -> None:
     """Put what the user has to know of a training into its config.json while it runs."""
     stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     write_json(path / CONFIG, {**stored, "warnings": [*stored.get("warnings", ()), warning]})
+
+
+def stored_temperature(run: Path) -> float:
+    """What a run's probabilities are tempered by; 1 where nothing is known."""
+    return float(stored_scores(run).get(TEMPERATURE, {}).get("value", 1.0))
 
 
 def model_file(path: Path) -> Path:

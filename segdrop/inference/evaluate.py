@@ -115,7 +115,10 @@ class _Scorer:
         config = self.record.config
         batches = evaluation_batches(dataset, indices, config.batch_size * config.crop_size**2)
         forward = self.network.probabilities
-        result, rows = score_images(forward, batches, dataset.class_names, **self.options, **options)
+        temperature = self.network.temperature
+        result, rows = score_images(
+            forward, batches, dataset.class_names, temperature=temperature, **self.options, **options
+        )
         result = {"data": str(dataset.path), "data_sha256": dataset.digest, **result}
         if "uncertainty" in result:
             result["uncertainty"] = {**sampled, **result["uncertainty"]}

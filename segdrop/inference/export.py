@@ -151,6 +151,7 @@ def _metadata(network: Network) -> dict:
         "context_slices": network.context_slices,
         "tile": TILE,
         "multiple": 1,
+        "temperature": network.temperature,  # which the graph applies
         "threshold": network.threshold,
     }
 

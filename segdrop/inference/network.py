@@ -13,12 +13,13 @@ from ..conventions import MULTIPLE, OVERLAP, TILE
 from ..data.tiles import in_tiles
 from ..data.values import Values
 from ..errors import InputError
-from ..folders.run import model_file, open_run
+from ..folders.run import model_file, open_run, stored_temperature
 from ..images.common import from_array
 from ..images.intensity import Bounds, Intensity, rule_of, scale
 from ..images.opening import open_image
 from ..images.picture import Picture, narrow_range, with_channel_axis
 from ..images.resampling import resample, resampled_size, scaled_size
+from ..layers import TemperedProbabilities
 from ..nets.stored import load_model
 from ..scoring.counts import to_labels
 
@@ -38,8 +39,9 @@ class Network:
         slice_axis: axis of a NIfTI volume that its slices were cut along.
         image_channels: number of channels of its images, or None: RGB, with grey repeated to three channels.
         context_slices: slices of a grey volume before and after each slice that are channels beside it.
+        temperature: of its probabilities, fitted on validation; 1 where none was.
         threshold: probability from which a pixel is foreground, for networks with one output channel.
-        model: the Keras model, dropout and all; None for an ONNX file.
+        model: the Keras model, dropout, temperature and all; None for an ONNX file.
         probabilities: maps float32 (N, H, W, input_channels), 0..255, sides multiples of 32, to float32 (N, H, W, C),
             0..1.
 
@@ -61,6 +63,7 @@ class Network:
     slice_axis: int
     image_channels: int | None
     context_slices: int
+    temperature: float
     threshold: float
     model: keras.Model | None
     probabilities: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
@@ -206,7 +209,8 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> 
     if path.is_file():
         return _load_onnx(path)
     record = open_run(path)
-    model = _in_precision(load_model(model_file(path)), precision)
+    temperature = stored_temperature(path)
+    model = _in_precision(_at_temperature(load_model(model_file(path)), temperature), precision)
     names = record.class_names
     inputs = record.config.input_channels
     if tuple(model.input_shape) != (None, None, None, inputs):
@@ -226,6 +230,7 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> 
         slice_axis=record.config.slice_axis,
         image_channels=record.config.channels,
         context_slices=record.config.context_slices,
+        temperature=temperature,
         threshold=0.5,
         model=model,
         probabilities=_probabilities(model),
@@ -259,10 +264,18 @@ def _of_model(model: keras.Model, path: Path, precision: str) -> Network:
         slice_axis=TrainConfig.slice_axis,
         image_channels=None if inputs == 3 else inputs,
         context_slices=0,
+        temperature=1.0,
         threshold=0.5,
         model=model,
         probabilities=_probabilities(model),
     )
+
+
+def _at_temperature(model: keras.Model, temperature: float) -> keras.Model:
+    if temperature == 1:
+        return model
+    outputs = TemperedProbabilities(temperature, name="temperature")(model.output)
+    return keras.Model(model.input, outputs, name=model.name)
 
 
 def _in_precision(model: keras.Model, precision: str) -> keras.Model:
@@ -302,6 +315,7 @@ def _load_onnx(path: Path) -> Network:
             slice_axis=metadata["slice_axis"],
             image_channels=channels,
             context_slices=context,
+            temperature=metadata.get("temperature", 1.0),
             threshold=metadata["threshold"],
             model=None,
             probabilities=probabilities,

@@ -42,7 +42,10 @@ def undefined(result: Mapping, foreground: Sequence[str]) -> list[str]:
 
 
 def calibrations(result: Mapping) -> dict[str, Mapping]:
-    by_title = {"Single prediction": result.get("calibration")}
+    by_title = {
+        "Single prediction": result.get("calibration"),
+        "The same before its temperature": result.get("calibration_before"),
+    }
     if result.get("uncertainty"):
         by_title[f"Mean of {sampled_in_words(result['uncertainty'])}"] = result["uncertainty"]["calibration"]
     return {name: calibration for name, calibration in by_title.items() if calibration}

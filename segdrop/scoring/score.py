@@ -36,6 +36,7 @@ def score_images(
     overlap: int = OVERLAP,
     tune: bool = False,
     threshold: float | None = None,
+    temperature: float = 1.0,
 ) -> tuple[dict, list[dict]]:
     """Score a network on all images of `batches`.
 
@@ -47,6 +48,7 @@ def score_images(
         seed, tolerance, tile, overlap: see `evaluate`.
         tune: with one output channel, find the threshold with the best micro Dice on these images, of validation.
         threshold: with one output channel, another threshold than 0.5 at which the scores `tuned` are taken.
+        temperature: of the probabilities that `forward` gives.
 
     Returns:
         The scores, None where undefined, and for each image a row of per_image.csv; both for `store_scores`.
@@ -59,7 +61,8 @@ def score_images(
         over groups, the counts of a group's images summed first. Distances are in `distance_unit`, mm or px, and are
         not taken for the background.
         `calibration`: `ece` and `ece_foreground` (pixels within 10 px of the foreground), `brier`, and the reliability
-        diagram's bins. `error_detection`: how well the entropy of the prediction finds its errors.
+        diagram's bins; where there is a temperature, `calibration_before`, the same without it. `error_detection`: how
+        well the entropy of the prediction finds its errors.
         `uncertainty`, with a sampler: Dice, IoU and calibration of the samples' mean, and how well each kind of
         uncertainty finds the errors of the headline's prediction.
         `tuned` and, if it was found here, `tuned_threshold`.
@@ -71,7 +74,7 @@ def score_images(
     spacings = {index: dataset.spacing_of(index) for index in members}
     in_mm = all(spacings.values())
     clock = _Clock(forward if sampler is None else _with_moments(forward, sampler))
-    tally = Tally(len(class_names), sampler is not None, tolerance, tune, threshold)
+    tally = Tally(len(class_names), sampler is not None, tolerance, tune, threshold, temperature)
     with ThreadPoolExecutor(1) as pool:
         added = None
         for batch, truths, maps in predictions(clock, batches, tile, overlap):

@@ -42,6 +42,8 @@ def summarise(tally: Tally, class_names: Sequence[str], groups: Sequence[str] | 
         "calibration": _calibration(sums["bins"], sums["brier"]),
         "error_detection": {"single_pass_entropy": detections["single_pass_entropy"]},
     }
+    if "untempered_bins" in sums:
+        result["calibration_before"] = _calibration(sums["untempered_bins"], sums["untempered_brier"])
     if "thresholds" in sums:
         result["tuned"] = _tuned(sums["thresholds"])
         result["tuned_threshold"] = result["tuned"] and result["tuned"]["threshold"]

@@ -11,6 +11,7 @@ from ..conventions import IGNORED
 from .counts import confusion_counts, to_labels
 from .reliability import brier_sum, error_histograms, reliability
 from .surfaces import boundary_distances, hausdorff95_from_distances, surface_dice_from_distances
+from .temperature import tempered
 from .uncertainty import entropy, from_moments
 
 THRESHOLDS = np.arange(1, 200) / 200  # among which the best on validation is chosen
@@ -25,6 +26,7 @@ class Tally:
     tolerance: float
     tune: bool
     threshold: float | None
+    temperature: float = 1.0  # of the probabilities
     images: list[dict] = dataclasses.field(default_factory=list)
     sums: dict = dataclasses.field(default_factory=dict)
 
@@ -49,6 +51,9 @@ def _score_image(
         "distances": _distances(truth, pred, spacing, settings),
     }
     sums = {"bins": reliability(probabilities, truth, pred), "brier": brier_sum(probabilities, truth)}
+    if settings.temperature != 1:
+        before = tempered(probabilities, 1 / settings.temperature)
+        sums["untempered_bins"], sums["untempered_brier"] = reliability(before, truth, pred), brier_sum(before, truth)
     if settings.tune and channels == 1:
         sums["thresholds"] = _threshold_histograms(probabilities[..., 0], truth)
     if settings.threshold is not None:

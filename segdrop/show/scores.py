@@ -61,6 +61,8 @@ def _boundaries(result: Mapping) -> Table:
 
 def _calibration(result: Mapping) -> Table:
     predictions = {"single pass": result["calibration"]}
+    if "calibration_before" in result:
+        predictions["before its temperature"] = result["calibration_before"]
     sampled = result.get("uncertainty")
     if sampled:
         predictions[f"mean of {sampled_in_words(sampled)}"] = sampled["calibration"]

@@ -1,5 +1,6 @@
 """What is made of a run when its last epoch has ended: scores, pictures, and a folder that says so."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ import keras
 import numpy as np
 
 from ..files import remove_partial, write_atomically, write_json
-from ..folders.run import METRICS, MODEL, STATE, store_scores
+from ..folders.run import METRICS, MODEL, STATE, TEMPERATURE, store_scores
 from ..nets.batchnorm import recalibrate_batchnorm
 from ..scoring.counts import to_labels
-from ..scoring.score import score, score_images
+from ..scoring.score import predictions, score, score_images
+from ..scoring.temperature import PIXELS, Temperature, fit_temperature, sample_pixels, tempered
 from ..show import plots
 from .samples import Samples
 
@@ -24,30 +26,41 @@ class Finished:
         model: the best one.
         metrics: its scores by split.
         recalibration: what re-estimating BatchNorm's statistics has changed, or None where it was not asked for.
+        temperature: of the probabilities that were scored, or None where it was not asked for or could not be told.
     """
 
     model: keras.Model
     metrics: dict[str, dict]
     recalibration: Mapping | None
+    temperature: Temperature | None
 
 
 def finish(
-    run_dir: Path, samples: Samples, splits: Sequence[str], draw: Callable[[keras.Model], object] | None = None
+    run_dir: Path,
+    samples: Samples,
+    splits: Sequence[str],
+    draw: Callable[[keras.Model], object] | None = None,
+    *,
+    calibrate: bool = False,
 ) -> Finished:
     """Score the best model on the images of `splits`, those that have any, and declare the run finished.
 
     Args:
         draw: makes the pictures that belong into the folder, given the best model.
+        calibrate: fit a temperature to the validation images first, with which probabilities are scored.
     """
     model = keras.saving.load_model(run_dir / MODEL, compile=False)
     recalibration = recalibrate(model, run_dir / MODEL, samples) if samples.config.recalibrate_batchnorm else None
     dataset, metrics, rows = samples.dataset, {}, {}
+    fitted = temperature_of(model, samples) if calibrate else None
+    temperature = fitted.value if fitted else 1.0
     for name in splits:
         if len(samples.split[name]):
             scores, rows[name] = score_images(
-                model.predict_on_batch,
+                lambda images: tempered(model.predict_on_batch(images), temperature),
                 samples.evaluation(name),
                 dataset.class_names,
+                temperature=temperature,
                 tune=name == "val",
                 threshold=metrics.get("val", {}).get("tuned_threshold"),
             )
@@ -57,11 +70,26 @@ def finish(
     write_json(run_dir / METRICS, {})  # there in a finished run, whatever was scored
     for name, scores in metrics.items():
         store_scores(run_dir, name, scores, rows[name])
+    if fitted:
+        store_scores(run_dir, TEMPERATURE, dataclasses.asdict(fitted))
     if recalibration:
         store_scores(run_dir, "batchnorm_recalibration", recalibration)
     (run_dir / STATE).unlink(missing_ok=True)
     remove_partial(run_dir)
-    return Finished(model, metrics, recalibration)
+    return Finished(model, metrics, recalibration, fitted)
+
+
+def temperature_of(model: keras.Model, samples: Samples) -> Temperature | None:
+    """The temperature that fits the validation images, where there are any: as many pixels of each, on its own grid."""
+    count, rng = len(samples.split["val"]), np.random.default_rng(samples.config.seed)
+    if not count:
+        return None
+    drawn = [
+        sample_pixels(probabilities, truth, -(-PIXELS // count), rng)
+        for _, truths, maps in predictions(model.predict_on_batch, samples.evaluation("val"))
+        for probabilities, truth in zip(maps, truths, strict=True)
+    ]
+    return fit_temperature(*map(np.concatenate, zip(*drawn, strict=True)))
 
 
 def recalibrate(model: keras.Model, path: Path, samples: Samples) -> dict:

@@ -24,6 +24,7 @@ from ..folders.state import best_epoch, load_history
 from ..folders.sweep import sweep_split
 from ..nets.checkpoints import Loaded
 from ..nets.transfer import Transferred
+from ..scoring.temperature import Temperature
 from ..show import plots
 from ..show.plan import plan_table
 from .building import build_model, find_weights, rebase, record_of, start_from
@@ -109,9 +110,11 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         write_atomically(run_dir / "examples.png", lambda path: plots.save_examples(path, panels, ids))
 
     # The images of a sweep's test split are scored when they are asked for.
-    finished = finish(run_dir, samples, ("val",) if config.from_sweep else ("val", "test"), draw)
+    finished = finish(run_dir, samples, ("val",) if config.from_sweep else ("val", "test"), draw, calibrate=True)
     if finished.recalibration:
         _report_recalibration(finished.recalibration)
+    if finished.temperature:
+        _report_temperature(finished.temperature)
     _report(finished.metrics, run_dir, session.history, time.monotonic() - started)
     if told := nothing_learnt(finished.metrics.get("val", {}).get("dice"), session.validation_counts()):
         add_warning(run_dir, told)
@@ -245,6 +248,13 @@ def _report_recalibration(recalibration: Mapping) -> None:
     told = " to ".join(_in_words(recalibration[f"val_dice_{when}"]) for when in ("before", "after"))
     verb = "kept" if recalibration["kept"] else "discarded"
     _console.print(f"\nBatchNorm recalibrated: validation Dice from {told}; {verb}.")
+
+
+def _report_temperature(fitted: Temperature) -> None:
+    _console.print(
+        f"\nTemperature {fitted.value:.2f} of the probabilities: validation NLL from {fitted.nll_before:.4f} to "
+        f"{fitted.nll_after:.4f}."
+    )
 
 
 def _in_words(score: float | None) -> str:
