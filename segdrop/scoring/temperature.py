@@ -35,10 +35,10 @@ def tempered(probabilities, temperature: float) -> np.ndarray:
         temperature: positive; its inverse undoes it.
 
     Example:
-        >>> tempered([[0.9]], 2.0).round(4).tolist()  # sigmoid(log(9) / 2) = 3 / 4
-        [[0.75]]
-        >>> tempered([[0.8, 0.2]], 2.0).round(4).tolist()  # 2 to 1
-        [[0.6667, 0.3333]]
+        >>> [round(float(p), 3) for p in tempered([0.9], 2.0)]  # sigmoid(log(9) / 2) = 3 / 4
+        [0.75]
+        >>> [round(float(p), 3) for p in tempered([0.8, 0.2], 2.0)]  # 2 to 1
+        [0.667, 0.333]
 
     References:
         Guo et al., "On calibration of modern neural networks", ICML 2017.
