@@ -235,7 +235,7 @@ def test_an_option_that_may_be_left_out_takes_its_value_or_none(words, field, va
 
 
 def test_the_help_names_what_an_option_takes_and_no_python(capsys):
-    for command in ("train", "sweep", "evaluate", "predict", "report", "export", "inspect"):
+    for command in ("train", "sweep", "evaluate", "predict", "view", "report", "export", "inspect"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
     text = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What each command does."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -16,6 +17,7 @@ from .options import (
     PredictFilesOptions,
     ReportOptions,
     SweepOptions,
+    ViewOptions,
 )
 
 
@@ -140,6 +142,15 @@ def run_predict(options: PredictFilesOptions) -> int:
     for warning in predictions.warnings:
         print(f"segdrop: warning: {warning}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def run_view(options: ViewOptions) -> int:
+    from ..viewing.server import view
+
+    with contextlib.suppress(KeyboardInterrupt):  # before it serves; then it returns at Ctrl-C
+        view(options.run, options.inputs, port=options.port, open_browser=options.open)
+    print("segdrop: interrupted, the viewer has ended.", file=sys.stderr)
+    return 130
 
 
 def run_report(options: ReportOptions) -> None:

@@ -11,7 +11,17 @@ from ..config.importing import import_modules
 from ..config.train import TrainConfig
 from ..errors import InputError
 from ..version import __version__
-from .commands import run_data, run_evaluate, run_export, run_inspect, run_predict, run_report, run_sweep, run_train
+from .commands import (
+    run_data,
+    run_evaluate,
+    run_export,
+    run_inspect,
+    run_predict,
+    run_report,
+    run_sweep,
+    run_train,
+    run_view,
+)
 from .options import (
     DataOptions,
     EvaluateOptions,
@@ -21,6 +31,7 @@ from .options import (
     PredictFilesOptions,
     ReportOptions,
     SweepOptions,
+    ViewOptions,
 )
 from .parsing import closest, describe_error, parse
 
@@ -30,6 +41,7 @@ COMMANDS = {
     "sweep": (SweepOptions, run_sweep),
     "evaluate": (EvaluateOptions, run_evaluate),
     "predict": (PredictFilesOptions, run_predict),
+    "view": (ViewOptions, run_view),
     "report": (ReportOptions, run_report),
     "export": (ExportOptions, run_export),
     "inspect": (InspectOptions, run_inspect),

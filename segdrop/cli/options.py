@@ -97,6 +97,20 @@ class PredictFilesOptions(LoadsModels, PredictOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class ViewOptions(LoadsModels):
+    """Look at images, masks, probabilities and uncertainty in the browser; nothing leaves this machine."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, a finished sweep's, or an exported .onnx file."""
+    inputs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Images, folders (with their subfolders), or globs to choose from; others can be dropped on the page."""
+    port: int | None = None
+    """Port of 127.0.0.1, by default a free one."""
+    open: bool = True
+    """Show the page in your browser."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportOptions(LoadsModels):
     """Write a run's report: one HTML file with its scores, plots and pictures."""
 

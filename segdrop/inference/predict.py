@@ -95,7 +95,7 @@ def predict(
         raise InputError(
             f"`threshold` has no effect on {networks[0].path}, which takes the most probable of its classes."
         )
-    function = _function(networks, chosen)
+    function = function_of(networks, chosen)
     settings = describe_source(networks, chosen)
     done = prepare_jobs(out, settings, resume)
     writer = Writer(out, networks[0], function, chosen, settings)
@@ -117,11 +117,11 @@ def predict(
     (out / LOG).unlink(missing_ok=True)
     seconds = max(time.monotonic() - started, 1e-9)
     failed = sum(row["status"] != "ok" for row in rows)
-    told = _remarks(networks[0], writer.values)
+    told = remarks(networks[0], writer.values)
     return Predictions(out, Table(rows, keys=columns), failed, bar.images / seconds, bar.tiles / seconds, told)
 
 
-def _remarks(network: Network, values: Sequence[Values]) -> tuple[str, ...]:
+def remarks(network: Network, values: Sequence[Values]) -> tuple[str, ...]:
     """What is to be said of the values of the images that were predicted."""
     if not values:
         return ()
@@ -178,13 +178,14 @@ def predict_uncertainty(
             raise InputError(f"`image` has {picture.slices} slices: {image}; give one of them as an array.")
         bounds, spacing, image = networks[0].intensity.bounds(picture), spacing or picture.spacing, picture.read()
     prepared = networks[0].preprocess(image, bounds=bounds, spacing=spacing)
-    function = _function(networks, chosen)
+    function = function_of(networks, chosen)
     height, width = prepared.shape[:2]
     rows = tile_rows(function, lambda a, b: prepared[a:b], height, width, tile, overlap)
     return from_moments(resize(np.concatenate([merged for _, merged in rows]), np.shape(image)[:2]))
 
 
-def _function(networks: Sequence[Network], options: PredictOptions) -> Function:
+def function_of(networks: Sequence[Network], options: PredictOptions) -> Function:
+    """What the networks together say of images, as the options ask for it."""
     return combine(
         networks,
         tta=options.tta,

@@ -1,0 +1,1 @@
+"""A run's network at work on one image after the other, on a page in the browser."""
