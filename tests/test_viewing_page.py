@@ -1,10 +1,10 @@
 """The viewer's page, clicked through in a real browser."""
 
 import base64
+import contextlib
 import re
 import shutil
 import threading
-from pathlib import Path
 
 import cv2
 import keras
@@ -52,25 +52,28 @@ def files(tmp_path_factory):
     return folder
 
 
+@contextlib.contextmanager
+def serving(run, inputs):
+    """A server's address, and its session."""
+    temporary = run.with_name(f"{run.name} temporary")
+    temporary.mkdir()
+    session = Session(run, inputs, temporary)
+    server = make_server("127.0.0.1", 0, make_app(session, "secret"), threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.port}/secret/", session
+    server.shutdown()
+    server.server_close()
+    session.close()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, files):
     """Servers of sessions by the run's name, and their addresses."""
     home = tmp_path_factory.mktemp("served")
     write_run(home / "slope", slope_model(), class_names=("background", "cell"))
     write_run(home / "classes", brightness_model(classes=3), class_names=("background", "never", HOSTILE))
-    running, addresses = [], {}
-    for name in ("slope", "classes"):
-        (home / f"{name} temporary").mkdir()
-        session = Session(home / name, [str(files)], home / f"{name} temporary")
-        server = make_server("127.0.0.1", 0, make_app(session, "secret"), threaded=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        running.append((server, session))
-        addresses[name] = f"http://127.0.0.1:{server.port}/secret/"
-    yield addresses, home
-    for server, session in running:
-        server.shutdown()
-        server.server_close()
-        session.close()
+    with serving(home / "slope", [str(files)]) as (slope, _), serving(home / "classes", [str(files)]) as (classes, _):
+        yield {"slope": slope, "classes": classes}, home
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +216,8 @@ def test_a_file_is_dropped_and_what_is_none_is_told(page):
     drop("<b>c</b>.png", b"no image")
     page.wait(page["problem"].is_displayed)
     assert page["problem"].text.startswith("b>.png: cannot be decoded")
-    assert page["name"].text == "b.png"  # and the image is still there
+    page.shows("b.png", "cell 100.00%")  # the image is still there, and its mask
+    assert page["problem"].is_displayed()
     (refused,) = page.complaints()
     assert "400 (BAD REQUEST)" in refused
     drop("d.png", b"", 2)
@@ -285,15 +289,34 @@ def test_of_several_classes_one_is_chosen_and_what_has_no_effect_is_not_offered(
     assert page.complaints() == []
 
 
+def test_what_is_shown_never_belongs_to_another_image(browser, files, tmp_path, monkeypatch):
+    release = threading.Event()
+    with serving(write_run(tmp_path / "run", slope_model()), [str(files)]) as (address, session):
+        page = Page(browser[0], address)
+        page.wait(lambda: page["share"].text and page["download"].is_enabled())
+        function = session._function(0)
+
+        def slow(images, key):
+            assert release.wait(60)
+            return function(images, key)
+
+        monkeypatch.setattr(session, "_function", lambda samples: slow)
+        Select(page["file"]).select_by_visible_text("volume.nii.gz")
+        page.wait(lambda: page["slice-number"].text == "3 of 5")
+        assert page.pixels("image").shape == (34, 40, 4)
+        assert not any(page.pixels(name).any() for name in ("mask", "probability", "uncertainty"))
+        assert page["share"].text == "" and not page["download"].is_enabled()
+        assert page["progress"].is_displayed() and page["status"].text == "Predicting, 0%"
+        release.set()
+        page.wait(lambda: page["share"].text and page["download"].is_enabled())
+        assert page.pixels("mask").any() and not page["progress"].is_displayed()
+    assert page.complaints() == []
+
+
 def test_a_server_that_has_gone_is_told(browser, tmp_path):
-    (tmp_path / "temporary").mkdir()
-    session = Session(write_run(tmp_path / "run", slope_model()), (), Path(tmp_path / "temporary"))
-    server = make_server("127.0.0.1", 0, make_app(session, "secret"), threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    page = Page(browser[0], f"http://127.0.0.1:{server.port}/secret/")
-    page.wait(lambda: page["run"].text)
-    server.shutdown()
-    server.server_close()
+    with serving(write_run(tmp_path / "run", slope_model()), ()) as (address, _):
+        page = Page(browser[0], address)
+        page.wait(lambda: page["run"].text)
     page.run(DROP, "b.png", "", 1)
     page.wait(page["problem"].is_displayed)
     assert page["problem"].text.startswith("The viewer does not answer any more")

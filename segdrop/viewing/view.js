@@ -12,6 +12,7 @@ let threshold = null;    // where the user has moved it; null: the network's own
 let maps = null;     // of the slice that is shown: picture, mask at a threshold, probability, uncertainty
 let heat;            // the colours of maps, as pixels
 const asked = { work: 0, show: 0 };  // what the user asked for: answers to earlier questions are left aside
+let complained = null;  // what kind of task the problem that is shown comes from
 
 async function ask(address, options) {
   let answer;
@@ -27,7 +28,8 @@ const json = async (address, options) => (await ask(address, options)).json();
 const post = (address, body) => json(address, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 const pause = () => new Promise(resume => setTimeout(resume, POLL));
 
-function complain(error) {
+function complain(kind, error) {
+  complained = kind;
   at("problem").textContent = error ? error.message : "";
   at("problem").hidden = !error;
 }
@@ -35,12 +37,12 @@ function complain(error) {
 // Does what the user asks for unless more of its kind is asked meanwhile; `current()` says whether it still counts.
 async function doing(kind, task) {
   const mine = ++asked[kind], current = () => mine === asked[kind];
-  complain(null);
+  if (complained === kind) complain(null);
   try {
     await task(current);
   } catch (error) {
     if (!current()) return;
-    complain(error);
+    complain(kind, error);
     if (kind === "show") return;
     at("progress").hidden = true;
     at("status").textContent = "";
@@ -49,7 +51,15 @@ async function doing(kind, task) {
 
 const openFile = (name, receive) => doing("work", async current => {
   at("status").textContent = `Opening ${name}`;
-  const opened = await receive();
+  at("download").disabled = true;
+  let opened;
+  try {
+    opened = await receive();
+  } catch (error) {
+    if (!open || !current()) throw error;
+    complain("work", error);
+    return predict(current);  // of the image that is still open
+  }
   if (!current()) return;
   open = opened;
   prediction = maps = null;
@@ -58,7 +68,7 @@ const openFile = (name, receive) => doing("work", async current => {
   at("slices").hidden = open.slices === null;
   at("slice").max = open.slices ?? 1;
   at("slice").value = Math.ceil((open.slices ?? 1) / 2);
-  at("views").hidden = at("hint").hidden = false;
+  at("views").hidden = at("hint").hidden = true;  // until they show this image
   doing("show", show);
   await predict(current);
 });
@@ -66,6 +76,7 @@ const openFile = (name, receive) => doing("work", async current => {
 // Predicts the open image with the samples and the threshold that are chosen; waits for it.
 async function predict(current) {
   at("download").disabled = true;
+  at("views").classList.add("old");
   const address = `images/${open.image}/predictions`, wanted = { samples: Number(at("samples").value), threshold };
   const { prediction: key } = await post(address, wanted);
   for (;;) {
@@ -105,6 +116,9 @@ async function show(current) {
   maps = { picture, mask, probability, uncertainty, threshold: shown?.threshold };
   for (const id of ["image", "mask", "probability", "uncertainty"]) Object.assign(at(id), { width, height });
   paper("image").drawImage(picture, 0, 0);
+  at("views").hidden = at("hint").hidden = false;
+  at("views").classList.toggle("old", !shown);
+  at("pixel").textContent = "";
   at("slice-number").textContent = open.slices === null ? "" : `${index + 1} of ${open.slices}`;
   drawMask();
   drawMap("probability", probability, 1);
@@ -118,8 +132,9 @@ const labels = () => threshold === maps.threshold ? maps.mask : maps.probability
 
 function drawMask() {
   const canvas = at("mask"), context = paper("mask");
-  context.drawImage(maps.picture, 0, 0);
+  at("share").textContent = "";
   if (!maps.mask) return;
+  context.drawImage(maps.picture, 0, 0);
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height), found = labels();
   const colours = run.classes.map(one => one.colour), counts = new Uint32Array(colours.length);
   for (let i = 0; i < found.length; i++) {
@@ -161,10 +176,10 @@ function tellPixel(event) {
 }
 
 function receiveUpload(files) {
-  if (files.length !== 1) return complain(new Error("Drop one file at a time."));
+  if (files.length !== 1) return complain("work", new Error("Drop one file at a time."));
   const [file] = files;
   if (file.size > run.most_bytes)
-    return complain(new Error(`${file.name}: has more than ${run.most_bytes.toLocaleString("en")} bytes; name it on the command line.`));
+    return complain("work", new Error(`${file.name}: has more than ${run.most_bytes.toLocaleString("en")} bytes; name it on the command line.`));
   at("file").selectedIndex = -1;
   openFile(file.name, () => json(`images?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file }));
 }
