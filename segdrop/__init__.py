@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .nets.inspection import dropout_table as dropout_table
     from .nets.unet import build_unet as build_unet
     from .reporting.page import report as report
+    from .reporting.runs_page import report_runs as report_runs
     from .scoring.uncertainty import Uncertainty as Uncertainty
     from .surgery.dropout import insert_dropout as insert_dropout
     from .surgery.dropout import remove_dropout as remove_dropout
@@ -74,6 +75,7 @@ _HOME = {
     "predict_uncertainty": "inference.predict",
     "Uncertainty": "scoring.uncertainty",
     "report": "reporting.page",
+    "report_runs": "reporting.runs_page",
     "export": "inference.export",
     "InputError": "errors",
     "VerificationError": "errors",

@@ -155,8 +155,16 @@ def run_view(options: ViewOptions) -> int:
 
 def run_report(options: ReportOptions) -> None:
     from ..reporting.page import report
+    from ..reporting.runs_page import PAGE, report_runs
 
-    print(f"Report: {report(**options.arguments)}")
+    if len(options.runs) > 1:
+        page = report_runs(options.runs, options.out or PAGE, split=options.split, images=options.images)
+    elif options.runs:
+        run, *_ = options.runs
+        page = report(run, **{name: value for name, value in options.arguments.items() if name != "runs"})
+    else:
+        raise InputError("`runs` is empty; name the folder of a run, or several to compare.")
+    print(f"Report: {page}")
 
 
 def run_export(options: ExportOptions) -> None:

@@ -112,18 +112,18 @@ class ViewOptions(LoadsModels):
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions(LoadsModels):
-    """Write a run's report: one HTML file with its scores, plots and pictures."""
+    """Write one HTML file: a run with its scores, plots and pictures, or several runs side by side."""
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """The run's folder; several, of the same data, to compare the others with the first."""
     out: Path | None = None
-    """The file to write; by default report.html in the run's folder."""
+    """The file to write; by default report.html in the run's folder, of several runs.html in the current one."""
     split: str = "test"
     """train, val or test."""
     mc_samples: int = 20
-    """Monte Carlo dropout samples for the pictures of uncertainty, where the network has dropout."""
+    """Monte Carlo dropout samples for one run's pictures of uncertainty, where the network has dropout."""
     images: int = 3
-    """How many of the best, of the median and of the worst images to show."""
+    """How many of the best, of the median and of the worst images to show; of several runs, of those that differ."""
     seed: int = 0
     """Seed of the samples."""
 

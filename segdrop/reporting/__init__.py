@@ -1,1 +1,1 @@
-"""A run's report: one HTML page."""
+"""Reports: a run, several runs, or a data set on one HTML page."""

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -31,6 +31,14 @@ def best_row(history: list[dict]) -> int | None:
 def curves_chart(history: list[dict]) -> dict[str, str]:
     columns = [name for name in ("loss", "dice", "learning_rate", "dropout_rate") if history and name in history[0]]
     return {name: _chart(plots.curve(history, name, best_row(history))) for name in columns}
+
+
+def curves_together(histories: Mapping[str, Sequence[Mapping]]) -> dict[str, str]:
+    """Loss and Dice of several runs, of validation where all have it, by their titles."""
+    columns = {"val_dice": "Validation Dice", "val_loss": "Validation loss", "dice": "Dice", "loss": "Loss"}
+    recorded = [set().union(*history) for history in histories.values() if history]
+    shared = [name for name in columns if recorded and all(name in names for names in recorded)][:2]
+    return {columns[name]: _chart(plots.curves_together(histories, name, columns[name])) for name in shared}
 
 
 def network_drawing(model, side: int) -> str:

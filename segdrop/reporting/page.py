@@ -96,8 +96,8 @@ def report(
     network = load(run)
     dropout = dropout_table(network.model, (config.crop_size, config.crop_size))
     samples = mc_samples if any(row["rate"] for row in dropout) else 0
-    dataset, problem = _open_data(run, record, split)
-    result, rows = _scores(run, split, samples, seed, evaluates=dataset is not None)
+    dataset, problem = open_data(run, record, split)
+    result, rows = scores_of(run, split, samples, seed, evaluates=dataset is not None)
     background, *foreground = network.class_names
     kind = best_uncertainty(result, samples)
     history = history_of(run)
@@ -109,7 +109,7 @@ def report(
         "split": split,
         "split_name": SPLITS[split],
         "result": result,
-        "warnings": _warnings(run, record, result, dataset),
+        "warnings": warnings_of(run, record, result, dataset),
         "changed": _options(config, changed=True),
         "unchanged": _options(config, changed=False),
         "members": _members(run),
@@ -140,7 +140,7 @@ def report(
     return out
 
 
-def _open_data(run: Path, record: RunRecord, split: str) -> tuple[Dataset | None, str | None]:
+def open_data(run: Path, record: RunRecord, split: str) -> tuple[Dataset | None, str | None]:
     """The run's data set, or None and why it cannot be used."""
     try:
         dataset = open_configured(record.config, record.config.data, classes=record.classes)
@@ -150,7 +150,7 @@ def _open_data(run: Path, record: RunRecord, split: str) -> tuple[Dataset | None
     return dataset, None
 
 
-def _scores(run: Path, split: str, samples: int, seed: int, evaluates: bool) -> tuple[dict, list[dict[str, str]]]:
+def scores_of(run: Path, split: str, samples: int, seed: int, evaluates: bool) -> tuple[dict, list[dict[str, str]]]:
     """The split's result in metrics.json and rows of per_image.csv, computed where something is missing."""
 
     def rows() -> list[dict[str, str]]:
@@ -163,7 +163,8 @@ def _scores(run: Path, split: str, samples: int, seed: int, evaluates: bool) -> 
     return result, rows()
 
 
-def _warnings(run: Path, record: RunRecord, result: Mapping, dataset: Dataset | None) -> list[str]:
+def warnings_of(run: Path, record: RunRecord, result: Mapping, dataset: Dataset | None) -> list[str]:
+    """What has to be known before a run's scores are believed."""
     warnings = list(record.warnings)
     if (run / STATE).is_file():
         warnings.append("The training is not finished; this is its best model so far.")
@@ -175,13 +176,14 @@ def _warnings(run: Path, record: RunRecord, result: Mapping, dataset: Dataset | 
 def _options(config: TrainConfig, changed: bool) -> dict[str, str]:
     """The options that differ from their defaults, or those that do not, as the command line writes them."""
     return {
-        field.name: _words(field.name, getattr(config, field.name))
+        field.name: words_of(field.name, getattr(config, field.name))
         for field in dataclasses.fields(config)
         if (getattr(config, field.name) != field.default) == changed and field.name not in ("run_dir", "resume")
     }
 
 
-def _words(name: str, value) -> str:
+def words_of(name: str, value) -> str:
+    """The value of an option as the command line writes it."""
     if isinstance(value, Mapping):
         return ",".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, (tuple, list)):

@@ -30,12 +30,12 @@ def choose_pictures(
         return None
     position = {name: i for i, name in enumerate(dataset.ids)}
     indices = [position[row["id"]] for members in chosen.values() for row in members]
-    views = dict(_views(network, dataset, indices, samples, seed, kind))
+    shown = dict(views(network, dataset, indices, samples, seed, kind))
     groups = {}
     for title, members in chosen.items():
         groups[title] = []
         for row in members:
-            pictures, uncertainty = views[row["id"]]
+            pictures, uncertainty = shown[row["id"]]
             highest = float(uncertainty.max())
             pictures["uncertainty"] = plots.heat(uncertainty, highest or 1)
             uris = {name: jpeg(picture) for name, picture in pictures.items()}
@@ -59,7 +59,7 @@ def _ranks(total: int, count: int) -> dict[str, list[int]]:
     return {"Best": list(best), "Median": median, "Worst": list(worst)}
 
 
-def _views(
+def views(
     network, dataset: Dataset, indices: Sequence[int], samples: int, seed: int, kind: str
 ) -> Iterator[tuple[str, tuple]]:
     """Of each image its id, pictures of image, truth, prediction and errors, and the map of its uncertainty in nats."""

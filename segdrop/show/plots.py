@@ -121,6 +121,21 @@ def curve(history: Sequence[Mapping[str, float]], name: str, best: int | None = 
     return figure
 
 
+def curves_together(histories: Mapping[str, Sequence[Mapping[str, float]]], column: str, title: str) -> Figure:
+    """Draw a column of several histories, by the names of their runs, over the epochs counted from 1."""
+    figure, axes = _small_figure()
+    for (name, history), style in zip(histories.items(), itertools.cycle(STYLES), strict=False):
+        epochs, values = ([row[key] for row in history if column in row] for key in ("epoch", column))
+        marker = "." if len(epochs) == 1 else None
+        axes.plot([epoch + 1 for epoch in epochs], values, style, label=name, marker=marker)
+    axes.set(xlabel="epoch", ylabel=title)
+    if column.endswith("loss"):
+        _spread(axes)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
 def _spread(axes: Axes) -> None:
     """A logarithmic axis where single values, as of the first epochs, would make all others one flat line."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])

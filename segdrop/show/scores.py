@@ -1,6 +1,7 @@
 """Scores as a table for the terminal."""
 
 import itertools
+import math
 from collections.abc import Mapping
 
 from ..scoring.counts import COUNTED
@@ -113,3 +114,8 @@ def _with_interval(scores: Mapping, key: str, digits: int = 3) -> str:
     bounds = scores[f"{key}_interval"]
     inner = max(1, digits - 1)
     return _in_words(scores[key], digits) + (f" [{bounds[0]:.{inner}f}, {bounds[1]:.{inner}f}]" if bounds else "")
+
+
+def difference_in_words(value: float, low: float, high: float) -> str:
+    """A difference with its interval, which may be NaN; a dash where it is undefined."""
+    return "–" if math.isnan(value) else f"{value:+.3f}" + ("" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..files import write_atomically, write_csv
 from ..scoring.statistics import pooled_std
+from ..show.scores import difference_in_words
 from ..show.tables import Table
 from .answers import LEVEL, Answer, ArmAnswer
 from .results import MEASURES
@@ -87,11 +88,11 @@ def _difference(answer: Answer, arm_answer: ArmAnswer) -> dict[str, str]:
     test = comparison.test
     return {
         **row,
-        "difference": _format_difference(comparison.difference, test.low, test.high),
+        "difference": difference_in_words(comparison.difference, test.low, test.high),
         "std": _format_number(test.std),
         "p": _format_p(test.p),
         "adjusted p": _format_p(comparison.adjusted_p),
-        "over images": _format_difference(*comparison.images),
+        "over images": difference_in_words(*comparison.images),
         "verdict": comparison.verdict,
     }
 
@@ -144,10 +145,6 @@ def _format_number(value: float, digits: int = 3) -> str:
 
 def _format_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else _format_number(p)
-
-
-def _format_difference(value: float, low: float, high: float) -> str:
-    return _NONE if math.isnan(value) else f"{value:+.3f}" + ("" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def _sections(answer: Answer, plotted: bool) -> list[str]:
