@@ -3,6 +3,8 @@
 With two degrees of freedom the two-sided p value of t is 1 - sqrt(t^2 / (t^2 + 2)), and the 97.5% quantile 4.30265.
 """
 
+import dataclasses
+import html
 import io
 import math
 import subprocess
@@ -10,10 +12,13 @@ import sys
 import textwrap
 
 import pytest
+from matplotlib.figure import Figure
 
 from segdrop import files
+from segdrop.show import plots
 from segdrop.sweeps import answer_files, wording
 from segdrop.sweeps.answer_files import tables, write_answer
+from segdrop.sweeps.answer_page import write_answer_page
 from segdrop.sweeps.comparing import answer
 from segdrop.sweeps.results import Arm, Failure, Results, Training
 
@@ -507,6 +512,7 @@ def test_an_answer_is_written_without_tensorflow_and_keras(tmp_path):
         import sys
         from pathlib import Path
         from segdrop.sweeps.answer_files import tables, write_answer
+        from segdrop.sweeps.answer_page import write_answer_page
         from segdrop.sweeps.comparing import answer
         from segdrop.sweeps.results import Arm, Results, Training
         arms = [Arm("none", 0.0, "none", 0, {{}}), Arm("spatial 0.2", 0.2, "spatial", 0, {{}})]
@@ -515,7 +521,42 @@ def test_an_answer_is_written_without_tensorflow_and_keras(tmp_path):
         found = answer(Results("t", {{}}, arms, 3, 1, (0,), 0.5, made, (), None))
         tables(found)
         write_answer(Path({str(tmp_path)!r}), found)
+        write_answer_page(Path({str(tmp_path)!r}, "answer.html"), found)
         print(sorted({{"tensorflow", "keras", "optuna"}} & set(sys.modules)))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_page_says_what_the_text_says_and_draws_what_was_compared(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("segdrop.sweeps.answer_page.plots.forest", lambda arms: drawn.extend(arms) or Figure())
+    odd = dataclasses.replace(arm(0.3), name="spatial <b>0.3")
+    found = answer(sweep(CLEAR, WEAK, CLEAR, arms=[NONE, arm(0.1), arm(0.2), odd]))
+    write_answer_page(tmp_path / "answer.html", found)
+    page = html.unescape((tmp_path / "answer.html").read_text(encoding="utf-8"))
+    said = [found.headline, *found.sentences, *(section.title for section in answer_files.sections(found))]
+    assert [one for one in said if one not in page] == []
+    assert "<td>spatial 0.1</td><td>+0.050 [+0.011, +0.089]</td>" in page
+    assert "<b>" not in (tmp_path / "answer.html").read_text(encoding="utf-8")
+    assert [(one["name"], round(one["low"], 3), round(one["high"], 3)) for one in drawn[:1]] == [
+        ("spatial 0.1", 0.011, 0.089)
+    ]
+    assert len(drawn) == 3
+
+
+def test_a_page_without_a_comparison_has_no_plot(tmp_path):
+    write_answer_page(tmp_path / "answer.html", answer(sweep()))
+    assert "<img" not in (tmp_path / "answer.html").read_text(encoding="utf-8")
+
+
+def test_a_forest_plot_marks_what_can_be_told_and_shows_every_interval():
+    one, two = ({"name": "a", "difference": 0.02, "low": -0.01, "high": 0.05, "verdict": "cannot be told"},) * 2
+    axes = plots.forest(
+        [one, {**two, "name": "b", "difference": 0.1, "low": 0.05, "high": 0.15, "verdict": "helps"}]
+    ).axes[0]
+    _, *lines = axes.lines
+    assert [line.get_xdata().tolist() for line in lines[::2]] == [[-0.01, 0.05], [0.05, 0.15]]
+    assert [line.get_markerfacecolor() for line in lines[1::2]] == ["white", "C0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert axes.yaxis_inverted()  # the first on top

@@ -133,7 +133,7 @@ def hostile(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def blank_charts(monkeypatch):
     """Charts are drawn for `hostile` alone: they take most of a report's time."""
-    monkeypatch.setattr("segdrop.reporting.charts._chart", lambda figure: "data:image/svg+xml;base64,")
+    monkeypatch.setattr("segdrop.reporting.charts.svg", lambda figure: "data:image/svg+xml;base64,")
 
 
 @pytest.fixture

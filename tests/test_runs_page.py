@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from test_reporting import browser, decode, in_browser, make_run, read, squares
@@ -18,7 +19,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 @pytest.fixture(autouse=True)
 def blank_charts(monkeypatch):
-    monkeypatch.setattr("segdrop.reporting.charts._chart", lambda figure: "data:image/svg+xml;base64,")
+    monkeypatch.setattr("segdrop.reporting.charts.svg", lambda figure: "data:image/svg+xml;base64,")
 
 
 def again(run, name, dice, **options):
@@ -154,3 +155,13 @@ def test_the_page_fits_and_a_browser_has_nothing_to_complain_about(first, second
     assert found["errors"] == [] and not found["wide"]
     assert len(found["images"]) == 2 + 2 * 8 and all(width and alt for width, alt in found["images"])
     assert "<script>alert(1)<|script>, Dice 0.400" in found["text"]
+
+
+def test_a_sweep_s_folder_gives_the_page_of_its_answer(tmp_path, capsys):
+    sweep = shutil.copytree(Path(__file__).parent / "made_by_0_4" / "sweep", tmp_path / "sweep")
+    assert main(["report", str(sweep)]) == 0
+    assert capsys.readouterr().out == f"Report: {sweep / 'answer.html'}\n"
+    assert main(["report", str(sweep), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page == (sweep / "answer.html").read_text(encoding="utf-8")
+    assert "Whether dropout helps on these data cannot be told" in page

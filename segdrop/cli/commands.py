@@ -154,14 +154,21 @@ def run_view(options: ViewOptions) -> int:
 
 
 def run_report(options: ReportOptions) -> None:
+    from ..folders.run import is_sweep
     from ..reporting.page import report
     from ..reporting.runs_page import PAGE, report_runs
+    from ..sweeps import answer_page
+    from ..sweeps.sweep import sweep_report
 
     if len(options.runs) > 1:
         page = report_runs(options.runs, options.out or PAGE, split=options.split, images=options.images)
     elif options.runs:
         run, *_ = options.runs
-        page = report(run, **{name: value for name, value in options.arguments.items() if name != "runs"})
+        if is_sweep(run):
+            page = options.out or run / answer_page.PAGE
+            answer_page.write_answer_page(page, sweep_report(run))
+        else:
+            page = report(run, **{name: value for name, value in options.arguments.items() if name != "runs"})
     else:
         raise InputError("`runs` is empty; name the folder of a run, or several to compare.")
     print(f"Report: {page}")

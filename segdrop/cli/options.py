@@ -112,12 +112,13 @@ class ViewOptions(LoadsModels):
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions(LoadsModels):
-    """Write one HTML file: a run with its scores, plots and pictures, or several runs side by side."""
+    """Write one HTML file: a run with its scores, plots and pictures, several runs side by side, or a sweep."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """The run's folder; several, of the same data, to compare the others with the first."""
+    """The run's folder; several, of the same data, to compare the others with the first; or a sweep's folder."""
     out: Path | None = None
-    """The file to write; by default report.html in the run's folder, of several runs.html in the current one."""
+    """The file to write; by default report.html in the run's folder, of several runs.html in the current one,
+    of a sweep answer.html in its folder."""
     split: str = "test"
     """train, val or test."""
     mc_samples: int = 20

@@ -1,19 +1,15 @@
 """The charts of a report."""
 
-import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from ..files import read_csv
 from ..folders.run import HISTORY
 from ..folders.state import best_epoch
 from ..nets.drawing import draw_network
 from ..show import plots
-from .embedding import data_uri
+from .embedding import data_uri, svg
 from .scores import UNCERTAINTIES, calibrations, detections
 
 
@@ -30,7 +26,7 @@ def best_row(history: list[dict]) -> int | None:
 
 def curves_chart(history: list[dict]) -> dict[str, str]:
     columns = [name for name in ("loss", "dice", "learning_rate", "dropout_rate") if history and name in history[0]]
-    return {name: _chart(plots.curve(history, name, best_row(history))) for name in columns}
+    return {name: svg(plots.curve(history, name, best_row(history))) for name in columns}
 
 
 def curves_together(histories: Mapping[str, Sequence[Mapping]]) -> dict[str, str]:
@@ -38,7 +34,7 @@ def curves_together(histories: Mapping[str, Sequence[Mapping]]) -> dict[str, str
     columns = {"val_dice": "Validation Dice", "val_loss": "Validation loss", "dice": "Dice", "loss": "Loss"}
     recorded = [set().union(*history) for history in histories.values() if history]
     shared = [name for name in columns if recorded and all(name in names for names in recorded)][:2]
-    return {columns[name]: _chart(plots.curves_together(histories, name, columns[name])) for name in shared}
+    return {columns[name]: svg(plots.curves_together(histories, name, columns[name])) for name in shared}
 
 
 def network_drawing(model, side: int) -> str:
@@ -58,7 +54,7 @@ def reliability_chart(result: Mapping) -> dict[str, str]:
             for name, calibration in calibrations(result).items()
         }
         if any(row["count"] for rows in bins.values() for row in rows):
-            charts[title] = _chart(plots.reliability_diagram(bins))
+            charts[title] = svg(plots.reliability_diagram(bins))
     return charts
 
 
@@ -68,11 +64,4 @@ def risk_coverage_chart(result: Mapping) -> str | None:
         for name, scores in detections(result).items()
         if scores.get("risk_coverage")
     }
-    return _chart(plots.risk_coverage(curves)) if curves else None
-
-
-def _chart(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "segdrop"}):  # the same figure, the same bytes
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return data_uri("image/svg+xml", buffer.getvalue())
+    return svg(plots.risk_coverage(curves)) if curves else None

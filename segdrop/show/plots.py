@@ -243,3 +243,23 @@ def dice_by_rate(arms: Sequence[Mapping]) -> Figure:
             label = None
     scores.legend(frameon=False, fontsize="small")
     return figure
+
+
+def forest(arms: Sequence[Mapping]) -> Figure:
+    """Draw each arm's difference of Dice from rate 0 with its interval, one below the other, and a line at 0.
+
+    Args:
+        arms: name, difference, low and high (NaN where undefined) and verdict, by which its mark is filled or open.
+    """
+    figure = Figure(figsize=(8, 1 + 0.32 * len(arms)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.axvline(0, color="0.3", linewidth=1)
+    for place, arm in enumerate(arms):
+        axes.plot([arm["low"], arm["high"]], [place, place], color="C0", linewidth=1.5)
+        inside = "white" if arm["verdict"] == "cannot be told" else "C0"
+        axes.plot(arm["difference"], place, "s", color="C0", markerfacecolor=inside, markersize=6)
+    axes.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel="difference of Dice from rate 0", ylim=(len(arms) - 0.5, -0.5))
+    return figure

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,16 @@ from .wording import count
 
 MARKDOWN, CSV, PLOT = "answer.md", "answer.csv", "dice.png"
 _NONE = "–"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading of the answer, and what stands below it: a text, tables and a list of sentences."""
+
+    title: str
+    text: str = ""
+    tables: Sequence[Sequence[Mapping[str, str]]] = ()
+    sentences: Sequence[str] = ()
 
 
 def tables(answer: Answer) -> list[Table]:
@@ -53,7 +64,7 @@ def write_answer(folder: Path, answer: Answer) -> Path:
         figure = plots.dice_by_rate([_point(arm_answer) for arm_answer in complete])
         write_atomically(folder / PLOT, lambda path: figure.savefig(path, dpi=120))
     write_csv(folder / CSV, [_csv_row(answer, i) for i in range(len(answer.arms))])
-    text = "\n\n".join(_sections(answer, plotted)) + "\n"
+    text = _markdown(answer, plotted)
     write_atomically(folder / MARKDOWN, lambda path: path.write_text(text, encoding="utf-8"))
     return folder / MARKDOWN
 
@@ -147,44 +158,46 @@ def _format_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else _format_number(p)
 
 
-def _sections(answer: Answer, plotted: bool) -> list[str]:
-    """The paragraphs, headings and tables of answer.md."""
+def sections(answer: Answer) -> list[Section]:
+    """What there is to read below the headline, for answer.md and answer.html alike."""
     results = answer.results
-    differences = [_difference(answer, arm_answer) for arm_answer in answer.arms if arm_answer.comparison]
-    folds = {title: _single_folds(answer, name) for title, name in (("Dice", "dice"), ("IoU", "iou"))}
-    training = _training(answer)
     settings = [
         {"arm": arm.name, "sets": ", ".join(f"{key}={value}" for key, value in arm.changes.items()) or _NONE}
         for arm in results.arms
     ]
-    parts = [f"# {results.title}", f"**{answer.headline}**", _list(answer.about_the_sweep)]
-    if plotted:
-        parts.append(f"![Dice by dropout rate]({PLOT})")
-    parts += ["## Arms", "Validation Dice and IoU, mean ± standard deviation over the folds.", _aligned(_arms(answer))]
-    if differences:
-        parts += [
-            "## Differences of Dice from rate 0",
+    all_sections = [
+        Section("Arms", "Validation Dice and IoU, mean ± standard deviation over the folds.", [_arms(answer)]),
+        Section(
+            "Differences of Dice from rate 0",
             "95% intervals in brackets.",
-            _aligned(differences),
-            _list(answer.about_the_arms),
-        ]
-    if training:
-        parts += [
-            "## Training and calibration",
+            [[_difference(answer, arm_answer) for arm_answer in answer.arms if arm_answer.comparison]],
+            answer.about_the_arms,
+        ),
+        Section(
+            "Training and calibration",
             "Means over the trainings of an arm. The gap is Dice on training images, with dropout off, less that on "
             "validation images. ECE is the expected calibration error, ECE and Brier score are of validation images.",
-            _aligned(training),
-        ]
-    if answer.failures:
-        parts += ["## Failed trainings", _aligned(_failures(answer))]
-    parts += ["## How this was decided", _list(_method(answer))]
-    for title, rows in folds.items():
-        if rows:
-            parts += [f"## {title} of single folds", _aligned(rows)]
-    parts.append("## What was run")
-    if results.facts:
-        parts.append(_aligned([{"": key, "value": value} for key, value in results.facts.items()]))
-    return [*parts, _aligned(settings)]
+            [_training(answer)],
+        ),
+        Section("Failed trainings", tables=[_failures(answer)]),
+        Section("How this was decided", sentences=_method(answer)),
+        *(
+            Section(f"{title} of single folds", tables=[_single_folds(answer, name)])
+            for title, name in (("Dice", "dice"), ("IoU", "iou"))
+        ),
+        Section("What was run", tables=[[{"": key, "value": value} for key, value in results.facts.items()], settings]),
+    ]
+    return [section for section in all_sections if any(section.tables) or section.sentences]
+
+
+def _markdown(answer: Answer, plotted: bool) -> str:
+    parts = [f"# {answer.results.title}", f"**{answer.headline}**", _list(answer.about_the_sweep)]
+    if plotted:
+        parts.append(f"![Dice by dropout rate]({PLOT})")
+    for section in sections(answer):
+        parts += [f"## {section.title}", section.text, *(_aligned(rows) for rows in section.tables if rows)]
+        parts.append(_list(section.sentences))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _method(answer: Answer) -> list[str]:

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..folders.sweep import TEST, check_data, fold_runs, read_chosen, read_folds
 from .answer_files import write_answer
+from .answer_page import PAGE, write_answer_page
 from .answers import Answer
 from .collecting import results
 from .comparing import answer
@@ -41,7 +42,7 @@ def sweep(
         workers: processes on this machine; by default one for each GPU, else one. They share the cores.
 
     Returns:
-        the answer; also written to answer.md, answer.csv and dice.png in the folder.
+        the answer; also written to answer.md, answer.html, answer.csv and dice.png in the folder.
 
     Raises:
         FileNotFoundError, FileExistsError, InputError: the data, the configuration, the storage or the folder cannot be
@@ -161,6 +162,7 @@ def _conclude(state: State) -> Answer:
         remove_models(state)
     sweep_answer = answer(results(state))
     write_answer(state.folder, sweep_answer)
+    write_answer_page(state.folder / PAGE, sweep_answer)
     return sweep_answer
 
 
