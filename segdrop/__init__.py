@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .inference.network import load as load
     from .inference.predict import predict as predict
     from .inference.predict import predict_uncertainty as predict_uncertainty
+    from .inference.ranking import Ranking as Ranking
+    from .inference.ranking import rank as rank
     from .nets.batchnorm import batchnorm_shift as batchnorm_shift
     from .nets.batchnorm import rebase_batchnorm as rebase_batchnorm
     from .nets.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
@@ -74,6 +76,8 @@ _HOME = {
     "predict": "inference.predict",
     "predict_uncertainty": "inference.predict",
     "Uncertainty": "scoring.uncertainty",
+    "rank": "inference.ranking",
+    "Ranking": "inference.ranking",
     "report": "reporting.page",
     "report_runs": "reporting.runs_page",
     "export": "inference.export",

@@ -15,6 +15,7 @@ from .options import (
     ExportOptions,
     InspectOptions,
     PredictFilesOptions,
+    RankOptions,
     ReportOptions,
     SweepOptions,
     ViewOptions,
@@ -151,6 +152,39 @@ def run_view(options: ViewOptions) -> int:
         view(options.run, options.inputs, port=options.port, open_browser=options.open)
     print("segdrop: interrupted, the viewer has ended.", file=sys.stderr)
     return 130
+
+
+def run_rank(options: RankOptions) -> int:
+    from ..inference.network import load
+    from ..inference.ranking import rank
+    from ..reporting.ranking_page import PAGE, write_ranking
+    from ..show.data import WIDTH, short
+    from ..show.tables import Table
+
+    network, out = load(options.run), options.out or options.run
+    if out.exists() and not out.is_dir():
+        raise InputError(f"`out` must be a folder, but {out} is a file; choose another name.")
+    ranking = rank(network, options.inputs, count=options.count, samples=options.mc_samples, seed=options.seed)
+    write_ranking(network, ranking, out)
+    if options.json:
+        told = {"measure": ranking.measure, "images": list(ranking.images), "failed": ranking.failed}
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+    else:
+        rows = [
+            {
+                "rank": row["rank"],
+                "image": short(row["image"], 44),
+                "nats": row["uncertainty"],
+                "distance": row["distance"],
+            }
+            for row in ranking.images
+            if row["chosen"]
+        ]
+        _console(WIDTH).print(Table(rows, f"By {ranking.measure.replace('_', ' ')}, and different").rich())
+    print(f"Page: {out / PAGE}", file=sys.stderr if options.json else sys.stdout)
+    for line in ranking.failed:
+        print(f"segdrop: {line}", file=sys.stderr)
+    return 1 if ranking.failed else 0
 
 
 def run_report(options: ReportOptions) -> None:

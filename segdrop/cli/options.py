@@ -111,6 +111,26 @@ class ViewOptions(LoadsModels):
 
 
 @dataclasses.dataclass(frozen=True)
+class RankOptions(LoadsModels):
+    """Which unlabelled images should be annotated next: those that the network is unsure of, and that differ."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """Images, folders (with their subfolders), or globs."""
+    count: int = 25
+    """How many to choose."""
+    out: Path | None = None
+    """Folder for a page (ranking.html) and a table of all images (ranking.csv), by default the run's."""
+    mc_samples: int = 20
+    """Monte Carlo dropout samples of each image, where the network has dropout."""
+    seed: int = 0
+    """Seed of the samples and of the choice."""
+    json: bool = False
+    """Print all images as JSON instead of a table of the chosen."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportOptions(LoadsModels):
     """Write one HTML file: a run with its scores, plots and pictures, several runs side by side, or a sweep."""
 
