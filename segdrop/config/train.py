@@ -29,6 +29,13 @@ ENCODERS = (
 )
 SKIPS: tuple[str, ...] = typing.get_args(Skips)
 Auto = Literal["auto"]  # left to the plan, which is made from the data before training
+Weights = Annotated[
+    tuple[float, ...],
+    Rule(
+        "positive numbers, one for each class, background first",
+        lambda values: isinstance(values, tuple) and len(values) > 1 and all(is_finite(v) and v > 0 for v in values),
+    ),
+]
 Count = Annotated[int, at_least(1)]
 Crop = Annotated[int, at_least(32), within(f"a multiple of {MULTIPLE}", lambda value: value % MULTIPLE == 0)]
 Classes = Annotated[int, at_least(1), within("at most 255", lambda value: value <= 255)]
@@ -136,6 +143,9 @@ class TrainConfig:
     ones."""
     loss: Literal["dice_ce", "dice", "focal", "tversky"] = "dice_ce"
     """Dice plus cross-entropy, Dice, focal, or Tversky."""
+    class_weights: Weights | Literal["none", "auto"] = "none"
+    """Weights of the classes in the loss: none; auto: rare ones weigh more, by median-frequency balancing on the
+    training images; or a number for each class, background first: 1 5."""
     augment: str = "auto"
     """none, light, medical, microscopy, an Albumentations file (JSON or YAML); or auto: medical, or microscopy where an
     image has many objects."""
@@ -231,6 +241,8 @@ class TrainConfig:
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
             if not isinstance(getattr(self, name), str | None):
                 raise InputError(f"`{name}` must be text, got {name}={getattr(self, name)!r}.")
+        if isinstance(self.class_weights, list):  # as JSON writes it
+            object.__setattr__(self, "class_weights", tuple(self.class_weights))
         check_fields(self)
         self._check_intensity()
         self._check_dropout()

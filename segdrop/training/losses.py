@@ -1,6 +1,7 @@
 """Segmentation losses: Keras's own functions, with pixels left out and a mean over images."""
 
 import functools
+from collections.abc import Sequence
 
 import keras
 from keras import ops
@@ -23,10 +24,13 @@ class SegmentationLoss(keras.losses.Loss):
     is Dice with false negatives weighing 0.7 against 0.3 for false positives (Salehi et al. 2017). Dice and Tversky
     are means over the foreground classes that are present in the image's truth: an absent class has no overlap to
     improve, and in `dice_ce` cross-entropy is what keeps it absent. `dice` and `tversky` alone cost nothing where an
-    image has no foreground, whatever is predicted there. Cross-entropy and focal average over valid pixels.
+    image has no foreground, whatever is predicted there. Cross-entropy and focal average over valid pixels. With
+    `class_weights` these are weighted means, over the pixels by the class of their truth and over the foreground
+    classes, so that the loss stays of the same size.
 
     Args:
         name: one of `LOSSES`.
+        class_weights: a positive number for each class, background first; None: all alike.
 
     Call arguments:
         y_true: (N, H, W, 1) class indices, IGNORED (255) where not scored.
@@ -41,10 +45,16 @@ class SegmentationLoss(keras.losses.Loss):
         1.193
     """
 
-    def __init__(self, name: str = "dice_ce", reduction: str = "sum_over_batch_size"):
+    def __init__(
+        self,
+        name: str = "dice_ce",
+        reduction: str = "sum_over_batch_size",
+        class_weights: Sequence[float] | None = None,
+    ):
         if name not in LOSSES:
             raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, got {name!r}.")
         super().__init__(name=name, reduction=reduction)
+        self.class_weights = class_weights and tuple(class_weights)
 
     def call(self, y_true, y_pred):
         y_true = ops.cast(y_true, "int32")
@@ -69,14 +79,24 @@ class SegmentationLoss(keras.losses.Loss):
         # Tversky is Dice.
         alpha, beta = (0.7, 0.3) if self.name == "tversky" else (0.5, 0.5)
         present = ops.cast(ops.any(truth > 0, axis=(1, 2)), pred.dtype)
+        if self.class_weights:
+            present = present * ops.convert_to_tensor(self.class_weights[1:], pred.dtype)
         loss = keras.losses.tversky(truth, pred, alpha=alpha, beta=beta, axis=(1, 2))
-        return ops.sum(loss * present, axis=-1) / ops.maximum(ops.sum(present, axis=-1), 1)
+        return ops.sum(loss * present, axis=-1) / _or_one(ops.sum(present, axis=-1))
 
     def _pixelwise(self, truth, pred, valid, functions):
         binary, categorical = functions
         loss = (binary if truth.shape[-1] == 1 else categorical)(truth, pred)
-        valid = ops.squeeze(valid, -1)
-        return ops.sum(loss * valid, axis=(1, 2)) / ops.maximum(ops.sum(valid, axis=(1, 2)), 1)
+        weights = ops.squeeze(valid, -1)
+        if self.class_weights:
+            shares = ops.concatenate([1 - truth, truth], axis=-1) if truth.shape[-1] == 1 else truth
+            weights = weights * ops.sum(shares * ops.convert_to_tensor(self.class_weights, truth.dtype), axis=-1)
+        return ops.sum(loss * weights, axis=(1, 2)) / _or_one(ops.sum(weights, axis=(1, 2)))
 
     def get_config(self):
-        return {"name": self.name, "reduction": self.reduction}
+        return {"name": self.name, "reduction": self.reduction, "class_weights": self.class_weights}
+
+
+def _or_one(total):
+    """What weights add up to, 1 in the place of 0."""
+    return ops.where(total > 0, total, ops.ones_like(total))

@@ -11,6 +11,8 @@ from ..config.train import TrainConfig
 from ..data.augment import A, Sampler
 from ..data.batches import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
 from ..data.dataset import Dataset
+from ..data.fingerprint import read_each
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,30 @@ class Samples:
     augmentation: A.Compose
 
     def __post_init__(self):
+        _ = self.class_weights  # said before anything is trained
         self._sampler.check(*self.dataset.read(int(self.split["train"][0])))
+
+    @functools.cached_property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """What `--class-weights` asks for: a weight for each class, or None.
+
+        Raises:
+            InputError: the configuration has another number of weights than there are classes.
+        """
+        weights, names = self.config.class_weights, self.dataset.class_names
+        if weights == "none":
+            return None
+        if weights == "auto":
+            masks = read_each(
+                self.dataset, self.split["train"], lambda _, mask: np.bincount(mask.ravel(), minlength=256)
+            )
+            return median_frequency(np.array(masks)[:, : len(names)])
+        if len(weights) != len(names):
+            raise InputError(
+                f"`class_weights` must be {len(names)} numbers, for {', '.join(names)}, got {len(weights)}: "
+                f"{' '.join(f'{weight:g}' for weight in weights)}."
+            )
+        return weights
 
     @property
     def steps(self) -> int:
@@ -63,3 +88,28 @@ class Samples:
     @functools.cached_property
     def _sampler(self) -> Sampler:
         return Sampler(self.augmentation, self.config.crop_size)
+
+
+def median_frequency(counts: np.ndarray) -> tuple[float, ...]:
+    """Weights of the classes by median-frequency balancing: the median of all frequencies over the class's own.
+
+    The frequency of a class is its share of the scored pixels of those images that have it. Of a class that no image
+    has the weight is 1.
+
+    Args:
+        counts: int (images, classes), scored pixels of each class.
+
+    Example:
+        >>> median_frequency(np.array([[90, 10, 0], [50, 10, 40]]))  # frequencies 140 / 200, 20 / 200, 40 / 100
+        (0.571, 4.0, 1.0)
+
+    References:
+        Eigen and Fergus, "Predicting depth, surface normals and semantic labels with a common multi-scale convolutional
+        architecture", ICCV 2015.
+    """
+    there = counts > 0
+    scored = (there * counts.sum(axis=1, keepdims=True)).sum(axis=0)
+    frequencies = np.divide(counts.sum(axis=0), scored, out=np.full(counts.shape[1], np.nan), where=scored > 0)
+    if not there.any():
+        return (1.0,) * counts.shape[1]
+    return tuple(np.nan_to_num(np.nanmedian(frequencies) / frequencies, nan=1.0).round(3).tolist())

@@ -79,14 +79,12 @@ class Session:
         if self.strategy is not None:
             self.trained = replicate(self.model, self.strategy)
             # To validate.
-            self.model.compile(
-                loss=SegmentationLoss(self.config.loss), metrics=self._metrics(), jit_compile=jit_compile
-            )
+            self.model.compile(loss=self._loss(), metrics=self._metrics(), jit_compile=jit_compile)
             jit_compile = False
         with (self.strategy or tf.distribute.get_strategy()).scope():
             self.trained.compile(
                 self._optimizer(first_epoch),
-                SegmentationLoss(self.config.loss),
+                self._loss(),
                 metrics=self._metrics(),
                 jit_compile=jit_compile,
             )
@@ -106,6 +104,9 @@ class Session:
         if self.strategy is not None and self.trained.dtype_policy.compute_dtype == "float16":
             return AgreedLossScale(optimizer)
         return optimizer
+
+    def _loss(self) -> SegmentationLoss:
+        return SegmentationLoss(self.config.loss, class_weights=self.samples.class_weights)
 
     def _metrics(self) -> list[keras.metrics.Metric]:
         classes = len(self.samples.dataset.class_names)

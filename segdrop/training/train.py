@@ -220,6 +220,9 @@ def _announce(run: _Run, resumed: bool) -> None:
     chosen = " (chosen by --intensity auto)" if run.samples.config.intensity == "auto" else ""
     _console.print(f"Values:  {low:g} to {high:g}, mapped to 0..255 by {dataset.intensity.rule}{chosen}")
     _console.print(f"Classes: {', '.join(dataset.class_names)}")
+    if weights := run.samples.class_weights:
+        told = zip(dataset.class_names, weights, strict=True)
+        _console.print(f"Balance: {', '.join(f'{name} {weight:g}' for name, weight in told)}, in the loss")
     config, steps = record.config, run.samples.steps
     _console.print(f"Length:  {config.epochs} epochs of {steps} steps, {config.epochs * steps} in all")
     _console.print(f"Encoder: {config.encoder}, dropout at {sites} sites")
