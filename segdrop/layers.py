@@ -12,7 +12,6 @@ from keras import ops
 
 from .config.checks import check_rate, check_whole, is_finite
 from .config.train import DROPOUT_KINDS
-from .conventions import LEAST_DOUBT
 from .errors import InputError
 
 
@@ -257,37 +256,6 @@ class FixedMode(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
-
-
-@keras.saving.register_keras_serializable("segdrop")
-class TemperedProbabilities(keras.layers.Layer):
-    """Probabilities with their logits divided by a temperature: `scoring.temperature.tempered` in the graph.
-
-    Args:
-        temperature: positive.
-
-    Input: float (..., C), 0..1; C = 1 is the probability of the foreground. Output: the same, float32.
-
-    Example:
-        >>> np.asarray(TemperedProbabilities(2.0)(np.array([[0.9]], "float32"))).round(4).tolist()
-        [[0.75]]
-    """
-
-    def __init__(self, temperature: float, **kwargs):
-        super().__init__(**{"dtype": "float32", **kwargs})
-        self.temperature = float(temperature)
-
-    def call(self, probabilities):
-        if probabilities.shape[-1] == 1:
-            p = ops.clip(probabilities, LEAST_DOUBT, 1 - LEAST_DOUBT)
-            return ops.sigmoid((ops.log(p) - ops.log(1 - p)) / self.temperature)
-        return ops.softmax(ops.log(ops.maximum(probabilities, LEAST_DOUBT)) / self.temperature, axis=-1)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
 
 
 SUFFIX = "_dropout"  # of the name of a layer that is inserted after one

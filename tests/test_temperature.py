@@ -15,7 +15,7 @@ from segdrop.data.augment import load_augmentation
 from segdrop.data.opening import open_dataset
 from segdrop.data.splits import split_dataset
 from segdrop.folders.run import write_split
-from segdrop.layers import TemperedProbabilities
+from segdrop.nets.temperature import TemperedProbabilities
 from segdrop.scoring.counts import to_labels
 from segdrop.scoring.temperature import fit_temperature, sample_pixels, tempered
 from segdrop.training.finishing import finish

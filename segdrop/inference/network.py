@@ -19,8 +19,8 @@ from ..images.intensity import Bounds, Intensity, rule_of, scale
 from ..images.opening import open_image
 from ..images.picture import Picture, narrow_range, with_channel_axis
 from ..images.resampling import resample, resampled_size, scaled_size
-from ..layers import TemperedProbabilities
 from ..nets.stored import load_model
+from ..nets.temperature import at_temperature
 from ..scoring.counts import to_labels
 
 
@@ -210,7 +210,7 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> 
         return _load_onnx(path)
     record = open_run(path)
     temperature = stored_temperature(path)
-    model = _in_precision(_at_temperature(load_model(model_file(path)), temperature), precision)
+    model = _in_precision(at_temperature(load_model(model_file(path)), temperature), precision)
     names = record.class_names
     inputs = record.config.input_channels
     if tuple(model.input_shape) != (None, None, None, inputs):
@@ -269,13 +269,6 @@ def _of_model(model: keras.Model, path: Path, precision: str) -> Network:
         model=model,
         probabilities=_probabilities(model),
     )
-
-
-def _at_temperature(model: keras.Model, temperature: float) -> keras.Model:
-    if temperature == 1:
-        return model
-    outputs = TemperedProbabilities(temperature, name="temperature")(model.output)
-    return keras.Model(model.input, outputs, name=model.name)
 
 
 def _in_precision(model: keras.Model, precision: str) -> keras.Model:

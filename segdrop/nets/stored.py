@@ -10,6 +10,7 @@ import keras
 from .. import layers  # noqa: F401 (registers the layers that a network of segdrop may have)
 from ..errors import InputError, first_line
 from ..folders.run import open_run
+from . import temperature  # noqa: F401 (so does this)
 
 
 def load_model(path: Path) -> keras.Model:
