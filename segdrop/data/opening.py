@@ -27,7 +27,7 @@ from .checking import (
     read_mask_values,
 )
 from .dataset import Dataset
-from .listing import list_csv, list_folder, read_classes
+from .listing import Listing, list_csv, list_folder, read_classes
 from .problems import told
 from .scanning import Entry, Scan, entries_of, scan_files
 from .store import Store
@@ -101,11 +101,7 @@ def open_dataset(
         ((128, 128, 3), (128, 128), [0, 1])
     """
     path = find_data(path)
-    if not path.is_dir() and (images or annotator):
-        raise InputError(f"`{'images' if images else 'annotator'}` is for a folder; {path} lists its pairs itself.")
-    listing = list_folder(path, images, masks, annotator) if path.is_dir() else list_csv(path)
-    if not listing.pairs:
-        raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
+    listing = _list(path, images, masks, annotator)
     names, colours, ignored = read_classes(path if path.is_dir() else path.parent)
     names = names or listing.names
 
@@ -162,6 +158,16 @@ def open_dataset(
         _lut=table,
         _store=store,
     )
+
+
+def _list(path: Path, images: str | None, masks: str | None, annotator: str | None) -> Listing:
+    """The pairs of a folder or a CSV file, of which there is one at least."""
+    if not path.is_dir() and (images or annotator):
+        raise InputError(f"`{'images' if images else 'annotator'}` is for a folder; {path} lists its pairs itself.")
+    listing = list_folder(path, images, masks, annotator) if path.is_dir() else list_csv(path)
+    if not listing.pairs:
+        raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
+    return listing
 
 
 def _grid(entries: Sequence[Entry], target: float | None) -> tuple[list, list, list[str]]:
