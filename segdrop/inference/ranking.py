@@ -41,6 +41,11 @@ class Ranking:
         measure: what the uncertainty is: "mutual_information" of Monte Carlo samples, or the "entropy" of the single
             prediction where the network has no dropout.
         failed: what is wrong with each file that could not be read.
+
+    Example:
+        >>> ranked = segdrop.rank("runs/first", ["image.png"], count=1)
+        >>> list(ranked.images[0]), ranked.failed
+        (['rank', 'chosen', 'image', 'uncertainty', 'distance'], ())
     """
 
     images: Table
