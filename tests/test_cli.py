@@ -169,7 +169,7 @@ def test_a_process_ends_with_that_line_and_code(tmp_path):
         (["train", "--resume", "--run-dir", "nowhere"], "The run does not exist: nowhere"),
         (["evaluate"], "PATH"),
         (["evaluate", "nowhere"], "The run does not exist: nowhere"),
-        (["dance"], "no such command: 'dance'; there are data, train, sweep, evaluate, predict, rank, view, report, export"),
+        (["dance"], "no such command: 'dance'; there are data, train, sweep, evaluate, predict, rank, view, report, "),
         (["trian"], "no such command: 'trian'; did you mean train? There are data, train, sweep, evaluate, predict"),
         (["train", "--epoch", "3"], "Unrecognized options: --epoch, 3; did you mean --epochs?"),
         (["train", "--encoder-droput=0.2"], "; did you mean --encoder-dropout?"),
