@@ -1,5 +1,7 @@
 import csv
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
@@ -136,6 +138,18 @@ def tiny_training(data, **fields):
     tiny |= {"steps_per_epoch": "images", "augment": "medical", "scale": 1.0, "batch_size": 8, "patience": 15}
     tiny |= {"encoder_lr": 1.0}
     return TrainConfig(data=str(data), **{**tiny, **fields})
+
+
+def assert_passes_under_jax(file, expression, count):
+    """Tests of a file, chosen as by -k, pass in a process of their own under JAX, so many of them."""
+    pytest.importorskip("jax", reason="JAX is not installed; `pip install segdrop[test]` brings it")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", file, "-k", expression],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and f"{count} passed" in run.stdout, run.stdout
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,10 @@ def test_pretrained_encoders_learn_at_a_lower_rate(tmp_path, monkeypatch):
 
     monkeypatch.setattr(keras.utils, "get_file", fail)
     assert planned(dataset, encoder_weights="auto").config.encoder_lr == 1
+    given = planned(dataset, encoder_lr=1.0, encoder_weights="auto")
+    assert given.weights is None  # no rule has to know
     monkeypatch.setattr(keras.utils, "get_file", lambda *arguments, **options: weights)
+    assert planned(dataset, encoder_weights="auto").weights == weights
     assert planned(dataset, encoder_weights="auto").config.encoder_lr == 0.3
 
 

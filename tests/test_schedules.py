@@ -1,12 +1,9 @@
 """Rates that change during training: they act on the next step of a model that is already traced."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
+from conftest import assert_passes_under_jax
 from keras import layers, ops
 
 from segdrop import DropoutSchedule, InputError, build_unet, insert_dropout, monte_carlo, set_dropout_rate
@@ -74,14 +71,7 @@ def test_assigning_the_layer_s_rate_acts_without_compiling_again():
 
 
 def test_the_same_works_under_jax():
-    pytest.importorskip("jax", reason="JAX is not installed; `pip install segdrop[test]` brings it")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-k", "traced_fit or middle_of or compiling_again"],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0 and "5 passed" in run.stdout, run.stdout
+    assert_passes_under_jax(__file__, "traced_fit or middle_of or compiling_again", 5)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,9 @@
 """Uncertainty: the scores by hand, and Monte Carlo samples that are those of the whole network."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
-from conftest import randomise
+from conftest import assert_passes_under_jax, randomise
 from standin import build_small_unet
 
 from segdrop import InputError, build_unet, insert_dropout, monte_carlo
@@ -168,14 +164,7 @@ def test_samples_of_images_of_any_size_are_drawn_without_a_warning(kind):
 
 
 def test_the_same_works_under_jax():
-    pytest.importorskip("jax", reason="JAX is not installed; `pip install segdrop[test]` brings it")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-k", "seed_and_key or without_a_warning"],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
+    assert_passes_under_jax(__file__, "seed_and_key or without_a_warning", 3)
 
 
 def test_dropout_inside_a_nested_model_is_sampled():

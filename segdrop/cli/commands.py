@@ -5,6 +5,7 @@ import dataclasses
 import json
 import signal
 import sys
+from pathlib import Path
 
 from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
@@ -35,8 +36,7 @@ def run_data(options: DataOptions) -> None:
     from ..data.plain import check_new, write_plain
     from ..show.data import WIDTH, data_tables, findings_in_lines, summary
 
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise InputError(f"`out` must be a folder, but {options.out} is a file; choose another name.")
+    _check_folder(options.out)
     if options.to:
         check_new(options.to, "to")
     dataset = open_configured(options)
@@ -162,8 +162,7 @@ def run_rank(options: RankOptions) -> int:
     from ..show.tables import Table
 
     network, out = load(options.run), options.out or options.run
-    if out.exists() and not out.is_dir():
-        raise InputError(f"`out` must be a folder, but {out} is a file; choose another name.")
+    _check_folder(out)
     ranking = rank(network, options.inputs, count=options.count, samples=options.mc_samples, seed=options.seed)
     write_ranking(network, ranking, out)
     if options.json:
@@ -246,6 +245,11 @@ def run_inspect(options: InspectOptions) -> None:
         table.to_json(options.json)
     if options.svg:
         draw_network(model, options.svg, size)
+
+
+def _check_folder(out: Path | None) -> None:
+    if out and out.exists() and not out.is_dir():
+        raise InputError(f"`out` must be a folder, but {out} is a file; choose another name.")
 
 
 def _console(width: int = 140):

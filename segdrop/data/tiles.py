@@ -34,10 +34,25 @@ def in_tiles(
         >>> doubled.shape, np.allclose(doubled, 6)
         ((70, 100, 3), True)
     """
+    return in_numbered_tiles(lambda images, key: function(images), image, tile, overlap, margin)
+
+
+def in_numbered_tiles(
+    function: Callable[[np.ndarray, int], np.ndarray],
+    image: np.ndarray,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    margin: int = 0,
+) -> np.ndarray:
+    """As `in_tiles`, of a function that is told the number of the row's first tile, too, as in `tile_rows`.
+
+    Example:
+        >>> image = np.zeros((64, 96, 3), np.float32)
+        >>> in_numbered_tiles(lambda tiles, key: tiles + key, image, tile=64, overlap=32).shape
+        (64, 96, 3)
+    """
     height, width = image.shape[:2]
-    rows = tile_rows(
-        lambda images, key: function(images), lambda a, b: image[a:b], height, width, tile, overlap, margin=margin
-    )
+    rows = tile_rows(function, lambda a, b: image[a:b], height, width, tile, overlap, margin=margin)
     return np.concatenate([merged for _, merged in rows])
 
 

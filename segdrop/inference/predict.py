@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config.predict import PredictOptions
 from ..conventions import OVERLAP, TILE
-from ..data.tiles import tile_rows
+from ..data.tiles import in_numbered_tiles
 from ..data.values import Values, faint_images, unlike_training
 from ..errors import InputError
 from ..files import write_csv
@@ -178,10 +178,8 @@ def predict_uncertainty(
             raise InputError(f"`image` has {picture.slices} slices: {image}; give one of them as an array.")
         bounds, spacing, image = networks[0].intensity.bounds(picture), spacing or picture.spacing, picture.read()
     prepared = networks[0].preprocess(image, bounds=bounds, spacing=spacing)
-    function = function_of(networks, chosen)
-    height, width = prepared.shape[:2]
-    rows = tile_rows(function, lambda a, b: prepared[a:b], height, width, tile, overlap)
-    return from_moments(resize(np.concatenate([merged for _, merged in rows]), np.shape(image)[:2]))
+    means = in_numbered_tiles(function_of(networks, chosen), prepared, tile, overlap)
+    return from_moments(resize(means, np.shape(image)[:2]))
 
 
 def function_of(networks: Sequence[Network], options: PredictOptions) -> Function:

@@ -13,11 +13,11 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from ..config.checks import check_whole
-from ..conventions import OVERLAP, TILE
-from ..data.tiles import padded, tile_rows
+from ..conventions import TILE
+from ..data.tiles import in_numbered_tiles, padded
 from ..errors import InputError
 from ..images.intensity import scale
-from ..images.picture import Picture
+from ..nets.inspection import dropout_table
 from ..nets.sites import encoder_end
 from ..scoring.uncertainty import from_moments
 from ..show.tables import Table
@@ -40,6 +40,7 @@ class Ranking:
             the encoder's features, 0 (alike) to 2; empty for the first.
         measure: what the uncertainty is: "mutual_information" of Monte Carlo samples, or the "entropy" of the single
             prediction where the network has no dropout.
+        places: of each image in the same order its file and the number of its slice, 0 where it has none.
         failed: what is wrong with each file that could not be read.
 
     Example:
@@ -50,6 +51,7 @@ class Ranking:
 
     images: Table
     measure: str
+    places: tuple[tuple[Path, int], ...]
     failed: tuple[str, ...]
 
 
@@ -92,7 +94,7 @@ def rank(
     network = run if isinstance(run, Network) else load(run)
     function, measure = _sampler(network, samples, seed)
     features_of = _features(network)
-    names, uncertainties, features, failed = [], [], [], []
+    found, failed = [], []
     jobs = find_inputs(inputs, Path(os.devnull, "nowhere"))
     with progress_bar(len(jobs)) as bar:
         for job in jobs:
@@ -101,20 +103,22 @@ def rank(
                 bounds = network.intensity.bounds(picture)
                 for index in range(picture.slices or 1):
                     prepared = network.resample(scale(picture.read(index), *bounds), picture.spacing)
-                    names.append(name_of(job.file, picture, index))
-                    uncertainties.append(_uncertainty(function, prepared, measure))
-                    features.append(features_of(prepared))
+                    name = str(job.file) if picture.slices is None else f"{job.file}#{index:03d}"
+                    seen = _uncertainty(function, prepared, measure), features_of(prepared)
+                    found.append((name, (job.file, index), *seen))
             except (InputError, OSError) as error:
                 failed.append(str(error))
             bar.finish(1)
-    if len(names) < count:
-        raise InputError(f"`count` is {count}, but there are {len(names)} image(s) that can be read; choose fewer.")
-    uncertainty = np.array(uncertainties)
-    directions = np.stack(features)
+    if len(found) < count:
+        raise InputError(f"`count` is {count}, but there are {len(found)} image(s) that can be read; choose fewer.")
+    names, places, uncertainties, features = zip(*found, strict=True)
+    uncertainty, directions = np.array(uncertainties), np.stack(features)
     directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-    return Ranking(
-        _table(names, uncertainty, directions, choose(uncertainty, directions, count, seed)), measure, tuple(failed)
-    )
+    chosen = choose(uncertainty, directions, count, seed)
+    taken = set(chosen)
+    order = [*chosen, *(index for index in _most_uncertain_first(uncertainty) if index not in taken)]
+    rows = _table(names, uncertainty, directions, order, count)
+    return Ranking(rows, measure, tuple(places[index] for index in order), tuple(failed))
 
 
 def choose(uncertainty: np.ndarray, features: np.ndarray, count: int, seed: int = 0) -> list[int]:
@@ -132,14 +136,13 @@ def choose(uncertainty: np.ndarray, features: np.ndarray, count: int, seed: int 
         >>> choose(np.array([0.9, 0.9, 0.8, 0.5, 0.1]), features, count=2)
         [0, 3]
     """
-    order = np.argsort(-uncertainty, kind="stable")
+    order = np.array(_most_uncertain_first(uncertainty))
     _, first = np.unique(features[order], axis=0, return_index=True)
     different = order[np.sort(first)]
-    repeated = np.setdiff1d(order, different)
     candidates = different[: CANDIDATES * count]
     if len(candidates) <= count:
         chosen = candidates.tolist()
-        chosen += [i for i in order if i in set(repeated.tolist())][: count - len(chosen)]
+        chosen += order[~np.isin(order, different)].tolist()[: count - len(chosen)]
     else:
         weights = uncertainty[candidates] + 1e-12  # all may be 0
         with warnings.catch_warnings():
@@ -152,26 +155,23 @@ def choose(uncertainty: np.ndarray, features: np.ndarray, count: int, seed: int 
             if len(members):
                 chosen.append(int(candidates[members[distances[members, cluster].argmin()]]))
         chosen += [i for i in candidates.tolist() if i not in chosen][: count - len(chosen)]
-    return sorted(map(int, chosen), key=lambda index: (-uncertainty[index], index))
+    return sorted(chosen, key=lambda index: (-uncertainty[index], index))
 
 
-def name_of(file: Path, picture: Picture, index: int) -> str:
-    return str(file) if picture.slices is None else f"{file}#{index:03d}"
+def _most_uncertain_first(uncertainty: np.ndarray) -> list[int]:
+    return np.argsort(-uncertainty, kind="stable").tolist()
 
 
 def _sampler(network: Network, samples: int, seed: int) -> tuple[Function, str]:
     if network.model is None:
         raise InputError(f"{network.path} has no encoder to be asked for features; rank with the run itself.")
-    try:
+    if any(row["rate"] for row in dropout_table(network.model)):
         return combine([network], mc_samples=samples, seed=seed), MUTUAL_INFORMATION
-    except InputError:  # no dropout
-        return combine([network], moments_wanted=True), ENTROPY
+    return combine([network], moments_wanted=True), ENTROPY
 
 
 def _uncertainty(function: Function, prepared: np.ndarray, measure: str) -> float:
-    height, width = prepared.shape[:2]
-    rows = tile_rows(function, lambda top, bottom: prepared[top:bottom], height, width, TILE, OVERLAP)
-    found = from_moments(np.concatenate([means for _, means in rows]))
+    found = from_moments(in_numbered_tiles(function, prepared))
     return float((found.mutual_information if measure == MUTUAL_INFORMATION else found.predictive_entropy).mean())
 
 
@@ -192,14 +192,16 @@ def _features(network: Network):
     return features
 
 
-def _table(names: Sequence[str], uncertainty: np.ndarray, directions: np.ndarray, chosen: Sequence[int]) -> Table:
-    rest = [i for i in np.argsort(-uncertainty, kind="stable").tolist() if i not in set(chosen)]
+def _table(
+    names: Sequence[str], uncertainty: np.ndarray, directions: np.ndarray, order: Sequence[int], count: int
+) -> Table:
+    """A row for each image in `order`, of which the first `count` are chosen."""
     nearest = np.full(len(names), np.inf)
     rows = []
-    for place, index in enumerate([*chosen, *rest]):
+    for place, index in enumerate(order):
         distance = "" if np.isinf(nearest[index]) else round(float(nearest[index]), 4)
-        told = {"rank": place + 1, "chosen": place < len(chosen), "image": names[index]}
+        told = {"rank": place + 1, "chosen": place < count, "image": names[index]}
         rows.append({**told, "uncertainty": float(f"{uncertainty[index]:.4g}"), "distance": distance})
-        if place < len(chosen):
+        if place < count:
             nearest = np.minimum(nearest, np.linalg.norm(directions - directions[index], axis=1))
     return Table(rows)

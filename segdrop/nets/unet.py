@@ -118,8 +118,7 @@ def build_unet(
         Zagoruyko and Komodakis 2016 (dropout between the convolutions); Tompson et al. 2015 (spatial dropout).
     """
     _check_options(encoder, classes, placement, skips, encoder_weights, skips_from)
-    if bn_momentum is not None:
-        check_rate(bn_momentum, "bn_momentum")
+    bn_momentum = None if bn_momentum is None else check_rate(bn_momentum, "bn_momentum")
     kind = resolve_kind(kind, spatial)
     resolve_layer(
         dropout_layer, kind, block_size=block_size, shared_across_batch=shared_across_batch, adjustable=adjustable
@@ -152,7 +151,7 @@ def build_unet(
     if bn_momentum is not None:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                layer.momentum = float(bn_momentum)
+                layer.momentum = bn_momentum
     if encoder_freeze:
         set_encoder_trainable(model, False)
     if not rates:

@@ -59,11 +59,13 @@ class Plan:
         config: the configuration.
         choices: one for each field that was "auto".
         seconds: what the training takes by the rules' estimate.
+        weights: of the encoder, as `building.find_weights` tells them; None where no rule had to know.
     """
 
     config: TrainConfig
     choices: tuple[Choice, ...]
     seconds: float
+    weights: str | None = None
 
     def to_json(self) -> dict:
         """A JSON-ready dict for the run's record."""
@@ -81,6 +83,7 @@ class _Facts:
     train: np.ndarray
     val: np.ndarray
     machine: Machine
+    weights: str | None  # of the encoder, found where its learning rate is open
 
     @functools.cached_property
     def masks(self) -> Fingerprint:
@@ -106,16 +109,22 @@ def make_plan(
         >>> config.scale, config.crop_size, config.batch_size, config.steps_per_epoch, config.epochs
         (1.0, 128, 8, 26, 12)
     """
-    facts = _Facts(dataset.scaled(1), np.asarray(train, int), np.asarray(val, int), machine)
-    choices: list[Choice] = []
-    for rule in (_encoder, _encoder_rate, _view, _augmentation, _batch, _length, _patience):
+    choices = list(_encoder(config))
+    config = _with(config, choices)
+    weights = find_weights(config) if config.encoder_lr == "auto" else None
+    facts = _Facts(dataset.scaled(1), np.asarray(train, int), np.asarray(val, int), machine, weights)
+    for rule in (_encoder_rate, _view, _augmentation, _batch, _length, _patience):
         for choice in rule(config, facts):
             choices.append(choice)
-            config = dataclasses.replace(config, **{choice.field: choice.value})
-    return Plan(config, tuple(choices), _seconds(config, facts))
+            config = _with(config, [choice])
+    return Plan(config, tuple(choices), _seconds(config, facts), weights)
 
 
-def _encoder(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
+def _with(config: TrainConfig, choices: Sequence[Choice]) -> TrainConfig:
+    return dataclasses.replace(config, **{choice.field: choice.value for choice in choices})
+
+
+def _encoder(config: TrainConfig) -> Iterator[Choice]:
     """That of the weights, so that they need not be told twice."""
     if config.encoder != "auto":
         return
@@ -134,7 +143,7 @@ def _encoder_rate(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
     """What is pretrained is changed less than what is new."""
     if config.encoder_lr != "auto":
         return
-    if find_weights(config) == "random":
+    if facts.weights == "random":
         yield Choice("encoder_lr", 1.0, "its weights are random")
     else:
         yield Choice("encoder_lr", PRETRAINED_RATE, "its weights are pretrained")

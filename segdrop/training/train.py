@@ -156,7 +156,7 @@ def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     config, dataset = plan.config, dataset.scaled(plan.config.scale)
     strategy, device = _strategy(config, device)
     augmentation = augmentation or load_augmentation(config.augment, colours=config.has_colours)
-    weights = find_weights(config)
+    weights = plan.weights or find_weights(config)
     model = build_model(config, dataset.class_names, weights, precision)
     start = start_from(model, config)
     samples = Samples(config, dataset, split, augmentation)
