@@ -340,6 +340,20 @@ def test_an_export_that_gives_nan_in_one_batch_fails(run, tmp_path, monkeypatch)
     assert not (tmp_path / "network").exists()
 
 
+def test_an_export_of_another_shape_fails_though_its_values_are_right(run, tmp_path, monkeypatch):
+    """An axis of length 1 in front would be broadcast away by a comparison of values alone."""
+    original = exporting._saved_model_function
+
+    def with_an_axis(path):
+        function = original(path)
+        return lambda *arguments: function(*arguments)[None]
+
+    monkeypatch.setattr(exporting, "_saved_model_function", with_an_axis)
+    with pytest.raises(VerificationError, match="by inf"):
+        export(run, tmp_path / "network", format="saved_model")
+    assert not (tmp_path / "network").exists()
+
+
 def test_small_images_are_continued_by_reflection_and_large_ones_cut_in_the_middle():
     image = np.arange(6 * 3, dtype="float32").reshape(3, 6, 1).repeat(3, axis=2)
     found = exporting._fitted(image, 5, 4)[..., 0]
