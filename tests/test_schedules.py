@@ -17,6 +17,7 @@ def mean_square(truth, pred):
 
 def ones_model(rate=0.5, **options):
     """A compiled model whose loss on ones is the mean square of what dropout makes of them: 1 / (1 - rate)."""
+    keras.utils.set_random_seed(0)  # so few channels miss the tolerance once in a hundred draws
     inputs = keras.Input((20, 20, 50))
     model = keras.Model(inputs, layers.Activation("linear", name="same")(inputs))
     model = insert_dropout(model, "same", rate, **{"adjustable": True, **options})
