@@ -26,6 +26,7 @@ def build_small_unet(
     dropout_layer=None,
     seed=None,
     bn_momentum=None,
+    activation=None,
 ):
     """Stands in for `segdrop.build_unet`: one residual unit, one skip, dropout before the unit's second convolution.
 
@@ -46,7 +47,7 @@ def build_small_unet(
     x = layers.Conv2D(4, 3, padding="same", activation="relu", name="decoder_stage0a_conv")(x)
     x = layers.UpSampling2D(2, name="decoder_stage1_upsampling")(x)
     x = layers.Conv2D(classes, 3, padding="same", name="final_conv", dtype="float32")(x)
-    name = "sigmoid" if classes == 1 else "softmax"
+    name = activation or ("sigmoid" if classes == 1 else "softmax")
     model = keras.Model(image, layers.Activation(name, name=name, dtype="float32")(x), name="small-unet")
     if bn_momentum is not None:
         for layer in model.layers:

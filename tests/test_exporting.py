@@ -160,6 +160,7 @@ def test_the_metadata_tell_how_images_were_prepared(unet_run):
         "format": 2,
         "segdrop": __version__,
         "class_names": ["background", "cell"],
+        "multilabel": False,
         "intensity": {"rule": "dtype", "percentiles": [0.5, 99.5], "window": None, "by_channel": False},
         "values": None,
         "spacing": None,

@@ -11,6 +11,7 @@ import threading
 import urllib.request
 
 import cv2
+import keras
 import nibabel
 import numpy as np
 import pytest
@@ -224,8 +225,9 @@ def test_of_several_classes_each_has_a_probability_and_a_colour(tmp_path):
     page = Page(opened)
     told = page.get("run").json
     assert told["channels"] == list(names) and told["threshold"] is None
-    assert [one["name"] for one in told["classes"]] == list(names)
-    colours = [one["colour"] for one in told["classes"]]
+    assert told["classes"] == list(names)
+    assert [value["classes"] for value in told["values"]] == [[0], [1], [2], [3]]
+    colours = [value["colour"] for value in told["values"]]
     assert colours[0] is None and len({tuple(colour) for colour in colours[1:]}) == 3
     image = page.upload("a.png", png(GREY)).json["image"]
     address, _ = page.predict(image)
@@ -236,6 +238,24 @@ def test_of_several_classes_each_has_a_probability_and_a_colour(tmp_path):
     assert page.get(f"{address}/probability/4/0").status_code == 404
     refused = page.post(f"images/{image}/predictions", json={"samples": 0, "threshold": 0.4})
     assert refused.status_code == 400 and "`threshold` has no effect" in refused.json["error"]
+
+
+def test_of_overlapping_classes_a_value_of_the_mask_shows_several(tmp_path):
+    model = brightness_model(classes=2)
+    pick = model.layers[-1]
+    pick.activation = keras.activations.sigmoid
+    pick.set_weights([pick.get_weights()[0], np.array([9, -128.5])])
+    names = ("background", "everywhere", "bright")
+    run = write_run(tmp_path / "run", model, class_names=names, multilabel=True)
+    page = Page(Session(run, (), tmp_path))
+    told = page.get("run").json
+    assert told["channels"] == ["everywhere", "bright"] and told["threshold"] is None
+    assert [value["classes"] for value in told["values"]] == [[0], [1], [2], [1, 2]]
+    assert told["values"][0]["colour"] is None
+    image = page.upload("a.png", png(GREY)).json["image"]
+    address, _ = page.predict(image)
+    mask = page.values(f"{address}/mask/0/0", np.uint8)
+    np.testing.assert_array_equal(mask, 1 + 2 * (GREY.ravel() > 128.5))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class LoadsModels:
 
 # How to read a data set is said as for a training, with the same words; what else a training takes is left out.
 _READING = (
-    "images masks annotator classes ignore_value intensity intensity_percentiles intensity_window "
+    "images masks annotator classes multilabel ignore_value intensity intensity_percentiles intensity_window "
     "spacing slice_axis channels context_slices cache_mb"
 ).split()
 _ReadsData = dataclasses.make_dataclass(

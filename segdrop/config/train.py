@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..conventions import MULTIPLE
+from ..conventions import MULTIPLE, OVERLAPPING
 from ..errors import InputError
 from .checks import Rule, Seed, at_least, check_fields, check_rate, is_finite, is_whole, within
 from .importing import reference_to
@@ -197,6 +197,8 @@ class TrainConfig:
     """Epochs at the start in which the encoder is frozen, BatchNorm included."""
     classes: Classes | None = None
     """Number of classes counting the background, except 1: binary. By default from the data set."""
+    multilabel: bool = False
+    """Classes overlap: each pixel may be of several or of none. Masks lie in a folder for each class (masks/disc/)."""
     ignore_value: MaskValue | None = None
     """Mask value of pixels that are neither trained on nor scored."""
     intensity: Literal["auto", "dtype", "percentiles", "window"] = "auto"
@@ -249,6 +251,11 @@ class TrainConfig:
         for given, lacking in (("images", "masks"), ("masks", "images")):
             if getattr(self, given) is not None and getattr(self, lacking) is None:
                 raise InputError(f"`{given}` needs {lacking}, the pattern of the other files, got {given} alone.")
+        if self.multilabel and self.classes is not None and not 2 < self.classes <= OVERLAPPING + 1:
+            raise InputError(
+                f"`classes` must be 3 to {OVERLAPPING + 1} with multilabel, the background and those that overlap, "
+                f"got classes={self.classes}."
+            )
         if self.init_from is None and self.init_parts != "both":
             raise InputError(f"`init_parts` needs init_from, the run to start from, got {self.init_parts!r} alone.")
         if self.encoder_from_run and self.encoder_weights != "auto":

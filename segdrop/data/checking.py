@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..conventions import IGNORED
+from ..conventions import IGNORED, OVERLAPPING
 from .listing import Listing
 from .naming import SPLITS
 from .problems import told
@@ -83,6 +83,29 @@ def read_mask_values(
     lossy = check_lossy(stray)
     outside = [f"{name} has {sorted(scan.values.keys() - allowed)[:5]}" for name, scan in stray if not is_lossy(name)]
     return count, table, lossy + told(outside, f"{{n}} mask(s) with values outside the {count} classes 0..{count - 1}")
+
+
+def read_mask_bits(
+    files: Sequence[tuple[Path, Truth]], scans: Sequence[Scan], classes: int, ignored: Collection[int]
+) -> tuple[int, np.ndarray, list[str]]:
+    """What the values of masks mean that are sums of bits of overlapping classes; as `read_mask_values`."""
+    masks = [(mask.name, scan) for (_, mask), scan in zip(files, scans, strict=True) if not scan.problem]
+    observed = set().union(*(scan.values for _, scan in masks)) - set(ignored)
+    count = classes or (2 if observed <= {0, 255} else 1 + max(observed).bit_length())
+    table = np.full(256, IGNORED, np.uint8)
+    if not 2 < count <= OVERLAPPING + 1:
+        few = "two are needed for one to overlap another (leave out --multilabel)"
+        wrong = few if count < 3 else f"at most {OVERLAPPING} can overlap"
+        return 3, table, [f"masks of {count - 1} class(es) besides the background; {wrong}"]
+    allowed = set(range(1 << (count - 1)))
+    table[list(allowed)] = list(allowed)
+    for value in ignored:
+        table[value] = IGNORED
+    stray = [
+        f"{name} has {odd[:5]}" for name, scan in masks if (odd := sorted(scan.values.keys() - allowed - set(ignored)))
+    ]
+    bits = ", ".join(str(1 << index) for index in range(count - 1))
+    return count, table, told(stray, f"{{n}} mask(s) with other values than sums of the classes' bits {bits}")
 
 
 def check_colours(

@@ -33,6 +33,7 @@ class Dataset:
         digest: SHA-256 over classes, ids and file contents.
         channels: of the images that `read` gives.
         intensity: the rule that maps their files' values to 0..255, never "auto".
+        multilabel: whether classes overlap, so that a mask's values are sums of the classes' bits (`conventions`).
         value_types: that their files' values are stored in, "uint8" for instance.
     """
 
@@ -49,6 +50,7 @@ class Dataset:
     digest: str
     channels: int
     intensity: Intensity
+    multilabel: bool
     value_types: tuple[str, ...]
     _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
     _bounds: tuple[Bounds, ...] = field(repr=False)  # of each file
@@ -76,7 +78,8 @@ class Dataset:
 
         Returns:
             image: (H, W, channels), by default RGB, 0..255 by the intensity rule; uint8 where 8-bit images are taken as
-                they are (the rule "dtype", not resampled), else float32. mask: uint8 (H, W), class index or IGNORED.
+                they are (the rule "dtype", not resampled), else float32. mask: uint8 (H, W), class index, or sum of
+                bits where classes overlap; or IGNORED.
         """
         return self._read(index, self.sizes[index])
 

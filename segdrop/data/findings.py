@@ -10,7 +10,7 @@ import numpy as np
 
 from .appearance import Appearance
 from .dataset import Dataset
-from .fingerprint import Fingerprint, collect, measure, read_each
+from .fingerprint import Fingerprint, collect, measure_of, read_each
 
 ALIKE = 0.85  # product of two signatures: of different scenes at most 0.74 in five real sets
 POOR_FIT, FAR_BELOW = 3.0, 4.0  # a fit that is poor where others are far better; how far, in robust deviations
@@ -50,11 +50,16 @@ def examine(dataset: Dataset) -> tuple[Fingerprint, list[Finding]]:
     """
     from .appearance import look_at
 
-    indices, classes = np.arange(len(dataset)), len(dataset.class_names)
-    both = read_each(dataset, indices, lambda image, mask: (measure(mask, classes), look_at(image, mask)))
+    indices = np.arange(len(dataset))
+    both = read_each(dataset, indices, lambda image, mask: (measure_of(dataset, mask), look_at(image, mask)))
     found = collect(dataset, indices, [measured for measured, _ in both])
     looks = [look for _, look in both]
     return found, [finding for check in CHECKS for finding in _CHECKS[check](dataset, found, looks)]
+
+
+def _foreground(found: Fingerprint) -> np.ndarray:
+    """Share of each image's scored pixels that are of any class but the background; 0 where none is scored."""
+    return np.where(found.ignored < 1, 1 - found.shares[:, 0], 0)
 
 
 def _one_by_one(numbers: np.ndarray) -> tuple[tuple[int, ...], ...]:
@@ -109,7 +114,7 @@ def _misfits(dataset: Dataset, found: Fingerprint, looks: Sequence[Appearance]) 
 
 def _empty(dataset: Dataset, found: Fingerprint, looks: Sequence[Appearance]) -> Iterator[Finding]:
     """Masks without foreground among many that have some, and masks without anything else."""
-    foreground, scored = found.shares[:, 1:].sum(axis=1), found.ignored < 1
+    foreground, scored = _foreground(found), found.ignored < 1
     empty = np.flatnonzero(scored & (foreground == 0))
     if 0 < len(empty) <= RARE * len(foreground):
         yield Finding("empty", f"{len(empty)} mask(s) without any foreground", _one_by_one(empty))
@@ -123,7 +128,7 @@ def _empty(dataset: Dataset, found: Fingerprint, looks: Sequence[Appearance]) ->
 
 def _inverted(dataset: Dataset, found: Fingerprint, looks: Sequence[Appearance]) -> Iterator[Finding]:
     """Masks whose foreground is most of the image and all around its border."""
-    foreground, rims = found.shares[:, 1:].sum(axis=1), np.array([look.rim for look in looks])
+    foreground, rims = _foreground(found), np.array([look.rim for look in looks])
     turned = np.flatnonzero((foreground > 0.5) & (foreground < FILLED) & (rims >= RIM))
     if len(turned):
         message = f"{len(turned)} mask(s) with foreground all around the border: are they inverted?"

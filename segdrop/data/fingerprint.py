@@ -8,7 +8,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from ..conventions import IGNORED
+from ..conventions import IGNORED, has_class
 from .dataset import Dataset
 
 SMALLEST = 4  # pixels; smaller components are specks of an annotation
@@ -46,7 +46,8 @@ class Fingerprint:
     Attributes:
         indices: int (N,), numbers of the images in the data set; the rows below are in this order.
         sizes: int (N, 2), heights and widths.
-        shares: float (N, K), of each class in the pixels that are not ignored; 0 where all are.
+        shares: float (N, K), of each class in the pixels that are not ignored; 0 where all are. Those of classes that
+            overlap add up to more than 1.
         ignored: float (N,), share of the pixels that are ignored.
         objects: of the classes 1 to K - 1.
         spacings: (row, column) in mm of each image; None where it is not known.
@@ -73,8 +74,7 @@ def fingerprint(dataset: Dataset, indices: Iterable[int] | None = None) -> Finge
         ((10, 2), (10, 2), 474)
     """
     numbers = np.arange(len(dataset)) if indices is None else np.array([*indices], int)
-    classes = len(dataset.class_names)
-    return collect(dataset, numbers, read_each(dataset, numbers, lambda image, mask: measure(mask, classes)))
+    return collect(dataset, numbers, read_each(dataset, numbers, lambda image, mask: measure_of(dataset, mask)))
 
 
 def read_each(dataset: Dataset, indices: Iterable[int], function: Callable[[np.ndarray, np.ndarray], T]) -> list[T]:
@@ -89,17 +89,36 @@ def read_each(dataset: Dataset, indices: Iterable[int], function: Callable[[np.n
         return list(pool.map(lambda index: function(*dataset.read(int(index))), indices))
 
 
-def measure(mask: np.ndarray, classes: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Pixels of each class and of what is ignored, int (K + 1,); and for the classes from 1 on what `components` gives.
+def measure_of(dataset: Dataset, mask: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """`measure` of a mask of a data set."""
+    return measure(mask, len(dataset.class_names), dataset.multilabel)
+
+
+def measure(mask: np.ndarray, classes: int, multilabel: bool = False) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Pixels of each class, of what is ignored and of all, int (K + 2,); and of the classes from 1 on the `components`.
 
     Example:
         >>> counts, [cells] = measure(np.pad(np.ones((3, 9), np.uint8), 1), classes=2)
         >>> counts.tolist(), cells.tolist()
-        ([28, 27, 0], [[27.0, 3.0, 3.037037037037037, 9.0]])
+        ([28, 27, 0, 55], [[27.0, 3.0, 3.037037037037037, 9.0]])
+    """
+    counts = class_pixels(mask, classes, multilabel)
+    objects = [
+        components(has_class(mask, index, multilabel)) if counts[index] else np.zeros((0, 4))
+        for index in range(1, classes)
+    ]
+    return np.append(counts, [np.count_nonzero(mask == IGNORED), mask.size]), objects
+
+
+def class_pixels(mask: np.ndarray, classes: int, multilabel: bool = False) -> np.ndarray:
+    """Pixels of each class, int (classes,).
+
+    Example:
+        >>> class_pixels(np.array([0, 3, 2, 255], np.uint8), 3, multilabel=True).tolist()
+        [1, 1, 2]
     """
     counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)
-    objects = [components(mask == index) if counts[index] else np.zeros((0, 4)) for index in range(1, classes)]
-    return np.append(counts[:classes], counts[IGNORED]), objects
+    return np.array([counts[has_class(np.arange(IGNORED + 1), i, multilabel)].sum() for i in range(classes)])
 
 
 def components(region: np.ndarray) -> np.ndarray:
@@ -132,8 +151,8 @@ def collect(dataset: Dataset, indices: np.ndarray, measured: list[tuple[np.ndarr
         ([[1.0, 0.0], [0.0, 1.0]], [5])
     """
     classes = len(dataset.class_names)
-    counts = np.array([row for row, _ in measured]).reshape(-1, classes + 1)
-    pixels, scored = counts.sum(axis=1), counts[:, :classes].sum(axis=1)
+    counts = np.array([row for row, _ in measured]).reshape(-1, classes + 2)
+    ignored, pixels = counts[:, classes:].T
     objects = []
     for number in range(classes - 1):
         parts = [found[number] for _, found in measured]
@@ -143,8 +162,8 @@ def collect(dataset: Dataset, indices: np.ndarray, measured: list[tuple[np.ndarr
     return Fingerprint(
         indices=indices,
         sizes=dataset.sizes[indices],
-        shares=counts[:, :classes] / np.maximum(scored, 1)[:, None],
-        ignored=counts[:, classes] / pixels,
+        shares=counts[:, :classes] / np.maximum(pixels - ignored, 1)[:, None],
+        ignored=ignored / pixels,
         objects=tuple(objects),
         spacings=tuple(dataset.spacing_of(int(index)) for index in indices),
     )

@@ -246,9 +246,12 @@ def _choose(
             of_person = {}
         masks = [mask for masks in of_person.values() for mask in masks]
         if len(masks) > 1 and not _are_objects(masks):
+            overlapping = (
+                ", or --multilabel where the folders are classes" if masks[0].folder != masks[1].folder else ""
+            )
             raise InputError(
                 f"`data` can be read in two ways: {image.path} with {masks[0].path} or with {masks[1].path}; "
-                f"{SAY_WHICH}."
+                f"{SAY_WHICH}{overlapping}."
             )
         if masks:
             chosen[image] = tuple(mask.path for mask in masks)

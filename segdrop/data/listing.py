@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..images.opening import is_image, stem
 from .layouts import Reading, by_id, read_layout
 from .outlines import Drawing, Outlines, read_outlines
+from .overlapping import read_by_class
 from .patterns import read_patterns
 from .problems import pairs_in_words, told
 from .truth import Truth
@@ -45,18 +46,25 @@ _OWNED = {"split": "splits.csv", "group": "groups.csv"}  # columns that other fi
 
 
 def list_folder(
-    path: Path, images: str | None = None, masks: str | None = None, annotator: str | None = None
+    path: Path,
+    images: str | None = None,
+    masks: str | None = None,
+    annotator: str | None = None,
+    multilabel: bool = False,
 ) -> Listing:
-    """The pairs of a folder, and what the CSV files in it say: by two patterns; else those of `images/` and `masks/`
-    with the same stem; else as the names of its folders and files tell."""
-    listing = _list_plain(path) if images is None and annotator is None else Listing()
+    """The pairs of a folder, and what the CSV files in it say: by two patterns; else, for `multilabel`, by a folder of
+    masks for each class; else those of `images/` and `masks/` with the same stem; else as the names of its folders and
+    files tell."""
+    listing = _list_by_class(path, annotator) if multilabel and images is None else Listing()
+    if not listing.pairs and images is None and annotator is None:
+        listing = _list_plain(path)
     if not listing.pairs:
         files = _image_files(path)
         if images is not None:
             reading, outlines = read_patterns(files, images, str(masks)), Outlines()
         else:
             reading = read_layout(files, annotator)
-            outlines = read_outlines(path, files, _tables(path), read_classes(path)[0])
+            outlines = read_outlines(path, files, _tables(path), read_classes(path)[0], multilabel)
         if reading.pairs and outlines.pairs:
             mask, table = (next(iter(pairs)).masks[0] for pairs in (reading.pairs.values(), outlines.pairs))
             raise InputError(
@@ -76,6 +84,14 @@ def list_folder(
             )
     for file in sorted(path.glob("*.csv")):
         _add_table(file, listing)
+    return listing
+
+
+def _list_by_class(path: Path, annotator: str | None) -> Listing:
+    """The pairs of images with the masks of each class; none where no folders tell classes."""
+    reading, names = read_by_class(_image_files(path), read_classes(path)[0], annotator)
+    listing = _listing_of(path, reading, by_class=True)
+    listing.names = names
     return listing
 
 
@@ -99,7 +115,12 @@ def _tables(path: Path) -> list[str]:
     return [file.as_posix() for file in inside if not any(part.startswith(".") for part in file.parts)]
 
 
-def _listing_of(path: Path, reading: Reading, drawings: Mapping[str, Drawing] = MappingProxyType({})) -> Listing:
+def _listing_of(
+    path: Path,
+    reading: Reading,
+    drawings: Mapping[str, Drawing] = MappingProxyType({}),
+    by_class: bool = False,
+) -> Listing:
     """The files that a reading of a folder's names has paired, and what is drawn on some of them."""
     pairs = {
         name: (
@@ -108,6 +129,7 @@ def _listing_of(path: Path, reading: Reading, drawings: Mapping[str, Drawing] = 
                 tuple(path / mask for mask in pair.masks),
                 path / pair.view if pair.view else None,
                 drawings.get(pair.image),
+                by_class,
             ),
         )
         for name, pair in reading.pairs.items()
@@ -154,25 +176,33 @@ def _add_table(file: Path, listing: Listing) -> None:
         listing.table[row["id"]].update({k: v for k, v in row.items() if _OWNED.get(k, file.name) == file.name})
 
 
-def list_csv(path: Path) -> Listing:
-    """The pairs that a CSV file with the columns image and mask names, paths relative to it."""
+def list_csv(path: Path, multilabel: bool = False) -> Listing:
+    """The pairs that a CSV file with the columns image and mask names, paths relative to it; or, for `multilabel`, with
+    a column for each class, mask_disc for the class disc, instead of mask."""
     rows = _read_csv(path)
-    if not rows or not {"image", "mask"} <= set(rows[0]):
-        raise InputError(f"{path} needs a header with the columns image and mask.")
+    columns = list(rows[0]) if rows else []
+    of_classes = [column for column in columns if column.startswith("mask_")] if multilabel else []
+    masks = of_classes if len(of_classes) > 1 else ["mask"]
+    if not {"image", *masks} <= set(columns):
+        more = ", or image and one mask_NAME for each class NAME" if multilabel else ""
+        raise InputError(f"{path} needs a header with the columns image and mask{more}.")
     listing = Listing()
+    if of_classes:
+        listing.names = dict(enumerate(["background", *(column.removeprefix("mask_") for column in masks)]))
     incomplete, repeated, missing = [], [], []
     for number, row in enumerate(rows, start=2):
-        if not row["image"] or not row["mask"]:
+        if not row["image"] or not all(row[column] for column in masks):
             incomplete.append(f"line {number}")
             continue
         name = (Path(row["image"]).parent / stem(row["image"])).as_posix()
         if name in listing.pairs:
             repeated.append(row["image"])
-        files = path.parent / row["image"], path.parent / row["mask"]
+        files = [path.parent / row[column] for column in ("image", *masks)]
         absent = [str(file) for file in files if not file.is_file()]
         missing += absent
         if not absent:
-            listing.pairs[name], listing.table[name] = (files[0], Truth((files[1],))), row
+            truth = Truth(tuple(files[1:]), by_class=len(masks) > 1)
+            listing.pairs[name], listing.table[name] = (files[0], truth), row
     listing.problems += told(incomplete, "{n} row(s) without image or mask")
     listing.problems += told(repeated, "{n} image(s) listed twice")
     listing.problems += told(missing, "{n} file(s) do not exist")

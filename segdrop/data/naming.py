@@ -19,6 +19,7 @@ _MASK = (
     "segmentation segmentations target targets"
 ).split() + _PERSON
 _IMAGE = "image images img imgs original originals orig input inputs photo photos picture pictures scan scans".split()
+ROLES = {*_MASK, *_IMAGE, "ground"}  # words of a folder that say what is in it
 _VOLUME = "volume vol".split()  # of files, not of folders
 _BREAK = r"(?:[_\-. ]+|(?<=[a-z\d])(?=[A-Z]))"  # between words, also in imageMask
 _SOME_MASK, _SOME_IMAGE = (rf"(?i:{'|'.join(words)})" for words in (_MASK, _IMAGE + _VOLUME))

@@ -24,6 +24,7 @@ from .checking import (
     check_strata,
     column_of,
     on_both_sides,
+    read_mask_bits,
     read_mask_values,
 )
 from .dataset import Dataset
@@ -65,6 +66,7 @@ def open_dataset(
     images: str | None = None,
     masks: str | None = None,
     annotator: str | None = None,
+    multilabel: bool = False,
 ) -> Dataset:
     """Find, decode and check every pair of a data set; report everything that is wrong with it at once.
 
@@ -87,6 +89,8 @@ def open_dataset(
         images, masks: patterns of the image files and the mask files in a folder, as `patterns.read_patterns` takes
             them, where its names do not tell the pairs.
         annotator: whose masks to take where several have annotated the images; by default the first one's.
+        multilabel: classes overlap: masks lie in a folder for each class, or in CSV columns mask_NAME; or they are
+            outlines; or each holds sums of bits, 1, 2, 4 ... of class 1, 2, 3 ...
 
     Raises:
         FileNotFoundError: `path` or a part of it does not exist.
@@ -101,9 +105,10 @@ def open_dataset(
         ((128, 128, 3), (128, 128), [0, 1])
     """
     path = find_data(path)
-    listing = _list(path, images, masks, annotator)
+    listing = _list(path, images, masks, annotator, multilabel)
     names, colours, ignored = read_classes(path if path.is_dir() else path.parent)
     names = names or listing.names
+    names = listing.names if any(truth.by_class for _, truth in listing.pairs.values()) else names
 
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
     store = Store(files, colours, slice_axis, channels, context_slices, cache_mb * 2**20)
@@ -112,7 +117,8 @@ def open_dataset(
 
     ignored |= {ignore_value} - {None} | ({IGNORED} if any(truth.view for _, truth in files) else set())
     named = len(names) - (ignore_value == len(names) - 1)  # what is ignored is no class to be found and scored
-    count, table, bad_values = read_mask_values(files, scans, classes or named, ignored)
+    reading = read_mask_bits if multilabel else read_mask_values
+    count, table, bad_values = reading(files, scans, classes or named, ignored)
     given_groups, splits = column_of(entries, "group"), column_of(entries, "split")
     groups = given_groups or tuple(entry.scan.patient or entry.scan.image_digest for entry in entries)
     # A file that is one image of no known patient belongs to nobody: its copies are remarked, not refused.
@@ -147,9 +153,10 @@ def open_dataset(
         strata=column_of(entries, stratify),
         sizes=np.array(sizes),
         truth_sizes=np.array(sizes),
-        digest=_digest((count, names, colours), entries),
+        digest=_digest((count, names, colours, *["multilabel"] * multilabel), entries),
         channels=count_inputs(channels, context_slices),
         intensity=rule,
+        multilabel=multilabel,
         _places=tuple((entry.file, entry.part) for entry in entries),
         _bounds=tuple(scan.bounds for scan in scans),
         value_types=tuple(sorted({scan.value_type for scan in scans})),
@@ -160,11 +167,11 @@ def open_dataset(
     )
 
 
-def _list(path: Path, images: str | None, masks: str | None, annotator: str | None) -> Listing:
+def _list(path: Path, images: str | None, masks: str | None, annotator: str | None, multilabel: bool) -> Listing:
     """The pairs of a folder or a CSV file, of which there is one at least."""
     if not path.is_dir() and (images or annotator):
         raise InputError(f"`{'images' if images else 'annotator'}` is for a folder; {path} lists its pairs itself.")
-    listing = list_folder(path, images, masks, annotator) if path.is_dir() else list_csv(path)
+    listing = list_folder(path, images, masks, annotator, multilabel) if path.is_dir() else list_csv(path, multilabel)
     if not listing.pairs:
         raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
     return listing
@@ -233,13 +240,14 @@ def open_configured(
     config: TrainConfig,
     data: str | os.PathLike | None = None,
     *,
-    classes: int | None = None,
+    outputs: int | None = None,
     cache_mb: int | None = None,
 ) -> Dataset:
     """The configuration's data set, or another, `data`, opened as the configuration says.
 
     Args:
-        classes, cache_mb: the configuration's unless given.
+        outputs: of the network that the masks are for, where the configuration does not say the number of classes.
+        cache_mb: the configuration's unless given.
 
     Example:
         >>> dataset = open_configured(segdrop.TrainConfig(data="data/cells"))
@@ -249,7 +257,7 @@ def open_configured(
     layout = {"images": config.images, "masks": config.masks, "annotator": config.annotator}  # of no other folder
     dataset = open_dataset(
         config.data if data is None else data,
-        classes=classes or config.classes,
+        classes=outputs + config.multilabel if outputs else config.classes,
         ignore_value=config.ignore_value,
         stratify=config.stratify if data is None else None,  # another data set need not have the column
         cache_mb=config.cache_mb if cache_mb is None else cache_mb,
@@ -258,6 +266,7 @@ def open_configured(
         slice_axis=config.slice_axis,
         channels=config.channels,
         context_slices=config.context_slices,
+        multilabel=config.multilabel,
         **(layout if data is None or os.fspath(data) == config.data else {}),
     )
     return dataset if config.scale == "auto" else dataset.scaled(config.scale)

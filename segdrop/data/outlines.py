@@ -30,6 +30,7 @@ class Drawing:
     Attributes:
         file: the JSON file.
         classes: the class index of each label.
+        multilabel: whether classes overlap, so that the mask holds a bit of each and none covers another.
     """
 
     file: Path
@@ -37,18 +38,28 @@ class Drawing:
     width: int
     shapes: tuple[Shape, ...]
     classes: Mapping[str, int]
+    multilabel: bool = False
 
     def draw(self) -> np.ndarray:
-        """The mask: uint8 (H, W), class indices; what lies outside of the image is cut off."""
+        """The mask: uint8 (H, W), class indices or sums of bits; what lies outside of the image is cut off."""
+        if not self.multilabel:
+            return self._drawn(self.shapes, self.classes)
         mask = np.zeros((self.height, self.width), np.uint8)
+        bits = {label: 1 << (index - 1) if index else 0 for label, index in self.classes.items()}
         for shape in self.shapes:
+            mask |= self._drawn([shape], bits)
+        return mask
+
+    def _drawn(self, shapes: Sequence[Shape], values: Mapping[str, int]) -> np.ndarray:
+        mask = np.zeros((self.height, self.width), np.uint8)
+        for shape in shapes:
             for outline in shape.outlines:
-                fill(mask, outline, self.classes[shape.label])
+                fill(mask, outline, values[shape.label])
             if shape.runs:  # down the columns, background first
                 if sum(shape.runs) != mask.size:
                     raise InputError(f"{self.file}: runs of {sum(shape.runs)} pixels for an image of {mask.size}.")
                 inside = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs).reshape(mask.shape[::-1]).T
-                mask[inside] = self.classes[shape.label]
+                mask[inside] = values[shape.label]
         return mask
 
 
@@ -95,7 +106,9 @@ class Outlines:
     said: str = ""
 
 
-def read_outlines(folder: Path, images: Sequence[str], tables: Sequence[str], names: Mapping[int, str]) -> Outlines:
+def read_outlines(
+    folder: Path, images: Sequence[str], tables: Sequence[str], names: Mapping[int, str], multilabel: bool = False
+) -> Outlines:
     """The annotations in the JSON files of COCO and of labelme among some; empty where there are none.
 
     Args:
@@ -129,7 +142,7 @@ def read_outlines(folder: Path, images: Sequence[str], tables: Sequence[str], na
     pairs = tuple(Pair(i, (table,), split=_split(i, table)) for i, (table, _, _) in sorted(found.items()))
     return Outlines(
         pairs,
-        {i: Drawing(folder / table, *size, shapes, classes) for i, (table, size, shapes) in found.items()},
+        {i: Drawing(folder / table, *size, shapes, classes, multilabel) for i, (table, size, shapes) in found.items()},
         dict(given),
         _describe(pairs, len(images)),
     )

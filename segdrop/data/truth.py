@@ -1,7 +1,8 @@
-"""Where the mask of an image comes from: a file, a file for each object, or outlines; and the field of view."""
+"""Where the mask of an image comes from: a file, one for each object or class, or outlines; and its field of view."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ class Truth:
 
     Attributes:
         files: the mask; or a mask of each object, whose union it is.
+        by_class: whether the files are the masks of classes that overlap, in their order.
         drawing: the outlines in the file, where it is no image.
         view: of the field of view, which is zero where nothing was annotated; None: everywhere was.
     """
@@ -28,6 +30,7 @@ class Truth:
     files: tuple[Path, ...]
     view: Path | None = None
     drawing: Drawing | None = None
+    by_class: bool = False
 
     @property
     def name(self) -> str:
@@ -51,7 +54,7 @@ class Truth:
             return from_array(self.files[0], self.drawing.draw(), None)
         if len(self.files) == 1:
             return open_image(self.files[0], slice_axis=slice_axis)
-        return from_array(self.files[0], _union([open_image(file) for file in self.files]), None)
+        return _joined([open_image(file, slice_axis=slice_axis) for file in self.files], self.by_class)
 
     def within_view(self, labels: np.ndarray, part: int, slice_axis: int) -> np.ndarray:
         """Labels with IGNORED outside of the field of view; of a mask of 0 and 255 as 0 and 1, since 255 is IGNORED."""
@@ -67,17 +70,25 @@ class Truth:
         return np.where(seen > seen.max() / 2, labels, IGNORED).astype(np.uint8)
 
 
-def _union(pictures: list[Picture]) -> np.ndarray:
-    union = None
+def _joined(pictures: Sequence[Picture], by_class: bool) -> Picture:
+    """The masks of an image's objects as one, or those of classes as sums of bits."""
+    first, one = pictures[0], "one class is of" if by_class else "one object is one image of"
     for picture in pictures:
-        mask = _as_grey(picture.read())
-        values = np.unique(mask)
-        if picture.slices or len(values) > 2 or (len(values) == 2 and values[0]):
-            raise InputError(f"{picture.path}: a mask of one object is one image of 0 and another value.")
-        if union is not None and mask.shape != union.shape:
-            raise InputError(f"{picture.path}: its size differs from that of the image's other objects.")
-        union = mask if union is None else np.maximum(union, mask)
-    return union
+        if any(getattr(picture, side) != getattr(first, side) for side in ("height", "width", "slices")):
+            others = "classes" if by_class else "objects"
+            raise InputError(f"{picture.path}: its size differs from that of the image's other {others}.")
+
+    def read(index: int) -> np.ndarray:
+        joined = np.zeros((first.height, first.width), np.uint8)
+        for number, picture in enumerate(pictures):
+            mask = _as_grey(picture.read(index))
+            values = np.unique(mask)
+            if (picture.slices and not by_class) or len(values) > 2 or (len(values) == 2 and values[0]):
+                raise InputError(f"{picture.path}: a mask of {one} 0 and another value.")
+            joined = np.maximum(joined, mask) if not by_class else joined | (mask > 0) * np.uint8(1 << number)
+        return joined
+
+    return replace(first, channels=1, dtype=np.dtype(np.uint8), value_range=None, _slice=read, _band=None)
 
 
 def _as_grey(values: np.ndarray) -> np.ndarray:

@@ -43,6 +43,7 @@ def load_alike(runs: Sequence[str | os.PathLike | Network | keras.Model], precis
         for what in (
             "class_names",
             "channels",
+            "multilabel",
             "intensity",
             "spacing",
             "scale",
@@ -87,11 +88,13 @@ def combine(
             if network.model is None:
                 raise InputError(f"{network.path} has no dropout any more; draw `mc_samples` from the run itself.")
             try:
-                members.append(MonteCarlo(network.model, mc_samples, seed, mc_rate).moments)
+                members.append(MonteCarlo(network.model, mc_samples, seed, mc_rate, network.multilabel).moments)
             except InputError as error:
                 raise InputError(f"`mc_samples` cannot be drawn from {network.path}: {error}") from error
         elif moments_wanted:
-            members.append(lambda images, key, network=network: moments(network.probabilities(images)))
+            members.append(
+                lambda images, key, network=network: moments(network.probabilities(images), network.multilabel)
+            )
         else:
             members.append(lambda images, key, network=network: network.probabilities(images))
     views = VIEWS[tta]

@@ -102,7 +102,7 @@ class _Scorer:
     options: Mapping
 
     def open_data(self, data: str | os.PathLike) -> Dataset:
-        return open_configured(self.record.config, data, classes=self.record.classes)
+        return open_configured(self.record.config, data, outputs=self.record.classes)
 
     def score(self, dataset: Dataset, indices, key: str, own: bool, sampled: Mapping, **options) -> dict:
         """The scores on some images, stored under `key`.

@@ -142,6 +142,7 @@ def _metadata(network: Network) -> dict:
         "format": VERSION,
         "segdrop": __version__,
         "class_names": list(network.class_names),
+        "multilabel": network.multilabel,
         "intensity": dataclasses.asdict(network.intensity),
         "values": None if network.values is None else dataclasses.asdict(network.values),
         "spacing": network.spacing,
@@ -218,7 +219,7 @@ def _real_images(run, record: RunRecord, count: int = 4) -> tuple[list[np.ndarra
     """Up to `count` images, float32 (H, W, C), 0..255, of the run's validation split, and what they are in words."""
     try:
         config = record.config
-        dataset = open_configured(config, config.data, classes=record.classes, cache_mb=0)
+        dataset = open_configured(config, config.data, outputs=record.classes, cache_mb=0)
         batches = evaluation_batches(dataset, recorded_split(Path(run), dataset, "val")[:count], 1)
         images = [batches.read(batch)[0][0] for batch in batches.plan]
     except (InputError, OSError):  # an export needs the network alone

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from ..config.train import TrainConfig, count_inputs
-from ..conventions import MULTIPLE, OVERLAP, TILE
+from ..conventions import MULTIPLE, OVERLAP, OVERLAPPING, TILE
 from ..data.tiles import in_tiles
 from ..data.values import Values
 from ..errors import InputError
@@ -31,7 +31,8 @@ class Network:
     Attributes:
         path: the run's folder, or the file.
         class_names: names of class 0, 1, ...; two for a network with one output channel.
-        channels: number C of its output channels: 1, or one for each class.
+        channels: number C of its output channels: 1, or one for each class, the background left out where they overlap.
+        multilabel: whether classes overlap, so that a mask's values are sums of bits: 1, 2, 4 ... of class 1, 2, 3 ...
         intensity: the rule that maps an image's values to 0..255.
         values: of its training images, or None where an earlier version has not stored them.
         spacing: mm per pixel that its images have, or None.
@@ -40,7 +41,8 @@ class Network:
         image_channels: number of channels of its images, or None: RGB, with grey repeated to three channels.
         context_slices: slices of a grey volume before and after each slice that are channels beside it.
         temperature: of its probabilities, fitted on validation; 1 where none was.
-        threshold: probability from which a pixel is foreground, for networks with one output channel.
+        threshold: probability from which a pixel is of a class, for networks with one output channel or of overlapping
+            classes.
         model: the Keras model, dropout, temperature and all; None for an ONNX file.
         probabilities: maps float32 (N, H, W, input_channels), 0..255, sides multiples of 32, to float32 (N, H, W, C),
             0..1.
@@ -56,6 +58,7 @@ class Network:
     path: Path
     class_names: tuple[str, ...]
     channels: int
+    multilabel: bool
     intensity: Intensity
     values: Values | None
     spacing: float | None
@@ -172,13 +175,18 @@ class Network:
         return resize(in_tiles(self.probabilities, prepared, tile, overlap), np.shape(image)[:2])
 
     def labels(self, probabilities: np.ndarray) -> np.ndarray:
-        """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C).
+        """Class indices, or sums of bits of overlapping classes, uint8 (..., H, W), of probabilities (..., H, W, C).
 
         Example:
             >>> segdrop.load("runs/first").labels([[[0.2], [0.5]]])
             array([[0, 1]], dtype=uint8)
         """
-        return to_labels(probabilities, self.threshold)
+        return to_labels(probabilities, self.threshold, self.multilabel)
+
+    @property
+    def takes_threshold(self) -> bool:
+        """Whether a threshold decides on its classes, and not which of them is the most probable."""
+        return self.channels == 1 or self.multilabel
 
 
 def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> Network:
@@ -186,8 +194,9 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> 
 
     Args:
         run: a run's folder, an ONNX file that `segdrop export` wrote, or a network of one's own: a Keras model from
-            images of any size, 0..255, to probabilities, as `segdrop.build_unet` makes them, or its `.keras` file. Its
-            classes have no names, and its images are those of 8 bits, or mapped to them by their integer type's range.
+            images of any size, 0..255, to probabilities, as `segdrop.build_unet` makes them, or its `.keras` file;
+            several channels after a sigmoid are classes that overlap. Classes then have no names, and images are of 8
+            bits, or mapped to them by their integer type's range.
         precision: "stored": compute as in training; "float32": compute exactly, slower on machines with bfloat16.
 
     Raises:
@@ -210,19 +219,21 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> 
         return _load_onnx(path)
     record = open_run(path)
     temperature = stored_temperature(path)
-    model = _in_precision(at_temperature(load_model(model_file(path)), temperature), precision)
+    multilabel = record.config.multilabel
+    model = _in_precision(at_temperature(load_model(model_file(path)), temperature, multilabel), precision)
     names = record.class_names
     inputs = record.config.input_channels
     if tuple(model.input_shape) != (None, None, None, inputs):
         wanted = "RGB images" if inputs == 3 else f"images of {inputs} channel(s)"
         raise InputError(f"{path} has a network for {model.input_shape}, not for {wanted} of any size.")
     channels = model.output_shape[-1]
-    if len(names) != max(channels, 2):
+    if len(names) != max(channels + multilabel, 2):
         raise InputError(f"{path} has a network with {channels} output channels and {len(names)} class names.")
     return Network(
         path=path,
         class_names=names,
         channels=channels,
+        multilabel=multilabel,
         intensity=rule_of(record.config),
         values=record.values and Values.from_json(record.values),
         spacing=record.config.spacing,
@@ -244,19 +255,23 @@ def _of_model(model: keras.Model, path: Path, precision: str) -> Network:
         raise InputError(f"{path} must map one image to one map of probabilities, got {shapes[0]} to {shapes[1]}.")
     if shapes[0][1:3] != (None, None):
         raise InputError(f"{path} is for {shapes[0]} alone; build it with input_shape=(None, None, {shapes[0][3]}).")
-    if getattr(model.layers[-1], "activation", None) is keras.activations.linear:
+    activation = getattr(model.layers[-1], "activation", None)
+    if activation is keras.activations.linear:
         raise InputError(
             f"{path} ends in {model.layers[-1].name!r}, whose values are not probabilities; add a sigmoid or softmax."
         )
     model = _in_precision(model, precision)
     inputs, channels = shapes[0][3], shapes[1][3]
-    names = (
-        ("background", "foreground") if channels < 3 else ("background", *(f"class {n}" for n in range(1, channels)))
-    )
+    multilabel = channels > 1 and activation is keras.activations.sigmoid
+    count = max(channels + multilabel, 2)
+    if multilabel and channels > OVERLAPPING:
+        raise InputError(f"{path} gives {channels} overlapping classes; a mask can hold {OVERLAPPING}.")
+    names = ("background", "foreground") if count == 2 else ("background", *(f"class {n}" for n in range(1, count)))
     return Network(
         path=path,
         class_names=names,
         channels=channels,
+        multilabel=multilabel,
         intensity=Intensity(),
         values=None,
         spacing=None,
@@ -296,6 +311,7 @@ def _load_onnx(path: Path) -> Network:
             path=path,
             class_names=tuple(metadata["class_names"]),
             channels=probabilities(np.zeros((1, MULTIPLE, MULTIPLE, inputs), np.float32)).shape[-1],
+            multilabel=metadata.get("multilabel", False),
             intensity=Intensity(
                 rule["rule"],
                 tuple(rule["percentiles"]),

@@ -25,7 +25,7 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
     """Open an ONNX file that `export` wrote.
 
     Returns:
-        The metadata: `format`, `segdrop` (the version that wrote it), `class_names`, `intensity` (`rule`,
+        The metadata: `format`, `segdrop` (the version that wrote it), `class_names`, `multilabel`, `intensity` (`rule`,
         `percentiles`, `window`, `by_channel`), `values` of the training images or None, `spacing` in mm per pixel or
         None, `slice_axis`, `channels` of the images or None for RGB, `context_slices`, `tile` in pixels, `multiple`
         (what sides must be multiples of: 1, in files of version 1 32), `threshold`; and the network as a function from
@@ -129,13 +129,17 @@ def recipe(metadata: Mapping) -> str:
         feeds += ', "low": low, "high": high'
     elif rule["rule"] == "dtype" and values and values["stored"][1] > 255:
         feeds += ', "high": np.float32([[65535]])'  # what images of more than 8 bits can hold
-    binary = f"probabilities[..., 0] >= {metadata['threshold']:g} if probabilities.shape[-1] == 1"
+    if metadata["multilabel"]:  # 1 for the first class, 2 for the second, 4 for the third ...
+        labels = f"(probabilities >= {metadata['threshold']:g}) @ (1 << np.arange({len(metadata['class_names']) - 1}))"
+    else:
+        binary = f"probabilities[..., 0] >= {metadata['threshold']:g} if probabilities.shape[-1] == 1"
+        labels = f"{binary} else probabilities.argmax(-1)"
     lines = [
         "import numpy as np, onnxruntime, PIL.Image",
         f"image = {image}",
         *bounds,
         'session = onnxruntime.InferenceSession("model.onnx")',
         f'probabilities = session.run(["probabilities"], {feeds}}})[0][0]',
-        f"labels = {binary} else probabilities.argmax(-1)",
+        f"labels = {labels}",
     ]
     return "\n".join(lines)

@@ -91,7 +91,7 @@ def predict(
     out = Path(out)
     jobs = find_inputs(inputs, out)
     networks = load_alike([run, *chosen.ensemble], chosen.precision)
-    if chosen.threshold is not None and networks[0].channels > 1:
+    if chosen.threshold is not None and not networks[0].takes_threshold:
         raise InputError(
             f"`threshold` has no effect on {networks[0].path}, which takes the most probable of its classes."
         )
@@ -179,7 +179,7 @@ def predict_uncertainty(
         bounds, spacing, image = networks[0].intensity.bounds(picture), spacing or picture.spacing, picture.read()
     prepared = networks[0].preprocess(image, bounds=bounds, spacing=spacing)
     means = in_numbered_tiles(function_of(networks, chosen), prepared, tile, overlap)
-    return from_moments(resize(means, np.shape(image)[:2]))
+    return from_moments(resize(means, np.shape(image)[:2]), networks[0].multilabel)
 
 
 def function_of(networks: Sequence[Network], options: PredictOptions) -> Function:

@@ -104,7 +104,7 @@ def rank(
                 for index in range(picture.slices or 1):
                     prepared = network.resample(scale(picture.read(index), *bounds), picture.spacing)
                     name = str(job.file) if picture.slices is None else f"{job.file}#{index:03d}"
-                    seen = _uncertainty(function, prepared, measure), features_of(prepared)
+                    seen = _uncertainty(function, prepared, measure, network.multilabel), features_of(prepared)
                     found.append((name, (job.file, index), *seen))
             except (InputError, OSError) as error:
                 failed.append(str(error))
@@ -170,8 +170,8 @@ def _sampler(network: Network, samples: int, seed: int) -> tuple[Function, str]:
     return combine([network], moments_wanted=True), ENTROPY
 
 
-def _uncertainty(function: Function, prepared: np.ndarray, measure: str) -> float:
-    found = from_moments(in_numbered_tiles(function, prepared))
+def _uncertainty(function: Function, prepared: np.ndarray, measure: str, multilabel: bool) -> float:
+    found = from_moments(in_numbered_tiles(function, prepared), multilabel)
     return float((found.mutual_information if measure == MUTUAL_INFORMATION else found.predictive_entropy).mean())
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..config.predict import PredictOptions
+from ..conventions import most_entropy
+from ..data.fingerprint import class_pixels
 from ..data.tiles import tile_offsets, tile_rows
 from ..data.values import Reading, Values
 from ..errors import InputError
@@ -112,14 +114,14 @@ class Writer:
         """Turn what the network says of some rows into the results' values."""
         classes = means.shape[-1] // 2 if self.options.keeps_moments else means.shape[-1]
         mean = means[..., :classes]
-        labels = to_labels(mean, self.threshold)
+        labels = to_labels(mean, self.threshold, self.network.multilabel)
         work.canvas("mask", 1, np.uint8).write(index, top, labels[None])
-        counts = np.bincount(labels.ravel(), minlength=len(self.network.class_names))
+        counts = class_pixels(labels, len(self.network.class_names), self.network.multilabel)
         work.add({f"pixels {name}": int(n) for name, n in zip(self.network.class_names, counts, strict=True)})
         if self.options.probabilities != "none":
             work.canvas("probabilities", classes, np.float16).write(index, top, np.moveaxis(mean, -1, 0))
         if self.options.keeps_moments:
-            uncertainty = from_moments(means)
+            uncertainty = from_moments(means, self.network.multilabel)
             work.add({key: float(getattr(uncertainty, key).sum(dtype=np.float64)) for key in UNCERTAINTY_MEASURES})
             if self.options.uncertainty:
                 maps = [uncertainty.predictive_entropy, uncertainty.expected_entropy, uncertainty.mutual_information]
@@ -133,7 +135,7 @@ class Writer:
             self._write_pictures(job, picture, bounds, work)
         if self.options.probabilities != "none":
             canvas = work.canvases["probabilities"]
-            classes = list(names) if canvas.planes == len(names) else [names[-1]]
+            classes = list(names) if canvas.planes == len(names) else list(names[1:])
             if self.options.probabilities == "tiff":
                 write_tiff(self._path(job, "_probabilities.tif"), canvas, classes)
             else:
@@ -145,7 +147,7 @@ class Writer:
                 )
         if self.options.uncertainty:
             canvas = work.canvases["uncertainty"]
-            spreads = names if canvas.planes == 3 + len(names) else names[-1:]
+            spreads = names if canvas.planes == 3 + len(names) else names[1:]
             write_tiff(
                 self._path(job, "_uncertainty.tif"),
                 canvas,
@@ -177,14 +179,13 @@ class Writer:
         else:
             seen = picture.read(index)[::step, ::step]
         shown = visible(scale(seen, *bounds), picture.context)
-        write_png(self._path(job, "_overlay.png"), overlay(shown, labels[index]))
+        write_png(self._path(job, "_overlay.png"), overlay(shown, labels[index], multilabel=self.network.multilabel))
         if self.options.uncertainty:
             canvas = work.canvases["uncertainty"]
             plane = index * canvas.planes  # of the predictive entropy
             values = np.stack([canvas.read(plane, y, y + 1)[0, ::step] for y in rows])
-            write_png(
-                self._path(job, "_uncertainty.png"), heat(values, math.log(max(2, len(self.network.class_names))))
-            )
+            highest = most_entropy(len(self.network.class_names), self.network.multilabel)
+            write_png(self._path(job, "_uncertainty.png"), heat(values, highest))
 
     def _path(self, job: Job, ending: str) -> Path:
         path = self.out / job.name

@@ -6,8 +6,11 @@ from keras import ops
 from ..conventions import LEAST_DOUBT
 
 
-def at_temperature(model: keras.Model, temperature: float) -> keras.Model:
+def at_temperature(model: keras.Model, temperature: float, multilabel: bool = False) -> keras.Model:
     """The network, which shares its layers with `model`, with its probabilities tempered; at 1 `model` itself.
+
+    Args:
+        multilabel: each of its channels is a probability by itself.
 
     Example:
         >>> plain = segdrop.build_unet("resnet18", encoder_weights=None)
@@ -16,9 +19,8 @@ def at_temperature(model: keras.Model, temperature: float) -> keras.Model:
     """
     if temperature == 1:
         return model
-    return keras.Model(
-        model.input, TemperedProbabilities(temperature, name="temperature")(model.output), name=model.name
-    )
+    layer = TemperedProbabilities(temperature, multilabel, name="temperature")
+    return keras.Model(model.input, layer(model.output), name=model.name)
 
 
 @keras.saving.register_keras_serializable("segdrop")
@@ -27,6 +29,7 @@ class TemperedProbabilities(keras.layers.Layer):
 
     Args:
         temperature: positive.
+        multilabel: each channel is a probability by itself.
 
     Input: float (..., C), 0..1; C = 1 is the probability of the foreground. Output: the same, float32.
 
@@ -35,12 +38,12 @@ class TemperedProbabilities(keras.layers.Layer):
         [[0.75]]
     """
 
-    def __init__(self, temperature: float, **kwargs):
+    def __init__(self, temperature: float, multilabel: bool = False, **kwargs):
         super().__init__(**{"dtype": "float32", **kwargs})
-        self.temperature = float(temperature)
+        self.temperature, self.multilabel = float(temperature), multilabel
 
     def call(self, probabilities):
-        if probabilities.shape[-1] == 1:
+        if self.multilabel or probabilities.shape[-1] == 1:
             p = ops.clip(probabilities, LEAST_DOUBT, 1 - LEAST_DOUBT)
             return ops.sigmoid((ops.log(p) - ops.log(1 - p)) / self.temperature)
         return ops.softmax(ops.log(ops.maximum(probabilities, LEAST_DOUBT)) / self.temperature, axis=-1)
@@ -49,4 +52,4 @@ class TemperedProbabilities(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
+        return {**super().get_config(), "temperature": self.temperature, "multilabel": self.multilabel}

@@ -70,7 +70,8 @@ def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
 def _picture(dataset: Dataset, number: int, context: int) -> np.ndarray:
     """An image with its mask over it, small."""
     image, mask = dataset.read(number)
-    return plots.overlay(shrink(plots.visible(image, context)), shrink(mask, cv2.INTER_NEAREST))
+    image, mask = shrink(plots.visible(image, context)), shrink(mask, cv2.INTER_NEAREST)
+    return plots.overlay(image, mask, multilabel=dataset.multilabel)
 
 
 def _named(dataset: Dataset, number: int, picture: np.ndarray) -> dict[str, str]:

@@ -143,7 +143,7 @@ def report(
 def open_data(run: Path, record: RunRecord, split: str) -> tuple[Dataset | None, str | None]:
     """The run's data set, or None and why it cannot be used."""
     try:
-        dataset = open_configured(record.config, record.config.data, classes=record.classes)
+        dataset = open_configured(record.config, record.config.data, outputs=record.classes)
         recorded_split(run, dataset, split)
     except (InputError, OSError) as error:
         return None, str(error)

@@ -1,12 +1,11 @@
 """The images of a report."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
 
-from ..conventions import OVERLAP, TILE
+from ..conventions import OVERLAP, TILE, most_entropy
 from ..data.batches import evaluation_batches
 from ..data.dataset import Dataset
 from ..images.resampling import resample
@@ -44,7 +43,7 @@ def choose_pictures(
         "groups": groups,
         "kind": UNCERTAINTIES[kind] + ("" if kind == SINGLE else f" of {samples} Monte Carlo samples"),
         "best_of_several": samples > 0,
-        "most": math.log(len(dataset.class_names)),
+        "most": most_entropy(len(dataset.class_names), dataset.multilabel),
         "bar": jpeg(plots.heat(np.tile(np.linspace(0, 1, 256), (12, 1)), 1)),
         "unranked": len(rows) - len(scored),
     }
@@ -63,7 +62,7 @@ def views(
     network, dataset: Dataset, indices: Sequence[int], samples: int, seed: int, kind: str
 ) -> Iterator[tuple[str, tuple]]:
     """Of each image its id, pictures of image, truth, prediction and errors, and the map of its uncertainty in nats."""
-    monte_carlo = MonteCarlo(network.model, samples, seed) if kind != SINGLE else None
+    monte_carlo = MonteCarlo(network.model, samples, seed, multilabel=dataset.multilabel) if kind != SINGLE else None
 
     def forward(images: np.ndarray) -> np.ndarray:
         probabilities = network.probabilities(images)
@@ -73,14 +72,17 @@ def views(
 
     for (index,), (truth,), (maps,) in predictions(forward, evaluation_batches(dataset, indices, 0), TILE, OVERLAP):
         if monte_carlo is None:
-            probabilities, uncertainty = maps, entropy(maps)
+            probabilities, uncertainty = maps, entropy(maps, dataset.multilabel)
         else:
             channels = maps.shape[-1] // 3
-            probabilities, uncertainty = maps[..., :channels], getattr(from_moments(maps[..., channels:]), kind)
+            probabilities, sampled = maps[..., :channels], from_moments(maps[..., channels:], dataset.multilabel)
+            uncertainty = getattr(sampled, kind)
         image = plots.visible(dataset.read(index)[0], network.context_slices)
         image = shrink(resample(image, truth.shape))
-        labels = {"image": np.zeros_like(truth), "truth": truth, "prediction": to_labels(probabilities)}
+        pred = to_labels(probabilities, multilabel=dataset.multilabel)
+        labels = {"image": np.zeros_like(truth), "truth": truth, "prediction": pred}
         labels = {name: shrink(classes, cv2.INTER_NEAREST) for name, classes in labels.items()}
-        pictures = {name: plots.overlay(image, classes) for name, classes in labels.items()}
-        pictures["errors"] = plots.errors(image, labels["truth"], labels["prediction"])
+        multi = {"multilabel": dataset.multilabel}
+        pictures = {name: plots.overlay(image, classes, **multi) for name, classes in labels.items()}
+        pictures["errors"] = plots.errors(image, labels["truth"], labels["prediction"], **multi)
         yield dataset.ids[index], (pictures, shrink(uncertainty))

@@ -44,5 +44,5 @@ def _pictures(network: Network, file: Path, part: int) -> dict[str, str]:
     image = plots.visible(scale(values, *bounds), network.context_slices)
     return {
         "image_uri": jpeg(shrink(plots.overlay(image, np.zeros_like(labels)))),
-        "mask_uri": jpeg(shrink(plots.overlay(image, labels))),
+        "mask_uri": jpeg(shrink(plots.overlay(image, labels, multilabel=network.multilabel))),
     }

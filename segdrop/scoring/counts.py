@@ -1,55 +1,69 @@
 """Overlap of two label maps from counts: Dice, IoU, precision, recall."""
 
+import functools
+
 import numpy as np
 
-from ..conventions import IGNORED
+from ..conventions import IGNORED, has_class
 
 
-def to_labels(probabilities, threshold: float = 0.5) -> np.ndarray:
-    """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C): at the threshold for C = 1, else argmax.
+def to_labels(probabilities, threshold: float = 0.5, multilabel: bool = False) -> np.ndarray:
+    """Class indices, uint8 (..., H, W), of probabilities (..., H, W, C): at the threshold for C = 1, else argmax; for
+    `multilabel` the sums of the bits of the classes that reach the threshold.
 
     Example:
         >>> to_labels([[0.2], [0.7]]), to_labels([[0.2, 0.5, 0.3]])
         (array([0, 1], dtype=uint8), array([1], dtype=uint8))
+        >>> to_labels([[0.7, 0.6]], multilabel=True)
+        array([3], dtype=uint8)
     """
     probabilities = np.asarray(probabilities)
+    if multilabel:
+        bits = ((probabilities[..., i] >= threshold) * np.uint8(1 << i) for i in range(probabilities.shape[-1]))
+        return functools.reduce(np.bitwise_or, bits)
     if probabilities.shape[-1] == 1:
         return (probabilities[..., 0] >= threshold).astype(np.uint8)
     return probabilities.argmax(axis=-1).astype(np.uint8)
 
 
-def confusion_counts(truth, pred, classes: int = 2) -> np.ndarray:
+def confusion_counts(truth, pred, classes: int = 2, multilabel: bool = False) -> np.ndarray:
     """True positives, false positives and false negatives of each class.
 
     Args:
         truth: class indices of any shape, IGNORED (255) where not scored.
         pred: class indices of the same shape.
         classes: number of classes counting the background, at least 2.
+        multilabel: both are sums of the classes' bits; the background's counts are then of the pixels of no class.
 
     Returns:
         int64 (classes, 3); counts of several images may be added before a score is taken.
 
     Raises:
-        ValueError: the shapes differ, or a class index lies outside 0..classes - 1.
+        ValueError: the shapes differ, or a number is of no class.
 
     Example:
         >>> truth, pred = [0, 1, 1, 255], [1, 1, 0, 1]
         >>> confusion_counts(truth, pred).tolist()
         [[0, 1, 1], [1, 1, 1]]
+        >>> confusion_counts([3, 1], [1, 1], classes=3, multilabel=True).tolist()  # 3 is class 1 and class 2
+        [[0, 0, 0], [2, 0, 0], [0, 0, 1]]
     """
     truth, pred = np.asarray(truth), np.asarray(pred)
     if truth.shape != pred.shape:
         raise ValueError(f"`truth` and `pred` must have one shape, got {truth.shape} and {pred.shape}.")
     valid = truth != IGNORED
     truth, pred = truth[valid], pred[valid]
+    values = 1 << (classes - 1) if multilabel else classes
     for name, array in (("truth", truth), ("pred", pred)):
-        if array.size and not 0 <= array.min() <= array.max() < classes:
-            raise ValueError(f"`{name}` must hold classes 0..{classes - 1}, got {array.min()}..{array.max()}.")
-    # uint16 holds every pair of classes and is counted several times as fast as int64.
-    pair = truth.astype(np.uint16) * np.uint16(classes) + pred.astype(np.uint16)
-    matrix = np.bincount(pair, minlength=classes**2).reshape(classes, classes)
-    hits = matrix.diagonal()
-    return np.stack([hits, matrix.sum(axis=0) - hits, matrix.sum(axis=1) - hits], axis=1)
+        if array.size and not 0 <= array.min() <= array.max() < values:
+            kind = "sums of the classes' bits, " if multilabel else "classes "
+            raise ValueError(f"`{name}` must hold {kind}0..{values - 1}, got {array.min()}..{array.max()}.")
+    # uint16 holds every pair of values and is counted several times as fast as int64.
+    pair = truth.astype(np.uint16) * np.uint16(values) + pred.astype(np.uint16)
+    matrix = np.bincount(pair, minlength=values**2).reshape(values, values)
+    shown = np.stack([has_class(np.arange(values), index, multilabel) for index in range(classes)]).astype(np.int64)
+    hits = ((shown @ matrix) * shown).sum(axis=1)
+    return np.stack([hits, shown @ matrix.sum(axis=0) - hits, shown @ matrix.sum(axis=1) - hits], axis=1)
 
 
 def dice_from_counts(counts) -> np.ndarray:

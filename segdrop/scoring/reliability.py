@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from scipy import special, stats
 
-from ..conventions import IGNORED
+from ..conventions import IGNORED, class_by_class, has_class
 from .counts import to_labels
 
 BINS = 15
@@ -18,13 +18,14 @@ NEIGHBOURHOOD = 10  # px around the foreground
 _FLOAT16 = 0x8000  # bit patterns of the float16 without the sign, which as whole numbers have the order of the floats
 
 
-def reliability(probabilities, truth, pred=None) -> np.ndarray:
+def reliability(probabilities, truth, pred=None, multilabel: bool = False) -> np.ndarray:
     """Counts from which a reliability diagram is drawn: confidence and correctness of the predicted labels.
 
     Args:
         probabilities: float32 (H, W, C); C = 1 is the probability of the foreground, thresholded at 0.5.
         truth: uint8 (H, W), class indices or IGNORED.
         pred: uint8 (H, W), the predicted class indices where they are at hand.
+        multilabel: truth and prediction are sums of the classes' bits; each class of a pixel is counted by itself.
 
     Returns:
         float64 (2, 3, 15): over all pixels, and over those within 10 px of the foreground of truth or prediction; the
@@ -38,7 +39,11 @@ def reliability(probabilities, truth, pred=None) -> np.ndarray:
         (4, 3.6, 3)
     """
     probabilities, truth = np.asarray(probabilities, np.float32), np.asarray(truth)
-    pred = to_labels(probabilities) if pred is None else np.asarray(pred)
+    pred = to_labels(probabilities, multilabel=multilabel) if pred is None else np.asarray(pred)
+    if multilabel:
+        channels = probabilities.shape[-1]
+        masks = (class_by_class(labels, channels + 1, True) for labels in (truth, pred))
+        return sum(reliability(probabilities[..., i, None], *both) for i, both in enumerate(zip(*masks, strict=True)))
     if probabilities.shape[-1] == 1:
         confidence = np.maximum(probabilities[..., 0], 1 - probabilities[..., 0])
     else:  # many times as fast as max(axis=-1)
@@ -73,12 +78,13 @@ def expected_calibration_error(bins) -> float:
     return float(np.abs(confidence - correct).sum() / count.sum()) if count.sum() else float("nan")
 
 
-def brier_sum(probabilities, truth) -> float:
+def brier_sum(probabilities, truth, multilabel: bool = False) -> float:
     """Sum over pixels of (p - y)^2, over the classes too where C > 1; divided by their number it is the Brier score.
 
     Args:
         probabilities: float32 (H, W, C).
         truth: uint8 (H, W), class indices or IGNORED.
+        multilabel: the truth is the sum of the classes' bits, and C their number without the background.
 
     Example:
         >>> round(brier_sum([[[0.75], [0.5]]], truth=[[1, 0]]), 4)  # 0.25^2 + 0.5^2
@@ -90,8 +96,8 @@ def brier_sum(probabilities, truth) -> float:
     probabilities, truth = np.asarray(probabilities, np.float32), np.asarray(truth)
     channels = probabilities.shape[-1]
     total = 0.0
-    for channel, label in enumerate([1] if channels == 1 else range(channels)):
-        (error,) = _scored(truth != IGNORED, probabilities[..., channel] - (truth == label))
+    for channel, label in enumerate(range(channels) if channels > 1 and not multilabel else range(1, channels + 1)):
+        (error,) = _scored(truth != IGNORED, probabilities[..., channel] - has_class(truth, label, multilabel))
         total += cv2.norm(error, cv2.NORM_L2SQR) if error.size else 0.0  # float32 in, summed as float64
     return total
 
@@ -101,8 +107,8 @@ def error_histograms(uncertainty, truth, pred) -> np.ndarray:
 
     Args:
         uncertainty: float (H, W), not negative; larger is less certain.
-        truth: uint8 (H, W), class indices or IGNORED.
-        pred: uint8 (H, W), class indices.
+        truth: uint8 (H, W), class indices or sums of bits, or IGNORED.
+        pred: uint8 (H, W), the same of the prediction.
 
     Returns:
         int64 (2, 32768): correct and wrong pixels; ascending uncertainty. Arrays of several images may be added.

@@ -74,7 +74,7 @@ def score_images(
     spacings = {index: dataset.spacing_of(index) for index in members}
     in_mm = all(spacings.values())
     clock = _Clock(forward if sampler is None else _with_moments(forward, sampler))
-    tally = Tally(len(class_names), sampler is not None, tolerance, tune, threshold, temperature)
+    tally = Tally(len(class_names), sampler is not None, tolerance, tune, threshold, temperature, dataset.multilabel)
     with ThreadPoolExecutor(1) as pool:
         added = None
         for batch, truths, maps in predictions(clock, batches, tile, overlap):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..conventions import IGNORED
+from ..conventions import IGNORED, has_class
 from .counts import confusion_counts, to_labels
 from .reliability import brier_sum, error_histograms, reliability
 from .surfaces import boundary_distances, hausdorff95_from_distances, surface_dice_from_distances
@@ -27,6 +27,7 @@ class Tally:
     tune: bool
     threshold: float | None
     temperature: float = 1.0  # of the probabilities
+    multilabel: bool = False
     images: list[dict] = dataclasses.field(default_factory=list)
     sums: dict = dataclasses.field(default_factory=dict)
 
@@ -44,26 +45,32 @@ def _score_image(
     """What an image gives of its own, and what is only summed over images; `maps`: probabilities, then moments."""
     channels = (maps.shape[-1] - 1) // 3 if settings.sampled else maps.shape[-1]
     probabilities = np.ascontiguousarray(maps[..., :channels])
-    pred = to_labels(probabilities)
-    uncertainty = {"single_pass_entropy": entropy(probabilities)}
+    classes, multilabel = settings.classes, settings.multilabel
+    pred = to_labels(probabilities, multilabel=multilabel)
+    uncertainty = {"single_pass_entropy": entropy(probabilities, multilabel)}
     image = {
-        "counts": confusion_counts(truth, pred, settings.classes),
+        "counts": confusion_counts(truth, pred, classes, multilabel),
         "distances": _distances(truth, pred, spacing, settings),
     }
-    sums = {"bins": reliability(probabilities, truth, pred), "brier": brier_sum(probabilities, truth)}
+    sums = {
+        "bins": reliability(probabilities, truth, pred, multilabel),
+        "brier": brier_sum(probabilities, truth, multilabel),
+    }
     if settings.temperature != 1:
-        before = tempered(probabilities, 1 / settings.temperature)
-        sums["untempered_bins"], sums["untempered_brier"] = reliability(before, truth, pred), brier_sum(before, truth)
+        before = tempered(probabilities, 1 / settings.temperature, multilabel)
+        sums["untempered_bins"] = reliability(before, truth, pred, multilabel)
+        sums["untempered_brier"] = brier_sum(before, truth, multilabel)
     if settings.tune and channels == 1:
         sums["thresholds"] = _threshold_histograms(probabilities[..., 0], truth)
     if settings.threshold is not None:
         sums["tuned"] = confusion_counts(truth, to_labels(probabilities, settings.threshold))
     if settings.sampled:
-        sampled = from_moments(maps[..., channels:])
+        sampled = from_moments(maps[..., channels:], multilabel)
         mean = np.ascontiguousarray(sampled.mean)
-        labels = to_labels(mean)
-        sums["mc_counts"] = confusion_counts(truth, labels, settings.classes)
-        sums["mc_bins"], sums["mc_brier"] = reliability(mean, truth, labels), brier_sum(mean, truth)
+        labels = to_labels(mean, multilabel=multilabel)
+        sums["mc_counts"] = confusion_counts(truth, labels, classes, multilabel)
+        sums["mc_bins"] = reliability(mean, truth, labels, multilabel)
+        sums["mc_brier"] = brier_sum(mean, truth, multilabel)
         for name in ("predictive_entropy", "expected_entropy", "mutual_information"):
             uncertainty[name] = getattr(sampled, name)
     valid = (truth != IGNORED).view(np.uint8)
@@ -79,7 +86,8 @@ def _distances(truth: np.ndarray, pred: np.ndarray, spacing, settings: Tally) ->
     scores = np.full((settings.classes, 2), np.nan)
     pred = np.where(truth == IGNORED, 0, pred)
     for index in range(1, settings.classes):
-        distances = boundary_distances(truth == index, pred == index, spacing)
+        masks = (has_class(labels, index, settings.multilabel) for labels in (truth, pred))
+        distances = boundary_distances(*masks, spacing)
         scores[index, 0] = hausdorff95_from_distances(distances)
         scores[index, 1] = surface_dice_from_distances(distances, settings.tolerance)
     return scores

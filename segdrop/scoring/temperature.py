@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from scipy import optimize, special
 
-from ..conventions import IGNORED, LEAST_DOUBT
+from ..conventions import IGNORED, LEAST_DOUBT, class_by_class
 
 RANGE = (0.1, 10.0)  # of temperatures
 PIXELS = 200_000  # are enough: the mean over them is known to a few thousandths
@@ -27,12 +27,13 @@ class Temperature:
     pixels: int
 
 
-def tempered(probabilities, temperature: float) -> np.ndarray:
+def tempered(probabilities, temperature: float, multilabel: bool = False) -> np.ndarray:
     """Probabilities with their logits divided by a temperature, which leaves the most probable class what it is.
 
     Args:
         probabilities: float32 (..., C); C = 1 is that of the foreground.
         temperature: positive; its inverse undoes it.
+        multilabel: each channel is a probability by itself.
 
     Example:
         >>> [round(float(p), 3) for p in tempered([0.9], 2.0)]  # sigmoid(log(9) / 2) = 3 / 4
@@ -46,18 +47,19 @@ def tempered(probabilities, temperature: float) -> np.ndarray:
     probabilities = np.asarray(probabilities, np.float32)
     if temperature == 1:
         return probabilities
-    if probabilities.shape[-1] == 1:
+    if multilabel or probabilities.shape[-1] == 1:
         logits = special.logit(np.clip(probabilities, LEAST_DOUBT, 1 - LEAST_DOUBT))
         return special.expit(logits / np.float32(temperature))
     return special.softmax(np.log(np.maximum(probabilities, LEAST_DOUBT)) / np.float32(temperature), axis=-1)
 
 
-def fit_temperature(probabilities, truth) -> Temperature | None:
+def fit_temperature(probabilities, truth, multilabel: bool = False) -> Temperature | None:
     """The temperature at which the truth is most likely.
 
     Args:
         probabilities: float32 (N, C) of pixels.
         truth: uint8 (N,), class indices.
+        multilabel: the truth is sums of the classes' bits; each class of a pixel is a case by itself.
 
     Returns:
         None where it cannot be told: without pixels, or where it lies outside of `RANGE`, as where every pixel is
@@ -73,6 +75,9 @@ def fit_temperature(probabilities, truth) -> Temperature | None:
         Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
     probabilities, truth = np.asarray(probabilities, np.float32), np.asarray(truth, int)
+    if multilabel:
+        truth = np.concatenate(class_by_class(truth, probabilities.shape[1] + 1, True))
+        probabilities = probabilities.T.reshape(-1, 1)
     if not len(truth):
         return None
 

@@ -9,11 +9,13 @@ SMALLEST = float(np.finfo(np.float32).tiny)  # a probability whose logarithm is 
 
 @dataclasses.dataclass(frozen=True)
 class Uncertainty:
-    """What samples of a prediction say, for each pixel; C is 1 for binary networks, whose entropies are Bernoulli's.
+    """What samples of a prediction say, for each pixel; C is 1 for binary networks, whose entropies are Bernoulli's;
+    those of overlapping classes are sums of such.
 
     Attributes:
         mean: float32 (..., C), 0..1, mean probability.
-        predictive_entropy: float32 (...), nats, 0..ln(max(C, 2)): entropy of the mean; total uncertainty.
+        predictive_entropy: float32 (...), nats, 0..ln(max(C, 2)), or 0..C ln 2 where classes overlap: entropy of the
+            mean; total uncertainty.
         expected_entropy: float32 (...), nats: mean entropy of the samples; what they agree to be unsure of.
         mutual_information: float32 (...), nats: the difference of the two; how much the samples disagree.
         std: float32 (..., C): standard deviation of the probability over the samples.
@@ -38,8 +40,9 @@ class Uncertainty:
         return float(self.predictive_entropy.mean())
 
 
-def entropy(probabilities) -> np.ndarray:
-    """Entropy in nats, float32 (...), of probabilities (..., C); for C = 1 that of p and 1 - p.
+def entropy(probabilities, multilabel: bool = False) -> np.ndarray:
+    """Entropy in nats, float32 (...), of probabilities (..., C); for C = 1 that of p and 1 - p, for `multilabel` the
+    sum of these over the classes.
 
     Example:
         >>> entropy([[0.5], [0.9]]).round(3)
@@ -47,11 +50,13 @@ def entropy(probabilities) -> np.ndarray:
     """
     p = np.asarray(probabilities, np.float32)
     # Channel by channel: a sum over a short last axis takes NumPy several times as long.
-    channels = [p[..., 0], 1 - p[..., 0]] if p.shape[-1] == 1 else [p[..., i] for i in range(p.shape[-1])]
+    channels = [p[..., i] for i in range(p.shape[-1])]
+    if multilabel or len(channels) == 1:
+        channels += [1 - channel for channel in channels]
     return -sum(channel * np.log(np.maximum(channel, SMALLEST)) for channel in channels)
 
 
-def moments(probabilities) -> np.ndarray:
+def moments(probabilities, multilabel: bool = False) -> np.ndarray:
     """What one sample gives to the means: p, p squared and the entropy, float32 (..., 2C + 1), of p, (..., C).
 
     Example:
@@ -59,10 +64,10 @@ def moments(probabilities) -> np.ndarray:
         array([0.5  , 0.25 , 0.693], dtype=float32)
     """
     p = np.asarray(probabilities, np.float32)
-    return np.concatenate([p, p * p, entropy(p)[..., None]], axis=-1)
+    return np.concatenate([p, p * p, entropy(p, multilabel)[..., None]], axis=-1)
 
 
-def from_moments(means: np.ndarray) -> Uncertainty:
+def from_moments(means: np.ndarray, multilabel: bool = False) -> Uncertainty:
     """The scores that follow from the means of `moments` over samples, (..., 2C + 1).
 
     Example:
@@ -73,7 +78,7 @@ def from_moments(means: np.ndarray) -> Uncertainty:
     """
     classes = means.shape[-1] // 2
     mean, square, expected = means[..., :classes], means[..., classes:-1], means[..., -1]
-    total = entropy(mean)
+    total = entropy(mean, multilabel)
     return Uncertainty(
         mean=mean,
         predictive_entropy=total,

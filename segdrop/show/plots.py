@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..conventions import IGNORED
+from ..conventions import IGNORED, OVERLAPPING, has_class
 
 # Of the foreground classes, in turn: first those that stand out from greys and from stained and living tissue.
 _ORDER = (9, 1, 8, 2, 0, 3, 6, 4, 5, 7)
@@ -32,21 +32,37 @@ def visible(image: np.ndarray, context: int = 0) -> np.ndarray:
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.ndarray:
-    """Colour the foreground classes of `labels`, uint8 (H, W), over `image`, (H, W, 3), 0..255; uint8 (H, W, 3)."""
+def colours_of(multilabel: bool = False) -> np.ndarray:
+    """The colour of each number that a mask can hold, float (256, 3), 0..255; of 0 and IGNORED it means nothing."""
+    numbers = np.arange(256)
+    if not multilabel:
+        return PALETTE[(numbers - 1) % len(PALETTE)]
+    shown = np.stack([has_class(numbers, index, True) for index in range(1, OVERLAPPING + 1)], axis=1)
+    return shown @ PALETTE[:OVERLAPPING] / np.maximum(shown.sum(axis=1, keepdims=True), 1)
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45, multilabel: bool = False) -> np.ndarray:
+    """Colour the foreground classes of `labels`, uint8 (H, W), over `image`, (H, W, 3), 0..255; uint8 (H, W, 3).
+
+    Where classes overlap the colour is the mean of theirs.
+    """
     foreground = (labels > 0) & (labels != IGNORED)
     picture = np.asarray(image, np.float32).copy()
-    colours = PALETTE[(labels[foreground].astype(int) - 1) % len(PALETTE)]
-    picture[foreground] = (1 - opacity) * picture[foreground] + opacity * colours
+    picture[foreground] = (1 - opacity) * picture[foreground] + opacity * colours_of(multilabel)[labels[foreground]]
     return picture.round().clip(0, 255).astype(np.uint8)
 
 
-def errors(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, opacity: float = 0.7) -> np.ndarray:
+def errors(
+    image: np.ndarray, truth: np.ndarray, pred: np.ndarray, opacity: float = 0.7, multilabel: bool = False
+) -> np.ndarray:
     """Colour the foreground that a prediction misses, in `MISSED`, and what it finds elsewhere, in `FALSE`, over
-    `image`, (H, W, 3), 0..255, made grey; uint8 (H, W, 3). What it takes for another class is missed."""
+    `image`, (H, W, 3), 0..255, made grey; uint8 (H, W, 3). What it takes for another class is missed, and so is each of
+    several classes that overlap."""
     scored = truth != IGNORED
     picture = np.repeat(np.asarray(image, np.float32).mean(axis=-1, keepdims=True), 3, axis=-1)
-    for where, colour in (((truth > 0) & (pred != truth), MISSED), ((truth == 0) & (pred > 0), FALSE)):
+    missed = truth & ~pred if multilabel else (truth > 0) & (pred != truth)
+    false = (pred & ~truth > 0) & (missed == 0) if multilabel else (truth == 0) & (pred > 0)
+    for where, colour in ((missed > 0, MISSED), (false, FALSE)):
         picture[where & scored] = (1 - opacity) * picture[where & scored] + opacity * colour
     return picture.round().clip(0, 255).astype(np.uint8)
 
@@ -56,7 +72,7 @@ def heat(values: np.ndarray, highest: float) -> np.ndarray:
     return (colormaps["magma"](np.asarray(values, np.float32) / highest)[..., :3] * 255).round().astype(np.uint8)
 
 
-def panel(image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> np.ndarray:
+def panel(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, multilabel: bool = False) -> np.ndarray:
     """Image, truth and prediction side by side, without the ignored rows and columns at the end; uint8 (H, 3W, 3)."""
     inside = truth != IGNORED
     if inside.any():
@@ -64,7 +80,8 @@ def panel(image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> np.ndarray:
     else:
         height, width = truth.shape
     image, truth, pred = image[:height, :width], truth[:height, :width], pred[:height, :width]
-    return np.concatenate([overlay(image, np.zeros_like(truth)), overlay(image, truth), overlay(image, pred)], axis=1)
+    shown = (np.zeros_like(truth), truth, pred)
+    return np.concatenate([overlay(image, labels, multilabel=multilabel) for labels in shown], axis=1)
 
 
 def save_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -78,12 +78,21 @@ class MonteCarlo:
         samples: number of samples, at least 1.
         seed: the same seed and key give the same samples.
         rate: a rate for all dropout layers instead of their own.
+        multilabel: each output channel is a probability by itself.
 
     Raises:
         InputError: the model has no dropout, or none that its output depends on.
     """
 
-    def __init__(self, model: keras.Model, samples: int, seed: int = 0, rate: float | None = None):
+    def __init__(
+        self,
+        model: keras.Model,
+        samples: int,
+        seed: int = 0,
+        rate: float | None = None,
+        multilabel: bool = False,
+    ):
+        self._multilabel = multilabel
         self.samples, self.seed = check_whole(samples, "samples"), check_whole(seed, "seed", minimum=0)
         twin = monte_carlo(model, rate=rate, seed=seed)
         self._before, self._after, layers = _split(twin)
@@ -117,7 +126,7 @@ class MonteCarlo:
         if count not in self._samplers:
             inputs = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in self._after.inputs]
             outputs = self._after([_Repeat(count)(tensor) for tensor in inputs])
-            self._samplers[count] = keras.Model(inputs, _SumMoments(count)(outputs))
+            self._samplers[count] = keras.Model(inputs, _SumMoments(count, self._multilabel)(outputs))
         return self._samplers[count]
 
 
@@ -233,12 +242,12 @@ class _Repeat(keras.layers.Layer):
 class _SumMoments(keras.layers.Layer):
     """`moments` in the graph, summed over the `count` samples of each image."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, multilabel: bool):
         super().__init__(dtype="float32")
-        self.count = count
+        self.count, self.multilabel = count, multilabel
 
     def call(self, p):
-        whole = ops.concatenate([p, 1 - p], axis=-1) if p.shape[-1] == 1 else p
+        whole = ops.concatenate([p, 1 - p], axis=-1) if self.multilabel or p.shape[-1] == 1 else p
         spread = -ops.sum(whole * ops.log(ops.maximum(whole, SMALLEST)), axis=-1, keepdims=True)
         each = ops.concatenate([p, p * p, spread], axis=-1)
         shape = ops.shape(each)

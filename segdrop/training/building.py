@@ -1,7 +1,7 @@
 """The network that a configuration describes, and the record of what was built."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -46,7 +46,7 @@ def find_weights(config: TrainConfig) -> str:
         return "random"
 
 
-def build_model(config: TrainConfig, class_names, weights: str | None, precision: str) -> keras.Model:
+def build_model(config: TrainConfig, class_names: Sequence[str], weights: str | None, precision: str) -> keras.Model:
     """The network with the encoder's weights as `find_weights` has found them, None being random ones, too; those of an
     earlier run are `start_from`'s to load."""
     weights = None if weights == "random" or config.encoder_from_run else weights
@@ -56,7 +56,8 @@ def build_model(config: TrainConfig, class_names, weights: str | None, precision
         model = build_unet(
             config.encoder,
             input_shape=(None, None, config.input_channels),
-            classes=1 if len(class_names) == 2 and config.classes != 2 else len(class_names),
+            classes=_outputs(config, len(class_names)),
+            activation="sigmoid" if config.multilabel else None,
             encoder_weights=weights,
             encoder_dropout=config.encoder_dropout,
             kind=config.kind,
@@ -72,6 +73,13 @@ def build_model(config: TrainConfig, class_names, weights: str | None, precision
         )
     _check_registered(model, config)
     return model
+
+
+def _outputs(config: TrainConfig, classes: int) -> int:
+    """How many channels the network gives for so many classes, the background counted."""
+    if config.multilabel:
+        return classes - 1
+    return 1 if classes == 2 and config.classes != 2 else classes
 
 
 def _check_registered(model: keras.Model, config: TrainConfig) -> None:

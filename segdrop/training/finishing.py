@@ -52,12 +52,13 @@ def finish(
     model = keras.saving.load_model(run_dir / MODEL, compile=False)
     recalibration = recalibrate(model, run_dir / MODEL, samples) if samples.config.recalibrate_batchnorm else None
     dataset, metrics, rows = samples.dataset, {}, {}
+    multilabel = dataset.multilabel
     fitted = temperature_of(model, samples) if calibrate else None
     temperature = fitted.value if fitted else 1.0
     for name in splits:
         if len(samples.split[name]):
             scores, rows[name] = score_images(
-                lambda images: tempered(model.predict_on_batch(images), temperature),
+                lambda images: tempered(model.predict_on_batch(images), temperature, multilabel),
                 samples.evaluation(name),
                 dataset.class_names,
                 temperature=temperature,
@@ -89,7 +90,7 @@ def temperature_of(model: keras.Model, samples: Samples) -> Temperature | None:
         for _, truths, maps in predictions(model.predict_on_batch, samples.evaluation("val"))
         for probabilities, truth in zip(maps, truths, strict=True)
     ]
-    return fit_temperature(*map(np.concatenate, zip(*drawn, strict=True)))
+    return fit_temperature(*map(np.concatenate, zip(*drawn, strict=True)), samples.dataset.multilabel)
 
 
 def recalibrate(model: keras.Model, path: Path, samples: Samples) -> dict:
@@ -121,9 +122,9 @@ def example_panels(model: keras.Model, samples: Samples, count: int) -> tuple[li
     batches = samples.evaluation("val" if len(samples.split["val"]) else "train")
     members = [batch[0] for batch in batches.plan]
     chosen = [members[i] for i in np.linspace(0, len(members) - 1, min(count, len(members))).round().astype(int)]
-    panels, context = [], samples.config.context_slices
+    panels, context, multilabel = [], samples.config.context_slices, samples.dataset.multilabel
     for index in chosen:
         images, truth = batches.read([index])
-        predicted = to_labels(model.predict_on_batch(images))[0]
-        panels.append(plots.panel(plots.visible(images[0], context), truth[0, ..., 0], predicted))
+        predicted = to_labels(model.predict_on_batch(images), multilabel=multilabel)[0]
+        panels.append(plots.panel(plots.visible(images[0], context), truth[0, ..., 0], predicted, multilabel))
     return panels, [samples.dataset.ids[index] for index in chosen]

@@ -9,7 +9,7 @@ from keras import ops
 from ..conventions import IGNORED
 
 LOSSES = ("dice_ce", "dice", "focal", "tversky")
-# Each for one output channel and for several.
+# Each for channels that are probabilities by themselves, and for channels that add up to 1.
 _CROSSENTROPY = (keras.losses.binary_crossentropy, keras.losses.categorical_crossentropy)
 _FOCAL = (
     keras.losses.binary_focal_crossentropy,
@@ -30,10 +30,13 @@ class SegmentationLoss(keras.losses.Loss):
 
     Args:
         name: one of `LOSSES`.
-        class_weights: a positive number for each class, background first; None: all alike.
+        class_weights: a positive number for each class, background first; None: all alike. Where classes overlap the
+            background's is of the pixels that do not have a class, in that class's part.
+        multilabel: classes overlap: cross-entropy and focal are means over pixels and classes, each yes or no.
 
     Call arguments:
-        y_true: (N, H, W, 1) class indices, IGNORED (255) where not scored.
+        y_true: (N, H, W, 1) class indices, or sums of the classes' bits (see `segdrop.conventions`); IGNORED (255)
+            where not scored.
         y_pred: (N, H, W, C) probabilities in 0..1; C = 1 for a binary model.
 
     Example:
@@ -50,17 +53,21 @@ class SegmentationLoss(keras.losses.Loss):
         name: str = "dice_ce",
         reduction: str = "sum_over_batch_size",
         class_weights: Sequence[float] | None = None,
+        multilabel: bool = False,
     ):
         if name not in LOSSES:
             raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, got {name!r}.")
         super().__init__(name=name, reduction=reduction)
         self.class_weights = class_weights and tuple(class_weights)
+        self.multilabel = multilabel
 
     def call(self, y_true, y_pred):
         y_true = ops.cast(y_true, "int32")
         valid = ops.cast(y_true != IGNORED, y_pred.dtype)
         classes = y_pred.shape[-1]
-        if classes == 1:
+        if self.multilabel:
+            truth = ops.cast(bits(y_true, classes), y_pred.dtype)
+        elif classes == 1:
             truth = ops.cast(y_true == 1, y_pred.dtype)
         else:
             truth = ops.one_hot(ops.squeeze(y_true, -1), classes, dtype=y_pred.dtype)  # all zero where ignored
@@ -72,7 +79,7 @@ class SegmentationLoss(keras.losses.Loss):
         return overlap
 
     def _overlap(self, truth, pred, valid):
-        if truth.shape[-1] > 1:
+        if truth.shape[-1] > 1 and not self.multilabel:
             truth, pred = truth[..., 1:], pred[..., 1:]
         truth, pred = truth * valid, pred * valid
         # Keras's `alpha` weighs truth that the prediction misses, whatever its docstring calls it; at 0.5 each,
@@ -86,15 +93,28 @@ class SegmentationLoss(keras.losses.Loss):
 
     def _pixelwise(self, truth, pred, valid, functions):
         binary, categorical = functions
-        loss = (binary if truth.shape[-1] == 1 else categorical)(truth, pred)
-        weights = ops.squeeze(valid, -1)
-        if self.class_weights:
-            shares = ops.concatenate([1 - truth, truth], axis=-1) if truth.shape[-1] == 1 else truth
-            weights = weights * ops.sum(shares * ops.convert_to_tensor(self.class_weights, truth.dtype), axis=-1)
-        return ops.sum(loss * weights, axis=(1, 2)) / _or_one(ops.sum(weights, axis=(1, 2)))
+        weights = self.class_weights and ops.convert_to_tensor(self.class_weights, truth.dtype)
+        if truth.shape[-1] == 1 or self.multilabel:
+            loss = binary(truth[..., None], pred[..., None])  # of each class by itself
+            of_each = ops.ones_like(truth) if weights is None else truth * weights[1:] + (1 - truth) * weights[0]
+        else:
+            loss = categorical(truth, pred)[..., None]
+            of_each = ops.ones_like(valid) if weights is None else ops.sum(truth * weights, axis=-1, keepdims=True)
+        of_each = of_each * valid
+        return ops.sum(loss * of_each, axis=(1, 2, 3)) / _or_one(ops.sum(of_each, axis=(1, 2, 3)))
 
     def get_config(self):
-        return {"name": self.name, "reduction": self.reduction, "class_weights": self.class_weights}
+        return {
+            "name": self.name,
+            "reduction": self.reduction,
+            "class_weights": self.class_weights,
+            "multilabel": self.multilabel,
+        }
+
+
+def bits(labels, classes: int):
+    """Which classes each pixel has, int32 (N, H, W, classes), 0 or 1, of sums of their bits, int32 (N, H, W, 1)."""
+    return ops.mod(ops.floor_divide(labels, ops.convert_to_tensor([1 << i for i in range(classes)], "int32")), 2)
 
 
 def _or_one(total):

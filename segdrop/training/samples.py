@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from ..config.train import TrainConfig
+from ..conventions import IGNORED
 from ..data.augment import A, Sampler
 from ..data.batches import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
 from ..data.dataset import Dataset
-from ..data.fingerprint import read_each
+from ..data.fingerprint import class_pixels, read_each
 from ..errors import InputError
 
 
@@ -46,16 +47,19 @@ class Samples:
         if weights == "none":
             return None
         if weights == "auto":
-            masks = read_each(
-                self.dataset, self.split["train"], lambda _, mask: np.bincount(mask.ravel(), minlength=256)
-            )
-            return median_frequency(np.array(masks)[:, : len(names)])
+            measured = read_each(self.dataset, self.split["train"], lambda _, mask: self._pixels(mask))
+            return median_frequency(*map(np.array, zip(*measured, strict=True)))
         if len(weights) != len(names):
             raise InputError(
                 f"`class_weights` must be {len(names)} numbers, for {', '.join(names)}, got {len(weights)}: "
                 f"{' '.join(f'{weight:g}' for weight in weights)}."
             )
         return weights
+
+    def _pixels(self, mask: np.ndarray) -> tuple[np.ndarray, int]:
+        """Of a mask the pixels of each class, and all that are scored."""
+        names, multilabel = self.dataset.class_names, self.dataset.multilabel
+        return class_pixels(mask, len(names), multilabel), np.count_nonzero(mask != IGNORED)
 
     @property
     def steps(self) -> int:
@@ -90,17 +94,19 @@ class Samples:
         return Sampler(self.augmentation, self.config.crop_size)
 
 
-def median_frequency(counts: np.ndarray) -> tuple[float, ...]:
+def median_frequency(counts: np.ndarray, scored: np.ndarray) -> tuple[float, ...]:
     """Weights of the classes by median-frequency balancing: the median of all frequencies over the class's own.
 
     The frequency of a class is its share of the scored pixels of those images that have it. Of a class that no image
     has the weight is 1.
 
     Args:
-        counts: int (images, classes), scored pixels of each class.
+        counts: int (images, classes), pixels of each class.
+        scored: int (images,), all pixels that are scored.
 
     Example:
-        >>> median_frequency(np.array([[90, 10, 0], [50, 10, 40]]))  # frequencies 140 / 200, 20 / 200, 40 / 100
+        >>> counts = np.array([[90, 10, 0], [50, 10, 40]])
+        >>> median_frequency(counts, scored=np.array([100, 100]))  # frequencies 140 / 200, 20 / 200, 40 / 100
         (0.571, 4.0, 1.0)
 
     References:
@@ -108,8 +114,8 @@ def median_frequency(counts: np.ndarray) -> tuple[float, ...]:
         architecture", ICCV 2015.
     """
     there = counts > 0
-    scored = (there * counts.sum(axis=1, keepdims=True)).sum(axis=0)
-    frequencies = np.divide(counts.sum(axis=0), scored, out=np.full(counts.shape[1], np.nan), where=scored > 0)
+    within = (there * scored[:, None]).sum(axis=0)
+    frequencies = np.divide(counts.sum(axis=0), within, out=np.full(counts.shape[1], np.nan), where=within > 0)
     if not there.any():
         return (1.0,) * counts.shape[1]
     return tuple(np.nan_to_num(np.nanmedian(frequencies) / frequencies, nan=1.0).round(3).tolist())

@@ -106,11 +106,12 @@ class Session:
         return optimizer
 
     def _loss(self) -> SegmentationLoss:
-        return SegmentationLoss(self.config.loss, class_weights=self.samples.class_weights)
+        weights, multilabel = self.samples.class_weights, self.samples.dataset.multilabel
+        return SegmentationLoss(self.config.loss, class_weights=weights, multilabel=multilabel)
 
     def _metrics(self) -> list[keras.metrics.Metric]:
-        classes = len(self.samples.dataset.class_names)
-        return [Dice(classes, name="dice"), IoU(classes, name="iou")]
+        classes, multilabel = len(self.samples.dataset.class_names), self.samples.dataset.multilabel
+        return [metric(classes, name=metric.__name__.lower(), multilabel=multilabel) for metric in (Dice, IoU)]
 
     def _fit_phase(self, first: int, last: int) -> None:
         failures: list[Exception] = []

@@ -177,7 +177,7 @@ def _resume(config: TrainConfig) -> _Run:
     _check_same(config, record.config, run_dir)
     history = load_history(run_dir)
     remove_partial(run_dir)
-    dataset = open_configured(config, classes=record.classes)
+    dataset = open_configured(config, outputs=record.classes)
     if record.data_sha256 != dataset.digest:
         raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
     split = {name: recorded_split(run_dir, dataset, name) for name in ("train", "val", "test")}

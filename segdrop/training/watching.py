@@ -40,6 +40,7 @@ class Watch(keras.callbacks.Callback):
         self._said = list(open_run(session.run_dir).warnings)
         self._window = window_of(session.epochs, session.steps)
         self._names = session.samples.dataset.class_names
+        self._multilabel = session.samples.dataset.multilabel
         self._unseen = np.zeros(len(self._names), int)  # epochs in a row without a pixel predicted as the class
         self._compared = -math.inf  # the epoch in which training crops were last predicted as in use
 
@@ -74,8 +75,8 @@ class Watch(keras.callbacks.Callback):
         """The same crops with BatchNorm's running statistics as with those of their batch, if that is much worse."""
         session, counts = self._session, 0
         for images, truth in session.samples.training(epoch, epoch + 1).take(_BATCHES):
-            labels = to_labels(session.model.predict_on_batch(images))
-            counts = counts + confusion_counts(truth[..., 0], labels, len(self._names))
+            labels = to_labels(session.model.predict_on_batch(images), multilabel=self._multilabel)
+            counts = counts + confusion_counts(truth[..., 0], labels, len(self._names), self._multilabel)
         return drifted(
             session.history[-1]["dice"], foreground_mean(dice_from_counts(counts)), session.config.bn_momentum
         )

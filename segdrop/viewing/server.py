@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from ..conventions import has_class
 from ..errors import InputError
 from ..images.opening import stem
 from ..inference.writer import UNCERTAINTY_MEASURES
-from ..show.plots import PALETTE, heat
+from ..show.plots import colours_of, heat
 from .predictions import RESULT
 from .session import MOST_SAMPLES, Gone, Session
 
@@ -164,13 +165,17 @@ def _images(session: Session) -> flask.Blueprint:
     @images.get("/run")
     def run():
         names = network.class_names
+        numbers = np.arange(1 << network.channels if network.multilabel else len(names))
+        shown = np.stack([has_class(numbers, i, network.multilabel) for i in range(len(names))], axis=1)
+        colours = colours_of(network.multilabel)[numbers].round().astype(int).tolist()
         return {
             "name": str(network.path),
-            "classes": [
-                {"name": name, "colour": PALETTE[(i - 1) % len(PALETTE)].round().astype(int).tolist() if i else None}
-                for i, name in enumerate(names)
+            "classes": list(names),
+            "values": [
+                {"classes": np.flatnonzero(classes).tolist(), "colour": colour if number else None}
+                for number, (classes, colour) in enumerate(zip(shown, colours, strict=True))
             ],
-            "channels": list(names) if network.channels > 1 else [names[-1]],
+            "channels": list(names[-network.channels :]),
             "measures": [*UNCERTAINTY_MEASURES],
             "threshold": network.threshold if network.channels == 1 else None,
             "unsampled": session.unsampled,

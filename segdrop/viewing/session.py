@@ -148,7 +148,7 @@ class Session:
         """Begin to predict the image, or find the prediction that is there; its number."""
         if samples and self.unsampled:
             raise InputError(self.unsampled)
-        if threshold is not None and self.network.channels > 1:
+        if threshold is not None and not self.network.takes_threshold:
             raise InputError("`threshold` has no effect on a network that takes the most probable of its classes.")
         if threshold == self.network.threshold:
             threshold = None

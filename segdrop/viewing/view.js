@@ -127,7 +127,7 @@ async function show(current) {
   at("highest").textContent = highest.toPrecision(2) + (at("measure").value < run.measures.length ? " nats" : "");
 }
 
-// Class indices of the slice: the mask's own, or where the threshold has been moved since what reaches it.
+// The mask of the slice: the mask's own, or where the threshold has been moved since what reaches it.
 const labels = () => threshold === maps.threshold ? maps.mask : maps.probability.map(p => p >= (threshold ?? run.threshold) ? 1 : 0);
 
 function drawMask() {
@@ -136,14 +136,16 @@ function drawMask() {
   if (!maps.mask) return;
   context.drawImage(maps.picture, 0, 0);
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height), found = labels();
-  const colours = run.classes.map(one => one.colour), counts = new Uint32Array(colours.length);
+  const colours = run.values.map(one => one.colour), numbers = new Uint32Array(colours.length);
   for (let i = 0; i < found.length; i++) {
     const colour = colours[found[i]];
-    counts[found[i]]++;
+    numbers[found[i]]++;
     if (colour) for (let c = 0; c < 3; c++) pixels.data[4 * i + c] += OPACITY * (colour[c] - pixels.data[4 * i + c]);
   }
   context.putImageData(pixels, 0, 0);
-  const percent = [...counts].slice(1).map((count, i) => `${run.classes[i + 1].name} ${(100 * count / found.length).toFixed(2)}%`);
+  const counts = new Uint32Array(run.classes.length);
+  run.values.forEach(({ classes }, value) => { for (const one of classes) counts[one] += numbers[value]; });
+  const percent = [...counts].slice(1).map((count, i) => `${run.classes[i + 1]} ${(100 * count / found.length).toFixed(2)}%`);
   at("share").textContent = `, ${percent.join(", ")}${open.slices === null ? "" : " of the slice"}`;
 }
 
@@ -171,7 +173,7 @@ function tellPixel(event) {
   const y = Math.floor((event.clientY - box.top - (box.height - side * canvas.height) / 2) / side);
   if (!maps?.mask || x < 0 || y < 0 || x >= canvas.width || y >= canvas.height) return;
   const i = y * canvas.width + x;
-  at("pixel").textContent = `Column ${x}, row ${y}: ${run.classes[labels()[i]].name}, ` +
+  at("pixel").textContent = `Column ${x}, row ${y}: ${run.values[labels()[i]].classes.map(one => run.classes[one]).join(" and ")}, ` +
     `probability ${maps.probability[i].toFixed(3)}, uncertainty ${maps.uncertainty[i].toPrecision(3)}.`;
 }
 
@@ -245,10 +247,10 @@ function describeRun() {
   for (const id of ["channel", "measure"]) at(`${id}-name`).textContent = at(id).selectedOptions[0].text;
   at("listed").hidden = run.files.length === 0;
   fill("file", run.files);
-  for (const { name, colour } of run.classes.filter(one => one.colour)) {
+  for (const { classes, colour } of run.values.filter(one => one.colour && one.classes.length === 1)) {
     const entry = document.createElement("span"), patch = document.createElement("i");
     patch.style.background = `rgb(${colour})`;
-    entry.append(patch, name);
+    entry.append(patch, run.classes[classes[0]]);
     at("legend").append(entry);
   }
 }
