@@ -90,7 +90,14 @@ def read_each(dataset: Dataset, indices: Iterable[int], function: Callable[[np.n
 
 
 def measure_of(dataset: Dataset, mask: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """`measure` of a mask of a data set."""
+    """`measure` of a mask of a data set.
+
+    Example:
+        >>> from segdrop.data.opening import open_dataset
+        >>> dataset = open_dataset("data/cells")
+        >>> measure_of(dataset, dataset.read(0)[1])[0].tolist()
+        [13616, 2768, 0, 16384]
+    """
     return measure(mask, len(dataset.class_names), dataset.multilabel)
 
 
