@@ -18,6 +18,7 @@ from test_layouts import GREY, lay, square
 import segdrop
 from segdrop import InputError, TrainConfig
 from segdrop.cli.main import main
+from segdrop.config.arms import arms_of
 from segdrop.conventions import IGNORED, OVERLAPPING, class_by_class
 from segdrop.data.fingerprint import fingerprint
 from segdrop.data.opening import open_configured, open_dataset
@@ -209,7 +210,7 @@ def test_shares_and_objects_are_each_class_s_own(tmp_path):
         ({"masks/disc/a.png": DISC[:30]}, "disc/a.png: its size differs from that of the image's other classes"),
         ({"masks/cup/a.png": CUP // 2 + DISC // 2}, "cup/a.png: a mask of one class is of 0 and another value"),
         ({"masks/cup/a.png": None, "masks/cup/b.png": None}, "masks of 1 class.*leave out --multilabel"),
-        ({f"masks/c{k}/{i}.png": CUP for k in range(7) for i in "ab"}, "at most 7 classes that overlap; .* 9 folders"),
+        ({f"masks/c{k}/{i}.png": CUP for k in range(7) for i in "ab"}, "at most 7 classes that overlap; .* has 9"),
         ({"classes.json": '["no", "disc", "rim"]'}, "each class of classes.json, disc, rim; there are: cup, disc"),
     ],
 )
@@ -222,6 +223,28 @@ def test_a_fault_is_found_and_named(tmp_path, change, words):
             (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=words):
         open_dataset(tmp_path, multilabel=True)
+
+
+def test_outlines_of_too_many_classes_are_refused(tmp_path):
+    lay(tmp_path, {"x.png": GREY})
+    shapes = [{"label": f"c{i}", "points": [[4, 8], [20, 8], [20, 24]], "shape_type": "polygon"} for i in range(9)]
+    told = {"shapes": shapes, "imagePath": "x.png", "imageHeight": 32, "imageWidth": 40}
+    (tmp_path / "x.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="at most 7 classes that overlap; .* has 9"):
+        open_dataset(tmp_path, multilabel=True)
+
+
+def test_masks_in_colours_cannot_overlap(tmp_path):
+    lay(tmp_path, {"images/a.png": GREY, "masks/a.png": np.stack([DISC] * 3, axis=-1)})
+    colours = {i: {"name": f"c{i}", "color": [c] * 3} for i, c in enumerate((0, 255, 7))}
+    (tmp_path / "classes.json").write_text(json.dumps(colours))
+    with pytest.raises(InputError, match="in colours, of which each is one class: give each class a folder of masks"):
+        open_dataset(tmp_path, multilabel=True)
+
+
+def test_arms_of_a_sweep_have_it_in_common():
+    with pytest.raises(InputError, match="arms must be scored on the same images"):
+        arms_of(segdrop.SweepConfig(grid={"multilabel": [True, False]}))
 
 
 def test_values_beyond_the_classes_are_named(tmp_path):

@@ -33,7 +33,10 @@ _FIXED = {
         "it is no part of an arm",
     ),
     **dict.fromkeys(
-        ("classes", "ignore_value", "spacing", "slice_axis", "channels", "context_slices", "stratify", "val_fraction"),
+        (
+            *("classes", "multilabel", "ignore_value", "spacing", "slice_axis", "channels", "context_slices"),
+            *("stratify", "val_fraction"),
+        ),
         "arms must be scored on the same images",
     ),
 }

@@ -187,7 +187,7 @@ def list_csv(path: Path, multilabel: bool = False) -> Listing:
         more = ", or image and one mask_NAME for each class NAME" if multilabel else ""
         raise InputError(f"{path} needs a header with the columns image and mask{more}.")
     listing = Listing()
-    if of_classes:
+    if len(of_classes) > 1:
         listing.names = dict(enumerate(["background", *(column.removeprefix("mask_") for column in masks)]))
     incomplete, repeated, missing = [], [], []
     for number, row in enumerate(rows, start=2):

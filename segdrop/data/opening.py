@@ -3,13 +3,13 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..config.train import TrainConfig, count_inputs
-from ..conventions import IGNORED
+from ..conventions import IGNORED, OVERLAPPING
 from ..errors import InputError
 from ..images.intensity import Intensity, rule_of
 from ..images.resampling import resampled_size
@@ -107,8 +107,10 @@ def open_dataset(
     path = find_data(path)
     listing = _list(path, images, masks, annotator, multilabel)
     names, colours, ignored = read_classes(path if path.is_dir() else path.parent)
-    names = names or listing.names
-    names = listing.names if any(truth.by_class for _, truth in listing.pairs.values()) else names
+    by_class = any(truth.by_class for _, truth in listing.pairs.values())
+    names = listing.names if by_class else names or listing.names
+    if multilabel:
+        _check_overlapping(path, names, bool(colours) and not by_class)
 
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
     store = Store(files, colours, slice_axis, channels, context_slices, cache_mb * 2**20)
@@ -175,6 +177,17 @@ def _list(path: Path, images: str | None, masks: str | None, annotator: str | No
     if not listing.pairs:
         raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
     return listing
+
+
+def _check_overlapping(path: Path, names: Mapping[int, str], in_colours: bool) -> None:
+    """Raise InputError where a mask of 8 bits cannot hold a bit of each class, or a colour stands for one."""
+    if len(names) > OVERLAPPING + 1:
+        raise InputError(f"`multilabel` takes at most {OVERLAPPING} classes that overlap; {path} has {len(names) - 1}.")
+    if in_colours:
+        raise InputError(
+            f"`multilabel` needs masks that can show two classes in a pixel; those of {path} are in colours, of which "
+            "each is one class: give each class a folder of masks."
+        )
 
 
 def _grid(entries: Sequence[Entry], target: float | None) -> tuple[list, list, list[str]]:

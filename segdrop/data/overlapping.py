@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from ..conventions import OVERLAPPING
 from ..errors import InputError
 from .layouts import Reading, read_layout
 from .naming import ROLES, role_of_folders, split_of, words_of
@@ -24,7 +23,7 @@ def read_by_class(
         names: of the classes, where they are given; else they are the folders', in the order of the alphabet.
 
     Raises:
-        InputError: the folders are not the classes', or there are too many of them.
+        InputError: the folders are not the classes'.
 
     Example:
         >>> reading, names = read_by_class(["images/7.png", "masks/cup/7.png", "masks/disc/7.png"], {})
@@ -40,11 +39,6 @@ def read_by_class(
         raise InputError(
             f"`multilabel` needs a folder of masks for each class of classes.json, {', '.join(wanted)}; there are: "
             f"{', '.join(found)}."
-        )
-    if len(found) > OVERLAPPING:
-        raise InputError(
-            f"`multilabel` takes at most {OVERLAPPING} classes that overlap; the masks lie in {len(found)} folders, "
-            f"from {found[0]} to {found[-1]}."
         )
     readings = [read_layout([file for file in files if classes[file] in (None, name)], annotator) for name in wanted]
     problems = [
