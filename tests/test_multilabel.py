@@ -26,6 +26,7 @@ from segdrop.data.plain import write_plain
 from segdrop.nets.temperature import TemperedProbabilities
 from segdrop.scoring.counts import confusion_counts, dice_from_counts, to_labels
 from segdrop.scoring.reliability import brier_sum, reliability
+from segdrop.scoring.tally import Tally
 from segdrop.scoring.temperature import fit_temperature, tempered
 from segdrop.scoring.uncertainty import entropy, from_moments, moments
 from segdrop.show import plots
@@ -57,6 +58,16 @@ def test_dice_of_each_class_is_that_of_its_own_mask():
     of_each = [metrics.f1_score(YES[:, i], P[SCORED][:, i] >= 0.5) for i in range(3)]
     of_none = metrics.f1_score(~YES.any(axis=1), ~(P[SCORED] >= 0.5).any(axis=1))
     np.testing.assert_allclose(dice, [of_none, *of_each])
+
+
+def test_distances_are_of_each_class_where_it_overlaps_too():
+    tally = Tally(3, sampled=False, tolerance=2, tune=False, threshold=None, multilabel=True)
+    truth = np.full((8, 8), 2, np.uint8)
+    truth[:, :4] = 3
+    p = np.ones((8, 8, 2), np.float32)
+    p[:, 2:, 0] = 0  # class 1 in two columns instead of four
+    tally.add([truth], [p], [None])
+    assert tally.images[0]["distances"][1:, 0].tolist() == [2, 0]
 
 
 def test_what_is_no_sum_of_bits_is_refused():
@@ -268,12 +279,13 @@ def test_a_number_of_classes_that_cannot_overlap_is_refused(classes):
 # A network whose answer is known: class 1 where red is bright, class 2 where green is.
 
 
-def channel_model(activation="sigmoid"):
+def channel_model(activation="sigmoid", slope=1.0):
     inputs = keras.Input((None, None, 3))
     dropped = keras.layers.SpatialDropout2D(0.2, seed=0, name="dropout")(inputs)
     pick = keras.layers.Conv2D(2, 1, activation=activation, name="pick")
     model = keras.Model(inputs, pick(dropped))
-    pick.set_weights([np.array([[1, 0], [0, 1], [0, 0]], "float32")[None, None], np.full(2, -128.5, "float32")])
+    kernel = slope * np.array([[[[1, 0], [0, 1], [0, 0]]]], "float32")
+    pick.set_weights([kernel, np.full(2, -128.5 * slope, "float32")])
     return model
 
 
@@ -336,13 +348,13 @@ def test_prediction_writes_bits_shares_and_a_map_for_each_class(run, tmp_path):
 
 
 def test_samples_have_the_entropy_of_each_class(run):
-    network, (image, _) = segdrop.load(run[0]), run[1]["p0"]
+    image = run[1]["p0"][0]
     unsure = segdrop.predict_uncertainty(run[0], image, samples=64, seed=0)
     p = unsure.mean.astype(np.float64)
     np.testing.assert_allclose(unsure.predictive_entropy, stats.bernoulli(p).entropy().sum(axis=-1), atol=1e-4)
-    sampler = MonteCarlo(network.model, 4, multilabel=True)
-    means = sampler.moments(image[None].astype(np.float32))
-    assert means.shape[-1] == 5
+    vague = channel_model(slope=0.02)
+    sample = MonteCarlo(vague, 1, multilabel=True).moments(image[None].astype(np.float32))
+    np.testing.assert_allclose(sample[..., -1], stats.bernoulli(sample[..., :2]).entropy().sum(axis=-1), rtol=1e-4)
 
 
 def test_the_exported_file_knows_its_classes_and_its_recipe_runs(run, tmp_path, monkeypatch):
