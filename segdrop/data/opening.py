@@ -106,12 +106,7 @@ def open_dataset(
     """
     path = find_data(path)
     listing = _list(path, images, masks, annotator, multilabel)
-    names, colours, ignored = read_classes(path if path.is_dir() else path.parent)
-    by_class = any(truth.by_class for _, truth in listing.pairs.values())
-    names = listing.names if by_class else names or listing.names
-    if multilabel:
-        _check_overlapping(path, names, bool(colours) and not by_class)
-
+    names, colours, ignored = _classes_of(path, listing, multilabel)
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
     store = Store(files, colours, slice_axis, channels, context_slices, cache_mb * 2**20)
     scans, rule = scan_files(store, intensity)
@@ -177,6 +172,16 @@ def _list(path: Path, images: str | None, masks: str | None, annotator: str | No
     if not listing.pairs:
         raise InputError("; ".join([*listing.problems, f"no image and mask pairs in {path}"]) + ".")
     return listing
+
+
+def _classes_of(path: Path, listing: Listing, multilabel: bool) -> tuple[dict[int, str], dict | None, set[int]]:
+    """What `read_classes` tells; names that it lacks are the listing's, and of masks by class they all are."""
+    names, colours, ignored = read_classes(path if path.is_dir() else path.parent)
+    by_class = any(truth.by_class for _, truth in listing.pairs.values())
+    names = listing.names if by_class else names or listing.names
+    if multilabel:
+        _check_overlapping(path, names, bool(colours) and not by_class)
+    return names, colours, ignored
 
 
 def _check_overlapping(path: Path, names: Mapping[int, str], in_colours: bool) -> None:
