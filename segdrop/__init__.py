@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .scoring.uncertainty import Uncertainty as Uncertainty
     from .surgery.dropout import insert_dropout as insert_dropout
     from .surgery.dropout import remove_dropout as remove_dropout
+    from .surgery.fast import fast as fast
     from .surgery.rebuild import insert_layers as insert_layers
     from .surgery.sampling import monte_carlo as monte_carlo
     from .surgery.schedules import DropoutSchedule as DropoutSchedule
@@ -52,6 +53,7 @@ _HOME = {
     "remove_dropout": "surgery.dropout",
     "monte_carlo": "surgery.sampling",
     "insert_layers": "surgery.rebuild",
+    "fast": "surgery.fast",
     "activations": "surgery.selection",
     "add_head": "nets.heads",
     "dropout_table": "nets.inspection",

@@ -100,9 +100,11 @@ def time_training(config: TrainConfig, dataset: Dataset, split: dict[str, np.nda
     validation = [session.validation.read(batch)[0] for batch in session.validation.plan[:_TIMED_STEPS]]
     building = time.monotonic() - started
     # The first call of each function includes tracing it.
-    tracing, *steps = [timed(model.train_on_batch, *batch) for batch in batches]
-    tracing += timed(model.predict_on_batch, validation[0])
-    image = float(np.median([timed(model.predict_on_batch, images) / len(images) for images in validation]))
+    tracing, *steps = [timed(session.trained.train_on_batch, *batch) for batch in batches]
+    tracing += timed(session.predicting.predict_on_batch, validation[0])
+    image = float(
+        np.median([timed(session.predicting.predict_on_batch, images) / len(images) for images in validation])
+    )
     epoch = session.steps * float(np.median(steps)) + len(split["val"]) * image
     # The best model is loaded, traced again and scored on two sets of images.
     return 2 * building + 2 * tracing + session.epochs * epoch + 2 * len(split["val"]) * image

@@ -11,6 +11,7 @@ from ..files import write_atomically, write_csv
 from ..folders.run import HISTORY, MODEL
 from ..folders.state import best_epoch, restore_state, save_state
 from ..nets.sites import encoder_layers, set_encoder_trainable
+from ..surgery.fast import fast
 from ..surgery.schedules import DropoutSchedule
 from .callbacks import Recorder, StopWhenNotFinite
 from .losses import SegmentationLoss
@@ -50,7 +51,8 @@ class Session:
         self.steps = samples.steps
         self.epochs = min(self.config.epochs, self.config.stop_after or self.config.epochs)
         self.validation = samples.evaluation("val")
-        self.trained = model  # what is fitted: `model`, or its replicas on several devices
+        # What is fitted, and what predicts meanwhile: twins of `model` that share its weights, or replicas of it.
+        self.trained = self.predicting = fast(model)
 
     def fit(self) -> None:
         """Train the frozen and the free phase, from the first epoch that the history does not have."""
@@ -78,8 +80,7 @@ class Session:
         jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
         if self.strategy is not None:
             self.trained = replicate(self.model, self.strategy)
-            # To validate.
-            self.model.compile(loss=self._loss(), metrics=self._metrics(), jit_compile=jit_compile)
+            self.predicting.compile(loss=self._loss(), metrics=self._metrics(), jit_compile=jit_compile)
             jit_compile = False
         with (self.strategy or tf.distribute.get_strategy()).scope():
             self.trained.compile(
@@ -99,7 +100,9 @@ class Session:
             name="adamw",
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        encoder = (weight for layer in encoder_layers(self.trained) for weight in layer.trainable_weights)
+        # Of the layers that the twin shares with the model, Keras knows the model's calls.
+        network = self.model if self.strategy is None else self.trained
+        encoder = (weight for layer in encoder_layers(network) for weight in layer.trainable_weights)
         optimizer.scale_rate(encoder, config.encoder_lr)
         if self.strategy is not None and self.trained.dtype_policy.compute_dtype == "float16":
             return AgreedLossScale(optimizer)
@@ -118,7 +121,7 @@ class Session:
         validation = self.validation.as_tf_dataset(failures) if self.validation.plan else None
         update = []
         if self.strategy is not None:
-            update, validation = [UpdateOriginal(self.model, validation)], None
+            update, validation = [UpdateOriginal(self.predicting, validation)], None
         try:
             self.trained.fit(
                 self.samples.training(first, last, failures),
@@ -165,7 +168,7 @@ class Session:
         (classes, 3); None where there was none."""
         counts = [
             np.asarray(metric.counts).T
-            for outer in self.model.metrics
+            for outer in self.predicting.metrics
             for metric in getattr(outer, "metrics", ())
             if isinstance(metric, Dice)
         ]

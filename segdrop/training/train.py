@@ -89,7 +89,7 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     events = run_dir / "tensorboard"
     callbacks = [
         keras.callbacks.TensorBoard(events, write_graph=False),
-        TensorBoardPanels(events / "images", lambda: example_panels(model, samples, 3)[0]),
+        TensorBoardPanels(events / "images", lambda: example_panels(session.predicting, samples, 3)[0]),
     ]
     session = Session(
         run_dir,

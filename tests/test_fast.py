@@ -1,0 +1,316 @@
+"""The fast twin: the same network with the same weights, of operations that take less time."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import assert_passes_under_jax, randomise
+from keras import layers
+from standin import build_small_unet
+
+import segdrop
+from segdrop import build_unet, fast
+from segdrop.training.device import precision_policy
+
+tensorflow_only = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="fused under TensorFlow alone")
+
+
+def images(count=2, side=32, channels=3, seed=0):
+    return np.random.default_rng(seed).uniform(0, 255, (count, side, side, channels)).astype("float32")
+
+
+def exchanged(twin):
+    """How many layers of a twin are of each kind, of those that are not Keras's own."""
+    kinds = [type(layer).__name__ for layer in twin._flatten_layers()]
+    return kinds.count("_FusedBatchNorm"), kinds.count("_PaddedConv")
+
+
+def padded_network(*middle, filters=4, side=None, **options):
+    """Padding, a convolution, and what `middle` has between and after them."""
+    image = keras.Input((side, side, 3))
+    x = image
+    for layer in middle or (layers.ZeroPadding2D(1), layers.Conv2D(filters, 3, **options)):
+        x = layer(x)
+    return randomise(keras.Model(image, x))
+
+
+# What is exchanged, and what is not
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    ("encoder", "norms", "convolutions"),
+    [("resnet18", 29, 13), ("resnet34", 45, 29), ("torchvision_resnet18", 30, 0), ("seresnet18", 29, 13)],
+)
+def test_all_batchnorms_and_the_padding_before_all_convolutions_of_stride_1_are_exchanged(encoder, norms, convolutions):
+    model = build_unet(encoder, encoder_weights=None)
+    twin = fast(model)
+    assert exchanged(twin) == (norms, convolutions)
+    pads = [layer for layer in model.layers if isinstance(layer, layers.ZeroPadding2D)]
+    assert len(pads) - sum(isinstance(layer, layers.ZeroPadding2D) for layer in twin.layers) == convolutions
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation"), [(3, 1, 1), (5, 2, 1), (3, 2, 2), ((1, 3), (0, 1), 1), (1, 0, 1)]
+)
+def test_padding_that_is_the_convolutions_own_goes_into_it_exactly(kernel, padding, dilation):
+    model = padded_network(
+        layers.ZeroPadding2D(padding), layers.Conv2D(4, kernel, dilation_rate=dilation, activation="relu")
+    )
+    twin = fast(model)
+    assert exchanged(twin) == (0, 1)
+    assert twin.output_shape == model.output_shape
+    np.testing.assert_array_equal(twin(images()), model(images()))
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda: (layers.ZeroPadding2D(1), layers.Conv2D(4, 3, strides=2)),
+        lambda: (layers.ZeroPadding2D(((0, 1), (0, 1))), layers.Conv2D(4, 2)),
+        lambda: (layers.ZeroPadding2D(2), layers.Conv2D(4, 3)),
+        lambda: (layers.ZeroPadding2D(1), layers.Conv2D(4, 4)),
+        lambda: (layers.ZeroPadding2D(1), layers.Conv2D(4, 3, padding="same")),
+        lambda: (layers.ZeroPadding2D(1), layers.DepthwiseConv2D(3)),
+        lambda: (layers.ZeroPadding2D(1), layers.MaxPooling2D(3, 1)),
+        lambda: (layers.ZeroPadding2D(1),),
+    ],
+    ids=["stride", "one side", "too much", "too little", "twice", "depthwise", "pooling", "the output"],
+)
+def test_other_padding_stays(middle):
+    model = padded_network(*middle())
+    twin = fast(model)
+    assert exchanged(twin) == (0, 0)
+    np.testing.assert_array_equal(twin(images()), model(images()))
+
+
+def test_padding_stays_where_something_else_reads_it_or_it_is_called_twice():
+    image = keras.Input((None, None, 3))
+    pad, convolution = layers.ZeroPadding2D(1), layers.Conv2D(3, 3)
+    read_twice = keras.Model(image, [convolution(pad(image)), layers.MaxPooling2D(2)(pad.output)])
+    also_output = keras.Model(image, [convolution.output, pad.output])
+    pad, convolution = layers.ZeroPadding2D(1), layers.Conv2D(3, 3)
+    called_twice = keras.Model(image, convolution(pad(convolution(pad(image)))))
+    for model in (read_twice, also_output, called_twice):
+        twin = fast(randomise(model))
+        assert exchanged(twin) == (0, 0)
+        for ours, theirs in zip(*(keras.tree.flatten(m(images())) for m in (twin, model)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_two_convolutions_take_the_padding_that_they_share():
+    image = keras.Input((None, None, 3))
+    padded = layers.ZeroPadding2D(1)(image)
+    model = randomise(keras.Model(image, layers.Add()([layers.Conv2D(4, 3)(padded), layers.Conv2D(4, 3)(padded)])))
+    twin = fast(model)
+    assert exchanged(twin) == (0, 2)
+    np.testing.assert_array_equal(twin(images()), model(images()))
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: layers.BatchNormalization(axis=1),
+        lambda: layers.BatchNormalization(axis=2),
+        lambda: layers.BatchNormalization(dtype="float64"),
+        lambda: layers.BatchNormalization(synchronized=True),
+        lambda: layers.LayerNormalization(),
+        lambda: type("Own", (layers.BatchNormalization,), {})(),
+    ],
+    ids=["rows", "columns", "float64", "synchronized", "layer", "own class"],
+)
+def test_a_norm_that_the_operation_does_not_know_stays(norm):
+    model = padded_network(norm(), side=32)
+    twin = fast(model)
+    assert exchanged(twin) == (0, 0)
+    np.testing.assert_array_equal(twin(images()), model(images()))
+
+
+def test_norms_of_vectors_stay():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3), layers.BatchNormalization()])
+    assert exchanged(fast(model)) == (0, 0)
+
+
+@tensorflow_only
+def test_norms_within_nested_models_are_exchanged():
+    inner = keras.Sequential([keras.Input((None, None, 3)), layers.BatchNormalization(), layers.ReLU()], name="inner")
+    image = keras.Input((None, None, 3))
+    model = randomise(keras.Model(image, inner(inner(image))))
+    twin = fast(model)
+    assert exchanged(twin) == (1, 0)
+    np.testing.assert_allclose(twin(images()), model(images()), rtol=1e-5, atol=1e-5)
+
+
+# One set of weights
+
+
+def test_the_twin_has_the_variables_of_the_model_in_its_order_and_the_names_of_its_layers():
+    model = build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2, seed=1)
+    twin = fast(model)
+    for kind in ("variables", "trainable_variables", "non_trainable_variables"):
+        ours, theirs = getattr(twin, kind), getattr(model, kind)
+        assert len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
+    assert {layer.name for layer in model.layers} - {layer.name for layer in twin.layers} == {
+        layer.name for layer in model.layers if isinstance(layer, layers.ZeroPadding2D)
+    } - {layer.name for layer in twin.layers}
+
+
+@tensorflow_only
+def test_what_the_twin_has_learnt_is_saved_with_the_model_which_loads_in_safe_mode_and_without_segdrop(tmp_path):
+    model = build_small_unet(encoder_dropout=0.2)
+    twin = fast(model)
+    twin.compile("sgd", "mse")
+    before = model.get_weights()
+    twin.fit(images(), images(channels=1) > 128, verbose=0)
+    assert all(np.any(a != b) for a, b in zip(before, model.get_weights(), strict=True))
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_array_equal(loaded(images()), model(images()))
+    assert all(type(layer).__module__.startswith("keras.") for layer in loaded.layers)
+    fresh = build_small_unet(encoder_dropout=0.2)
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(fresh(images()), model(images()))
+
+
+def test_a_model_is_left_as_it_was():
+    model = build_small_unet()
+    config, weights = model.get_config(), model.get_weights()
+    fast(model)
+    assert model.get_config() == config
+    assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
+
+
+# The same numbers
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("momentum", [0.9, 0.99])
+def test_a_norm_gives_the_outputs_gradients_and_statistics_of_keras(scale, center, momentum):
+    def trained(make_twin):
+        norm = layers.BatchNormalization(scale=scale, center=center, momentum=momentum, epsilon=1e-3)
+        image = keras.Input((None, None, 3))
+        first = layers.Conv2D(3, 1, name="before")  # whose gradient goes through the norm
+        model = randomise(keras.Model(image, norm(first(image))))
+        fitted = make_twin(model)
+        fitted.compile(keras.optimizers.SGD(0.1), "mse")
+        x = images(side=5) / 255
+        for step in range(3):
+            fitted.train_on_batch(x, np.roll(x, step, axis=2))
+        return [*model.get_weights(), np.asarray(fitted(x, training=True)), np.asarray(fitted(x, training=False))]
+
+    for ours, theirs in zip(trained(fast), trained(lambda model: model), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@tensorflow_only
+def test_the_moving_variance_is_of_the_batch_itself():
+    """By hand: of 0, 2, 4, 6 the variance is 5, and that of what they are a sample of is 20 / 3."""
+    model = keras.Sequential([keras.Input((2, 2, 1)), layers.BatchNormalization(momentum=0.0)])
+    twin = fast(model)
+    twin(np.array([0, 2, 4, 6], "float32").reshape(1, 2, 2, 1), training=True)
+    _, _, mean, variance = model.get_weights()
+    assert mean[0] == pytest.approx(3) and variance[0] == pytest.approx(5)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_in_half_precision_a_norm_is_as_near_to_float32_as_keras_is(precision):
+    def normalised(dtype, make_twin):
+        norm = layers.BatchNormalization(dtype=dtype)
+        model = randomise(keras.Model(image := keras.Input((None, None, 3)), norm(image)))
+        x = images(4) / 64
+        return np.asarray(keras.ops.cast(make_twin(model)(x, training=True), "float32"))
+
+    exact = normalised("float32", lambda model: model)
+    errors = [np.abs(normalised(f"mixed_{precision}", make) - exact).max() for make in (fast, lambda model: model)]
+    assert 0 < errors[0] <= 1.01 * errors[1]
+
+
+@tensorflow_only
+def test_a_training_of_the_unet_goes_as_keras_goes():
+    def history(make_twin):
+        keras.utils.set_random_seed(0)
+        model = build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2, spatial=True, seed=3, bn_momentum=0.9)
+        fitted = make_twin(model)
+        fitted.compile(keras.optimizers.SGD(1e-3), "binary_crossentropy")
+        losses = [fitted.train_on_batch(images(4, 64, seed=step), images(4, 64, 1, step) > 128) for step in range(5)]
+        return losses, model
+
+    (ours, fitted), (theirs, plain) = history(fast), history(lambda model: model)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    for a, b in zip(fitted.weights, plain.weights, strict=True):
+        scale = max(float(np.abs(b).max()), 1e-3)
+        np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=2e-3, err_msg=a.path)
+
+
+@tensorflow_only
+def test_a_frozen_norm_keeps_its_statistics_and_normalises_by_them():
+    model = padded_network(layers.Conv2D(3, 1), norm := layers.BatchNormalization())
+    norm.trainable = False
+    twin = fast(model)
+    twin.compile(keras.optimizers.SGD(1e-5), "mse")
+    before = norm.get_weights()
+    twin.train_on_batch(images(), images())
+    assert all(np.array_equal(a, b) for a, b in zip(before, norm.get_weights(), strict=True))
+    np.testing.assert_allclose(twin(images(), training=True), model(images(), training=False), rtol=1e-5, atol=1e-4)
+    norm.trainable = True
+    twin.compile(keras.optimizers.SGD(1e-5), "mse")
+    twin.train_on_batch(images(), images())
+    assert all(np.any(a != b) for a, b in zip(before, norm.get_weights(), strict=True))
+
+
+@tensorflow_only
+def test_a_mask_is_heeded():
+    x, mask = images(2, 4), np.arange(32).reshape(2, 4, 4) % 2 == 0
+
+    def outputs(make_twin):
+        model = padded_network(layers.BatchNormalization())
+        return np.asarray(make_twin(model).layers[-1](x, training=True, mask=mask)), model.get_weights()
+
+    (ours, weights), (theirs, expected) = outputs(fast), outputs(lambda model: model)
+    np.testing.assert_array_equal(ours, theirs)
+    for a, b in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+KINDS = (layers.Conv2D, layers.BatchNormalization)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("regularised", KINDS)
+def test_a_layer_that_adds_a_loss_of_its_output_stays(regularised):
+    of_conv, of_norm = ({"activity_regularizer": "l2"} if regularised is kind else {} for kind in KINDS)
+    model = padded_network(
+        layers.ZeroPadding2D(1), layers.Conv2D(3, 3, **of_conv), layers.BatchNormalization(**of_norm)
+    )
+    kinds = {type(layer) for layer in fast(model).layers}
+    assert kinds & set(KINDS) == {regularised}
+
+
+def test_a_model_of_another_kind_is_refused():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(TypeError, match="functional or built Sequential"):
+        fast(Own())
+
+
+def test_under_mixed_precision_the_twin_computes_in_the_layers_precision():
+    with precision_policy("bfloat16"):
+        model = build_small_unet()
+        twin = fast(model)
+    kept = {layer.name: layer.compute_dtype for layer in twin.layers}
+    assert kept == {layer.name: layer.compute_dtype for layer in model.layers if layer.name in kept}
+    assert "bfloat16" in kept.values() and twin.output.dtype == "float32"
+
+
+@pytest.mark.slow
+def test_the_twin_works_under_jax():
+    assert_passes_under_jax(__file__, "padding or variables or statistics_of_keras or precision", 25)
+
+
+def test_it_is_public():
+    assert segdrop.fast is fast
