@@ -232,6 +232,8 @@ class TrainConfig:
     """Memory for decoded images in MiB; what does not fit is read from disk."""
     mixed_precision: Literal["off", "float16", "bfloat16", "auto"] = "auto"
     """Compute dtype; auto: float16 on a GPU with tensor cores, bfloat16 on a CPU that computes in it, else off."""
+    deterministic: Literal["auto", "on", "off"] = "auto"
+    """Whether the same training comes out the same to the last bit, which takes longer; auto: on a CPU, not a GPU."""
     gpus: Literal["one", "all"] = "one"
     """Train on one GPU, or divide each batch among all there are."""
     resume: bool = False

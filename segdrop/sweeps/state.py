@@ -195,7 +195,7 @@ def check(config: SweepConfig) -> Checked:
     for warning in faint_images(values, f"{len(dataset)} images", dataset.intensity.rule):
         warnings.warn(warning, stacklevel=2)
     folds = _divide(dataset, config)
-    _, precision = choose_device(config.train.mixed_precision)
+    _, precision = choose_device(config.train.mixed_precision, config.train.deterministic)
     held_out, *others = folds[0]
     plan = make_plan(config.train, dataset, np.concatenate(others), held_out, this_machine(precision))
     config = dataclasses.replace(config, train=dataclasses.replace(plan.config, intensity=dataset.intensity.rule))

@@ -47,12 +47,16 @@ class Recorder(keras.callbacks.Callback):
 
 
 class TensorBoardPanels(keras.callbacks.Callback):
-    """Pictures of validation images with truth and prediction, once an epoch.
+    """Pictures of validation images with truth and prediction, after the first, every fifth and the last epoch.
+
+    They are for looking at, and take as long as some steps.
 
     Args:
         folder: of the events.
         panels: gives the pictures, uint8 (H, W, 3).
     """
+
+    EVERY = 5
 
     def __init__(self, folder: Path, panels: Callable[[], Sequence[np.ndarray]]):
         super().__init__()
@@ -62,6 +66,8 @@ class TensorBoardPanels(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(str(self._folder))
 
     def on_epoch_end(self, epoch, logs=None):
+        if epoch % self.EVERY and epoch + 1 != self.params["epochs"]:
+            return
         with self._writer.as_default():
             for number, picture in enumerate(self._panels()):
                 tf.summary.image(f"image, truth, prediction/{number}", picture[None], step=epoch)

@@ -11,8 +11,12 @@ import keras
 import tensorflow as tf
 
 
-def choose_device(precision: str) -> tuple[str, str]:
-    """What the training runs on, in words, and the precision it computes in (off, float16 or bfloat16)."""
+def choose_device(precision: str, deterministic: str = "auto") -> tuple[str, str]:
+    """What the training runs on, in words, and the precision it computes in (off, float16 or bfloat16).
+
+    TensorFlow is set up for it, as far as the caller's program has not used it already: on a CPU operations run one
+    after the other unless `deterministic` is "off", on a GPU by deterministic kernels if it is "on".
+    """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # already in use by the caller's own program
@@ -21,11 +25,14 @@ def choose_device(precision: str) -> tuple[str, str]:
         details = tf.config.experimental.get_device_details(gpus[0])
         device = f"GPU, {details.get('device_name', 'unknown model')}"
         auto = "float16" if details.get("compute_capability", (0, 0)) >= (7, 0) else "off"
+        if deterministic == "on":
+            tf.config.experimental.enable_op_determinism()
     else:
         # Operations that run side by side share oneDNN's threads in an order that changes from run to run, and the
         # last bits of sums with it; one after the other, each with all threads, two runs are the same.
-        with contextlib.suppress(RuntimeError):  # too late: the caller's program has used TensorFlow already
-            tf.config.threading.set_inter_op_parallelism_threads(1)
+        if deterministic != "off":
+            with contextlib.suppress(RuntimeError):  # too late
+                tf.config.threading.set_inter_op_parallelism_threads(1)
         device = f"CPU, {os.cpu_count()} cores"
         auto = "bfloat16" if _cpu_has_bfloat16() else "off"
     return device, auto if precision == "auto" else precision

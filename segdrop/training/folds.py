@@ -45,7 +45,7 @@ def train_fold(
     Raises:
         Diverged: the loss is no longer finite.
     """
-    device, _ = choose_device(precision)
+    device, _ = choose_device(precision, config.deterministic)
     samples = _samples(config, dataset, split)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said once, when the sweep was started

@@ -13,6 +13,7 @@ from ..folders.state import best_epoch, restore_state, save_state
 from ..nets.sites import encoder_layers, set_encoder_trainable
 from ..surgery.fast import fast
 from ..surgery.schedules import DropoutSchedule
+from .background import Background
 from .callbacks import Recorder, StopWhenNotFinite
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU
@@ -53,6 +54,7 @@ class Session:
         self.validation = samples.evaluation("val")
         # What is fitted, and what predicts meanwhile: twins of `model` that share its weights, or replicas of it.
         self.trained = self.predicting = fast(model)
+        self._background = Background()
 
     def fit(self) -> None:
         """Train the frozen and the free phase, from the first epoch that the history does not have."""
@@ -68,7 +70,10 @@ class Session:
                 restore_state(self.run_dir, self.trained.variables)
             if self._out_of_patience():
                 break
-            self._fit_phase(max(first, len(self.history)), last)
+            try:
+                self._fit_phase(max(first, len(self.history)), last)
+            finally:
+                self._background.wait()
         write_csv(self.run_dir / HISTORY, self.history)
 
     def compile(self, first_epoch: int, frozen: bool) -> None:
@@ -151,15 +156,22 @@ class Session:
     def record_epoch(self, row: dict) -> None:
         """Keep an epoch: the model if it is the best yet, the state, and the history, in this order.
 
-        Whatever a kill leaves, the state tells what is finished, and an epoch that is run again writes the same.
+        State and history are written beside the next epoch, from a copy in memory. Whatever a kill leaves, the state
+        tells what is finished, and an epoch that is run again writes the same.
         """
+        self._background.wait()  # what the state on disk does not know of yet must not be overtaken by the model
         self.history.append(row)
         if best_epoch(self.history) == row["epoch"]:
             bare = keras.Model(self.model.input, self.model.output, name=self.model.name)  # not compiled
             write_atomically(self.run_dir / MODEL, bare.save)
-        if self.keep_state:
-            save_state(self.run_dir, self._variables(), self.history)
-        write_csv(self.run_dir / HISTORY, self.history)
+        values, history = [np.asarray(v) for v in self._variables()] if self.keep_state else None, list(self.history)
+
+        def write() -> None:
+            if values is not None:
+                save_state(self.run_dir, values, history)
+            write_csv(self.run_dir / HISTORY, history)
+
+        self._background.do(write)
         if self._out_of_patience():
             self.trained.stop_training = True
 

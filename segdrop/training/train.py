@@ -151,7 +151,7 @@ def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
         create_run(run_dir, 0)  # says so before the data set is read
     dataset = open_configured(config)
     split = _split(config, dataset)
-    device, precision = choose_device(config.mixed_precision)
+    device, precision = choose_device(config.mixed_precision, config.deterministic)
     plan = make_plan(config, dataset, split["train"], split["val"], this_machine(precision, config.gpus))
     config, dataset = plan.config, dataset.scaled(plan.config.scale)
     strategy, device = _strategy(config, device)
@@ -181,7 +181,7 @@ def _resume(config: TrainConfig) -> _Run:
     if record.data_sha256 != dataset.digest:
         raise InputError(f"{config.data} has changed since {run_dir} was started; start a new run.")
     split = {name: recorded_split(run_dir, dataset, name) for name in ("train", "val", "test")}
-    device, precision = choose_device(record.mixed_precision)
+    device, precision = choose_device(record.mixed_precision, config.deterministic)
     strategy, device = _strategy(config, device)
     model = build_model(config, dataset.class_names, None, precision)
     samples = Samples(config, dataset, split, restore(record.augmentation or {}))
