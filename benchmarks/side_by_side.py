@@ -1,0 +1,141 @@
+"""segdrop beside segmentation_models_pytorch and plain segmentation_models: seconds and memory of a step.
+
+    python benchmarks/side_by_side.py --pytorch PYTHON [--what training inference] [--sizes 128 256]
+        [--precisions float32 bfloat16] [--rounds 21] [--out FILE.json]
+
+PYTHON is that of an environment of its own, made with
+
+    python -m venv peers && peers/bin/pip install torch torchvision segmentation-models-pytorch
+
+Each network is a process of its own; they take one step after the other, in an order that is drawn anew for each round,
+while all others wait. The network is a resnet34 U-Net with random weights, segdrop's with spatial dropout 0.2 at its 8
+sites, on batches of 131,072 pixels (8 images of 128 x 128). What is told is the median step, and the median of the
+ratios to the first network's step of the same round with its 95% interval (bootstrap). Run it on a machine that does
+nothing else.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+# Which program runs each network, and what it is told.
+NETWORKS = {
+    "training": {
+        "PyTorch": ("step_pytorch.py", "training"),
+        "segdrop": ("step_keras.py", "training", "fast"),
+        "segdrop, --deterministic off": ("step_keras.py", "training", "fast", "off"),
+        "segdrop 0.4": ("step_keras.py", "training", "before"),
+        "segmentation_models": ("step_keras.py", "training", "library", "off"),
+    },
+    "inference": {
+        "PyTorch": ("step_pytorch.py", "inference"),
+        "segdrop": ("step_keras.py", "inference", "fast"),
+        "segdrop, --deterministic off": ("step_keras.py", "inference", "fast", "off"),
+        "segdrop, ONNX Runtime": ("step_onnx.py",),
+        "segdrop 0.4": ("step_keras.py", "inference", "before"),
+    },
+}
+
+
+class Network:
+    """A process that takes a step when it is told to."""
+
+    def __init__(self, python: str, program: str, *words: str, size: int, batch: int, precision: str):
+        numbers = [f"--size={size}", f"--batch={batch}", f"--precision={precision}"]
+        self._process = subprocess.Popen(
+            [python, str(HERE / program), *words, *numbers],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(HERE.parent)},
+        )
+        self.version = self._answer()
+
+    def step(self) -> float:
+        """Seconds of a step."""
+        return float(self._ask("step"))
+
+    def memory(self) -> float:
+        """The most memory that the process has held, in GB."""
+        return float(self._ask("memory"))
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _ask(self, word: str) -> str:
+        print(word, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> str:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(self._process.args)} has ended; run it by itself to see why.")
+        return line.strip()
+
+
+def measured(what: str, size: int, precision: str, given) -> list[dict]:
+    """A row for each network."""
+    batch, rng = max(1, given.batch_pixels // size**2), np.random.default_rng(0)
+    pythons = {"step_pytorch.py": given.pytorch}
+    networks = {
+        name: Network(pythons.get(words[0], sys.executable), *words, size=size, batch=batch, precision=precision)
+        for name, words in NETWORKS[what].items()
+        if (name != "PyTorch" or given.pytorch) and (name != "segdrop, ONNX Runtime" or precision == "float32")
+    }
+    seconds = {name: [] for name in networks}
+    for number in range(-3, given.rounds):  # the first ones trace and warm up
+        for name in rng.permutation(list(networks)):
+            time.sleep(0.05)  # threads of the one before are let go to sleep
+            step = networks[name].step()
+            if number >= 0:
+                seconds[name].append(step)
+    rows, reference = [], next(iter(networks))
+    for name, network in networks.items():
+        ratios = np.divide(seconds[reference], seconds[name])
+        low, high = np.percentile(np.median(rng.choice(ratios, (4000, len(ratios))), axis=1), [2.5, 97.5])
+        told = {"what": what, "size": size, "batch": batch, "precision": precision, "network": name}
+        row = {"seconds": statistics.median(seconds[name]), "speed": np.median(ratios), "low": low, "high": high}
+        rows.append({**told, **row, "memory_gb": network.memory(), "version": network.version})
+        network.end()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pytorch", help="Python of the environment that has segmentation_models_pytorch")
+    parser.add_argument("--what", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--batch-pixels", type=int, default=8 * 128 * 128)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows = []
+    print(
+        "| | size | batch | precision | network | step | speed, first = 1 | memory |\n|---|---|---|---|---|---|---|---|"
+    )
+    for what in given.what:
+        for size in given.sizes:
+            for precision in given.precisions:
+                for row in measured(what, size, precision, given):
+                    rows.append(row)
+                    print(
+                        "| {what} | {size} | {batch} | {precision} | {network} ({version}) | {seconds:.3f} s | "
+                        "{speed:.2f} [{low:.2f}, {high:.2f}] | {memory_gb:.2f} GB |".format(**row),
+                        flush=True,
+                    )
+    if given.out:
+        given.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The device that trains, and whether a training on it can be repeated to the last bit."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from segdrop.training.device import choose_device
+
+
+@pytest.mark.parametrize(("deterministic", "threads"), [("auto", 1), ("on", 1), ("off", 0)])
+def test_on_a_cpu_operations_run_one_after_the_other_unless_told_otherwise(deterministic, threads):
+    code = (
+        "import tensorflow as tf; from segdrop.training.device import choose_device\n"
+        f"choose_device('off', {deterministic!r})\n"
+        "print(tf.config.threading.get_inter_op_parallelism_threads())"
+    )
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", code], env=without_gpu, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(threads)]  # 0 leaves it to TensorFlow
+
+
+@pytest.mark.parametrize(("deterministic", "asked"), [("auto", 0), ("on", 1), ("off", 0)])
+def test_on_a_gpu_deterministic_kernels_are_taken_where_they_are_asked_for(monkeypatch, deterministic, asked):
+    calls = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: calls.append(1))
+    details = {"device_name": "One", "compute_capability": (8, 0)}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: details)
+    assert choose_device("auto", deterministic) == ("GPU, One", "float16")
+    assert len(calls) == asked
