@@ -166,7 +166,7 @@ def train_as_it_is(monkeypatch, folder, model, **fields):
 
 def watch(folder, model, classes=1, inverted=(), **fields):
     """The history and the warnings of such a training, without all that a run has besides."""
-    config = tiny_training(squares(folder / "data", classes, inverted), **STILL, **fields)
+    config = tiny_training(squares(folder / "data", classes, inverted), **{**STILL, **fields})
     dataset = open_configured(config)
     augmentation = load_augmentation("none", colours=True)
     samples = Samples(config, dataset, split_dataset(dataset, 0, 0.2), augmentation)
@@ -221,6 +221,11 @@ def test_a_class_that_is_never_predicted_is_named(tmp_path):
 def test_validation_far_below_training_is_told(tmp_path):
     _, (told, *_) = watch(tmp_path, network(), inverted=(4, 5, 6))
     assert told.startswith("Validation far below training: in the 3 epochs up to epoch 3 Dice was 0.000 on")
+
+
+def test_validation_far_below_training_is_told_in_the_second_half_of_a_training_alone(tmp_path):
+    _, (told, *_) = watch(tmp_path, network(), inverted=(4, 5, 6), epochs=10)
+    assert told.startswith("Validation far below training: in the 3 epochs up to epoch 6 ")
 
 
 def test_running_statistics_far_from_the_batch_s_are_told_instead_of_what_comes_of_them(tmp_path):

@@ -56,7 +56,7 @@ class Machine:
 
 
 # Pixels that a core trains in a second, measured on 2 cores of an AMD EPYC; a GPU has not been measured.
-_CORE, _BFLOAT16, _MOST_CORES, _GPU = 123_000, 1.33, 16, 5_000_000
+_CORE, _BFLOAT16, _MOST_CORES, _GPU = 123_000, 1.5, 16, 5_000_000
 
 
 def this_machine(precision: str, gpus: str = "one") -> Machine:
