@@ -22,6 +22,7 @@ from ..images.resampling import resample, resampled_size, scaled_size
 from ..nets.stored import load_model
 from ..nets.temperature import at_temperature
 from ..scoring.counts import to_labels
+from ..surgery.fast import fast
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -295,7 +296,8 @@ def _in_precision(model: keras.Model, precision: str) -> keras.Model:
 
 
 def _probabilities(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda images: np.asarray(model.predict_on_batch(images), np.float32)
+    twin = fast(model)
+    return lambda images: np.asarray(twin.predict_on_batch(images), np.float32)
 
 
 def _load_onnx(path: Path) -> Network:

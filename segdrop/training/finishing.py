@@ -15,6 +15,7 @@ from ..scoring.counts import to_labels
 from ..scoring.score import predictions, score, score_images
 from ..scoring.temperature import PIXELS, Temperature, fit_temperature, sample_pixels, tempered
 from ..show import plots
+from ..surgery.fast import fast
 from .samples import Samples
 
 
@@ -52,13 +53,13 @@ def finish(
     model = keras.saving.load_model(run_dir / MODEL, compile=False)
     recalibration = recalibrate(model, run_dir / MODEL, samples) if samples.config.recalibrate_batchnorm else None
     dataset, metrics, rows = samples.dataset, {}, {}
-    multilabel = dataset.multilabel
-    fitted = temperature_of(model, samples) if calibrate else None
+    multilabel, twin = dataset.multilabel, fast(model)  # as `segdrop evaluate` predicts
+    fitted = temperature_of(twin, samples) if calibrate else None
     temperature = fitted.value if fitted else 1.0
     for name in splits:
         if len(samples.split[name]):
             scores, rows[name] = score_images(
-                lambda images: tempered(model.predict_on_batch(images), temperature, multilabel),
+                lambda images: tempered(twin.predict_on_batch(images), temperature, multilabel),
                 samples.evaluation(name),
                 dataset.class_names,
                 temperature=temperature,
@@ -67,7 +68,7 @@ def finish(
             )
             metrics[name] = {"data": str(dataset.path), "data_sha256": dataset.digest, **scores}
     if draw is not None:
-        draw(model)
+        draw(twin)
     write_json(run_dir / METRICS, {})  # there in a finished run, whatever was scored
     for name, scores in metrics.items():
         store_scores(run_dir, name, scores, rows[name])
