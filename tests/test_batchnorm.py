@@ -19,6 +19,7 @@ from segdrop import (
     train,
     verify,
 )
+from segdrop.training.session import Session
 
 RNG = np.random.default_rng(0)
 BATCHES = [RNG.normal(2, 3, (16, 8, 8, 5)).astype("float32") for _ in range(6)]
@@ -179,11 +180,11 @@ def test_statistics_that_are_not_finite_leave_the_model_as_it_is():
 def test_a_training_starts_from_the_statistics_of_its_own_crops(cells, tmp_path, monkeypatch, small_unet):
     seen = []
 
-    def fit(model, batches, **options):
-        seen.append(batchnorm_shift(model, batches.take(2)))
+    def fit(session):
+        seen.append(batchnorm_shift(session.model, session.samples.training(0, 1).take(2)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.setattr(Session, "fit", fit)
     for rebased in (False, True):
         config = tiny_training(cells, run_dir=str(tmp_path / f"{rebased}"), rebase_batchnorm=rebased, augment="none")
         with pytest.raises(KeyboardInterrupt):

@@ -28,7 +28,8 @@ def fast(model: keras.Model) -> keras.Model:
     exact and the first equal to rounding; in float16 and bfloat16 the fused operation normalises in float32 and rounds
     once. Under other backends than TensorFlow BatchNorm stays as it is.
 
-    The flags `trainable` are read when a step is traced, as Keras reads them: set them before `compile`.
+    The flags `trainable` are read when a step is traced, as Keras reads them: set them before `compile`. Look at the
+    model and not at the twin for its layers: `segdrop.batchnorm_shift`, for instance, does not know the fused ones.
 
     Args:
         model: a functional or Sequential Keras 3 model; nested models are entered for their BatchNorms.
