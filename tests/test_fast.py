@@ -327,6 +327,17 @@ def test_a_layer_that_adds_a_loss_of_its_output_stays(regularised):
     assert kinds & set(KINDS) == {regularised}
 
 
+@tensorflow_only
+def test_losses_of_weights_are_counted_once():
+    regularised = {"kernel_regularizer": "l2", "bias_regularizer": "l2"}
+    model = padded_network(
+        layers.ZeroPadding2D(1), layers.Conv2D(8, 3, **regularised), layers.BatchNormalization(gamma_regularizer="l2")
+    )
+    twin = fast(model)
+    assert exchanged(twin) == (1, 1) and len(model.losses) == 3
+    np.testing.assert_allclose([float(loss) for loss in twin.losses], [float(loss) for loss in model.losses])
+
+
 def test_a_model_of_another_kind_is_refused():
     class Own(keras.Model):
         def call(self, x):
