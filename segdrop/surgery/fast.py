@@ -21,12 +21,14 @@ def fast(model: keras.Model) -> keras.Model:
     """Return a twin of `model` that shares its weights, computes the same, and trains faster.
 
     Fit the twin and save the model, which is of Keras's own layers and loads anywhere: what one learns the other has.
-    On a CPU a step of the resnet34 U-Net takes two thirds to three quarters of its time (docs/performance.md).
+    On 2 cores a step of the resnet34 U-Net takes 0.70 to 0.87 of its time, `segdrop.train`'s AdamW included
+    (docs/performance.md).
 
     What is exchanged, and all else is shared as it is: a BatchNorm of maps (N, H, W, C) for TensorFlow's fused
     operation, and zero padding before a convolution of stride 1 for the convolution's own. In float32 the second is
     exact and the first equal to rounding; in float16 and bfloat16 the fused operation normalises in float32 and rounds
-    once. Under other backends than TensorFlow BatchNorm stays as it is.
+    once. In bfloat16 on a CPU the kernels' gradient is found in another order where maps are small. Under other backends
+    than TensorFlow only padding is exchanged.
 
     The flags `trainable` are read when a step is traced, as Keras reads them: set them before `compile`. Look at the
     model and not at the twin for its layers: `segdrop.batchnorm_shift`, for instance, does not know the fused ones.
