@@ -454,8 +454,8 @@ def finished_trainings(folder):
 def interrupted(cells, tmp_path_factory):
     """A sweep of two arms in two folds, interrupted in its second training: its folder, and the process's end.
 
-    Python ignores what is raised while it finalizes an object, an interrupt too, so that one in a hundred is lost, and
-    the sweep goes on to its end: then another one is interrupted.
+    Once in a long while the interrupt is lost, as Python loses what is raised while it finalizes an object, and the
+    sweep goes on to its end: then another one is interrupted.
     """
     for attempt in range(2):
         folder = tmp_path_factory.mktemp("sweeps") / "sweep"

@@ -27,8 +27,8 @@ def fast(model: keras.Model) -> keras.Model:
     What is exchanged, and all else is shared as it is: a BatchNorm of maps (N, H, W, C) for TensorFlow's fused
     operation, and zero padding before a convolution of stride 1 for the convolution's own. In float32 the second is
     exact and the first equal to rounding; in float16 and bfloat16 the fused operation normalises in float32 and rounds
-    once. In bfloat16 on a CPU the kernels' gradient is found in another order where maps are small. Under other backends
-    than TensorFlow only padding is exchanged.
+    once. In bfloat16 on a CPU the kernels' gradient is found in another order where maps are small. Under backends
+    other than TensorFlow only padding is exchanged.
 
     The flags `trainable` are read when a step is traced, as Keras reads them: set them before `compile`. Look at the
     model and not at the twin for its layers: `segdrop.batchnorm_shift`, for instance, does not know the fused ones.
