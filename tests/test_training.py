@@ -37,6 +37,7 @@ from segdrop.nets.sites import encoder_layers
 from segdrop.nets.unet import build_unet
 from segdrop.scoring.counts import dice, foreground_mean, to_labels
 from segdrop.training import losses
+from segdrop.training.callbacks import StopWhenNotFinite
 from segdrop.training.folds import train_fold
 from segdrop.training.optimizer import OneDeviceAdamW, WarmupCosine
 from segdrop.training.session import Session
@@ -183,6 +184,18 @@ def test_bfloat16_trains_with_a_float32_head_and_gives_the_policy_back(cells, tm
     assert dtypes["conv0"] == "bfloat16" and dtypes["final_conv"] == dtypes["sigmoid"] == "float32"
     assert keras.config.dtype_policy().name == "float32"
     assert math.isfinite(result.history[0]["loss"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("index", [1, -1], ids=["moving statistics", "weight"])
+def test_weights_that_are_not_finite_stop_a_training_whose_loss_is(value, index):
+    model = build_small_unet()
+    check = StopWhenNotFinite(steps=2)
+    check.set_model(model)
+    check.on_epoch_end(0)
+    model.weights[index].assign(np.full(model.weights[index].shape, value))
+    with pytest.raises(InputError, match="The weights are no longer finite numbers after epoch 3; use a smaller --lr"):
+        check.on_epoch_end(2)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_quantity(cells, tmp_path, monkeypatch, small_unet):

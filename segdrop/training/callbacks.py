@@ -27,6 +27,14 @@ class StopWhenNotFinite(keras.callbacks.Callback):
                 "use a smaller --lr or --mixed-precision off."
             )
 
+    def on_epoch_end(self, epoch, logs=None):
+        # oneDNN's ReLU makes 0 of NaN, so that the loss of a network that is lost may well be a number.
+        if not all(math.isfinite(float(keras.ops.sum(weight))) for weight in self.model.weights):
+            raise Diverged(
+                f"The weights are no longer finite numbers after epoch {epoch + 1}; use a smaller --lr or "
+                "--mixed-precision off."
+            )
+
 
 class Recorder(keras.callbacks.Callback):
     """Gives each epoch's row of the history to `record`."""
