@@ -86,25 +86,27 @@ def _paddings_within(view: keras.Model) -> dict[str, str]:
 
 def _takes(layer, padding) -> bool:
     """Whether a convolution's own padding, "same", is what the layer `padding` does before it."""
-    if not isinstance(padding, keras.layers.ZeroPadding2D) or type(layer) is not keras.layers.Conv2D:
+    if not isinstance(padding, keras.layers.ZeroPadding2D) or not _is_plain(layer):
         return False
-    # Of a stride of 2 "same" pads at the other end, and TensorFlow's explicit padding took 35 times as long on a CPU.
-    plain = layer.padding == "valid" and layer.strides == (1, 1) and layer.activity_regularizer is None
-    if not plain or layer.data_format != padding.data_format:
+    if layer.padding != "valid" or layer.data_format != padding.data_format:
         return False
     spans = zip(layer.kernel_size, layer.dilation_rate, padding.padding, strict=True)
     return all(before == after and before + after == dilation * (side - 1) for side, dilation, (before, after) in spans)
 
 
+def _is_plain(layer) -> bool:
+    """Whether a layer is a convolution that `_Conv` can stand for, but for its padding."""
+    # Of a stride of 2 "same" pads at the other end, and TensorFlow's explicit padding took 35 times as long on a CPU.
+    return type(layer) is keras.layers.Conv2D and layer.strides == (1, 1) and layer.activity_regularizer is None
+
+
 def _has_large_kernels(layer) -> bool:
     """Whether a convolution may be one whose kernels are larger than its maps."""
     return (
-        type(layer) is keras.layers.Conv2D
+        _is_plain(layer)
         and layer.built
         and layer.padding == "same"
-        and layer.strides == (1, 1)
         and layer.data_format == "channels_last"
-        and layer.activity_regularizer is None
         and _gains_by_product(layer)
     )
 

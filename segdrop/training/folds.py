@@ -43,7 +43,7 @@ def train_fold(
         how many there were; device, in words.
 
     Raises:
-        Diverged: the loss is no longer finite.
+        Diverged: the loss or the weights are no longer finite.
     """
     device, _ = choose_device(precision, config.deterministic)
     samples = _samples(config, dataset, split)

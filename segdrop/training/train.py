@@ -70,7 +70,7 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
 
     Raises:
         InputError, FileNotFoundError, FileExistsError: the configuration, data or folder cannot be used, or the
-            loss is no longer finite.
+            loss or the weights are no longer finite.
 
     Example:
         >>> config = segdrop.TrainConfig(encoder="resnet18", encoder_weights="none", encoder_dropout=0.2, epochs=1)
