@@ -23,6 +23,7 @@ from ..nets.stored import load_model
 from ..nets.temperature import at_temperature
 from ..scoring.counts import to_labels
 from ..surgery.fast import fast
+from ..surgery.folding import folded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,7 +246,7 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> 
         temperature=temperature,
         threshold=0.5,
         model=model,
-        probabilities=_probabilities(model),
+        probabilities=_probabilities(folded(model)),
     )
 
 
@@ -283,7 +284,8 @@ def _of_model(model: keras.Model, path: Path, precision: str) -> Network:
         temperature=1.0,
         threshold=0.5,
         model=model,
-        probabilities=_probabilities(model),
+        # The caller's own model may be trained on: the twin shares its weights.
+        probabilities=_probabilities(fast(model)),
     )
 
 
@@ -295,8 +297,7 @@ def _in_precision(model: keras.Model, precision: str) -> keras.Model:
     return in_float32(model)
 
 
-def _probabilities(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    twin = fast(model)
+def _probabilities(twin: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: np.asarray(twin.predict_on_batch(images), np.float32)
 
 

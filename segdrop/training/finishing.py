@@ -15,7 +15,7 @@ from ..scoring.counts import to_labels
 from ..scoring.score import predictions, score, score_images
 from ..scoring.temperature import PIXELS, Temperature, fit_temperature, sample_pixels, tempered
 from ..show import plots
-from ..surgery.fast import fast
+from ..surgery.folding import folded
 from .samples import Samples
 
 
@@ -25,12 +25,14 @@ class Finished:
 
     Attributes:
         model: the best one.
+        predicting: what predicts like it, in less time.
         metrics: its scores by split.
         recalibration: what re-estimating BatchNorm's statistics has changed, or None where it was not asked for.
         temperature: of the probabilities that were scored, or None where it was not asked for or could not be told.
     """
 
     model: keras.Model
+    predicting: keras.Model
     metrics: dict[str, dict]
     recalibration: Mapping | None
     temperature: Temperature | None
@@ -53,7 +55,7 @@ def finish(
     model = keras.saving.load_model(run_dir / MODEL, compile=False)
     recalibration = recalibrate(model, run_dir / MODEL, samples) if samples.config.recalibrate_batchnorm else None
     dataset, metrics, rows = samples.dataset, {}, {}
-    multilabel, twin = dataset.multilabel, fast(model)  # as `segdrop evaluate` predicts
+    multilabel, twin = dataset.multilabel, folded(model)  # as `segdrop evaluate` predicts
     fitted = temperature_of(twin, samples) if calibrate else None
     temperature = fitted.value if fitted else 1.0
     for name in splits:
@@ -78,7 +80,7 @@ def finish(
         store_scores(run_dir, "batchnorm_recalibration", recalibration)
     (run_dir / STATE).unlink(missing_ok=True)
     remove_partial(run_dir)
-    return Finished(model, metrics, recalibration, fitted)
+    return Finished(model, twin, metrics, recalibration, fitted)
 
 
 def temperature_of(model: keras.Model, samples: Samples) -> Temperature | None:

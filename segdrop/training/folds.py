@@ -63,7 +63,7 @@ def train_fold(
     images = {name: len(samples.split[name]) for name in ("train", "val")}
     spread = np.linspace(0, images["train"] - 1, min(images.values())).round().astype(int)
     counts = session.validation_counts()
-    seen = score(finished.model.predict_on_batch, samples.evaluation("train", spread), dataset.class_names)
+    seen = score(finished.predicting.predict_on_batch, samples.evaluation("train", spread), dataset.class_names)
     return {
         **{key: scores[key] for key in ("dice", "iou")},
         **{key: scores["calibration"][key] for key in ("ece", "ece_foreground", "brier")},
