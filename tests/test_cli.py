@@ -64,13 +64,14 @@ def with_small_networks(*arguments):
 )
 def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path, training, epochs):
     """Two uninterrupted runs are equal, and so is one that was killed; with a frozen phase, a changing rate, and an
-    encoder that learns at a rate of its own."""
+    encoder that learns at a rate of its own, and gradients that are gathered over the end of an epoch."""
 
     def run(*arguments):
         return subprocess.run(training(*arguments), capture_output=True, text=True)
 
     options = [*TINY, "--data", cells, "--epochs", epochs, "--freeze-epochs", "1", "--encoder-dropout", "0.3"]
     options += ["--spatial", "--dropout-schedule", "ramp", "--dropout-schedule-epochs", "3", "--encoder-lr", "0.1"]
+    options += ["--accumulate", "3"]  # of two steps an epoch
     whole = run(*options, "--run-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     history = tmp_path / "killed" / "history.csv"

@@ -121,6 +121,58 @@ def test_a_factor_acts_in_the_one_pass_as_in_many():
     np.testing.assert_allclose(results[0], results[1], rtol=1e-6, atol=1e-6)
 
 
+def test_gathered_gradients_move_the_weights_like_their_mean():
+    """With the moments' correction for steps taken, weight decay and a factor, each counted once for three gradients."""
+
+    class Mean(keras.optimizers.AdamW):
+        """Takes the mean of three gradients at a time, by hand."""
+
+        def apply(self, gradients, moved=None):
+            self.seen = [*getattr(self, "seen", []), gradients]
+            if len(self.seen) == 3:
+                super().apply([sum(each) / 3 for each in zip(*self.seen, strict=True)], moved)
+                self.seen = []
+
+    gathering = OneDeviceAdamW(0.01, weight_decay=0.5, gradient_accumulation_steps=3)
+    ours, expected, by_hand = variables(), variables(), Mean(0.01, weight_decay=0.5)
+    by_hand.exclude_from_weight_decay(var_names=["bias"])
+    by_hand.build(expected)
+    rng = np.random.default_rng(1)  # as `follow` draws them
+    for _ in range(11):
+        by_hand.apply([tf.constant(rng.normal(size=5), tf.float32) for _ in expected], expected)
+    follow(gathering, ours, steps=11)
+    for value, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-6, atol=1e-6)
+
+
+def test_the_rate_goes_on_while_gradients_are_gathered():
+    """Steps are those of the data: the course of the rate is as long with gathering as without."""
+    moved, optimizer = variables(), OneDeviceAdamW(WarmupCosine(0.01, 40), gradient_accumulation_steps=4)
+    follow(optimizer, moved, steps=10)
+    assert float(optimizer.learning_rate) == pytest.approx(float(WarmupCosine(0.01, 40)(10)))
+
+
+@pytest.mark.parametrize("precision", ["off", "float16"])
+def test_a_training_that_gathers_moves_the_weights_at_every_other_step(cells, precision):
+    config = tiny_training(cells, batch_size=2, accumulate=2, lr=0.1, epochs=20, mixed_precision=precision)
+    with precision_policy(precision):
+        model = randomise(build_small_unet())
+    split = {"train": np.arange(4), "val": np.empty(0, int)}
+    session = Session(Path(), model, Samples(config, open_dataset(cells), split, load_augmentation("none")))
+    session.compile(0, frozen=False)
+    moves = []
+    for _ in range(4):
+        before = trainable_values(model)
+        session.trained.fit(session.samples.training(0, 1).take(1), shuffle=False, verbose=0)
+        moves.append(any(np.any(before[name] != value) for name, value in trainable_values(model).items()))
+    assert moves == [False, True, False, True]
+
+
+def test_gradients_are_gathered_on_one_device_alone():
+    with pytest.raises(InputError, match=r"^`accumulate` needs gpus='one', got accumulate=2 with gpus='all'\.$"):
+        TrainConfig(accumulate=2, gpus="all")
+
+
 def test_its_state_is_laid_out_like_that_of_keras_s_adamw():
     ours, theirs = PartwiseAdamW(0.01), keras.optimizers.AdamW(0.01)
     moved = variables()

@@ -130,6 +130,8 @@ class TrainConfig:
     """Length of an epoch: auto: as many steps as have the training images' pixels; images: each image once."""
     batch_size: Count | Auto = "auto"
     """Crops per training step; auto: 8, fewer where they are large or memory is small."""
+    accumulate: Count = 1
+    """Steps whose gradients' mean moves the weights, for larger batches than memory holds; BatchNorm sees each alone."""
     crop_size: Crop | Auto = "auto"
     """Height and width of the training crops in pixels, a multiple of 32; smaller images are padded. auto: by the size
     of the objects."""
@@ -279,6 +281,10 @@ class TrainConfig:
                 )
         if self.epochs != "auto" and self.freeze_epochs > self.epochs:
             raise InputError(f"`freeze_epochs` must be at most epochs={self.epochs}, got {self.freeze_epochs}.")
+        if self.accumulate > 1 and self.gpus != "one":
+            raise InputError(
+                f"`accumulate` needs gpus='one', got accumulate={self.accumulate} with gpus={self.gpus!r}."
+            )
         if self.resume and self.run_dir is None:
             raise InputError("`resume` needs run_dir, the folder of the run to continue.")
 

@@ -1,4 +1,4 @@
-"""A network for prediction alone: BatchNorm within the convolution before it, kernels in the type that is computed in."""
+"""A network for prediction alone: BatchNorm within the convolution before it, kernels in the type computed in."""
 
 from collections import Counter
 from collections.abc import Iterator

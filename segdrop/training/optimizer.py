@@ -56,7 +56,7 @@ class OneDeviceAdamW(PartwiseAdamW):
         rate = self._rate_of(variable, learning_rate)
         if self._use_weight_decay(variable):
             variable.assign(variable * (1 - self.weight_decay * rate))
-        step = tf.cast(self.iterations.value + 1, variable.dtype)
+        step = tf.cast(self.iterations, variable.dtype) + 1
         index = self._get_variable_index(variable)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,

@@ -102,6 +102,7 @@ class Session:
         optimizer = (OneDeviceAdamW if self.strategy is None else PartwiseAdamW)(
             WarmupCosine(config.lr, config.epochs * self.steps, offset=first_epoch * self.steps),
             weight_decay=1e-4,
+            gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
             name="adamw",
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
