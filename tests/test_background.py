@@ -71,7 +71,7 @@ def test_the_state_is_of_the_end_of_its_epoch_though_training_goes_on_meanwhile(
     monkeypatch.setattr(sessions, "save_state", later)
     then = [np.array(variable) for variable in session._variables()]
     session.record_epoch(row(0))
-    assert not (tmp_path / "state.npz").exists() and (tmp_path / "model.keras").exists()
+    assert not (tmp_path / "state.npz").exists()
     images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
     for _ in range(2):  # the first step of the warm-up moves no weight
         session.trained.train_on_batch(images, images[..., :1] > 128)
@@ -84,6 +84,35 @@ def test_the_state_is_of_the_end_of_its_epoch_though_training_goes_on_meanwhile(
         np.testing.assert_array_equal(expected, np.array(variable))
     assert [epoch["epoch"] for epoch in states.load_history(tmp_path)] == [0]
     assert [epoch["epoch"] for epoch in read_csv(tmp_path / "history.csv")] == ["0"]
+
+
+def test_the_model_is_of_the_end_of_its_epoch_though_training_goes_on_meanwhile(session, tmp_path, monkeypatch):
+    training_went_on = threading.Event()
+    save = keras.Model.save
+
+    def later(*arguments):
+        assert training_went_on.wait(10)
+        save(*arguments)
+
+    monkeypatch.setattr(keras.Model, "save", later)
+    then = [np.array(variable) for variable in session.model.variables]
+    session.record_epoch(row(0))
+    session.model.set_weights([0 * weight for weight in session.model.get_weights()])
+    training_went_on.set()
+    session._background.wait()
+    saved = keras.saving.load_model(tmp_path / "model.keras")
+    for expected, variable in zip(then, saved.variables, strict=True):
+        np.testing.assert_array_equal(expected, np.array(variable))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_model_on_disk_has_the_flags_of_its_phase(session, tmp_path, frozen):
+    session.compile(0, frozen)
+    session.record_epoch(row(0))
+    session._background.wait()
+    saved = keras.saving.load_model(tmp_path / "model.keras")
+    flags = [[layer.trainable for layer in model.layers if layer.weights] for model in (saved, session.model)]
+    assert flags[0] == flags[1] and all(flags[0]) != frozen
 
 
 def test_the_next_model_is_not_written_before_the_state_of_the_epoch_before(session, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_a_factor_acts_in_the_one_pass_as_in_many():
 
 
 def test_gathered_gradients_move_the_weights_like_their_mean():
-    """With the moments' correction for steps taken, weight decay and a factor, each counted once for three gradients."""
+    """With the moments' correction for steps taken, weight decay and a factor, each once for three gradients."""
 
     class Mean(keras.optimizers.AdamW):
         """Takes the mean of three gradients at a time, by hand."""

@@ -131,7 +131,7 @@ class TrainConfig:
     batch_size: Count | Auto = "auto"
     """Crops per training step; auto: 8, fewer where they are large or memory is small."""
     accumulate: Count = 1
-    """Steps whose gradients' mean moves the weights, for larger batches than memory holds; BatchNorm sees each alone."""
+    """Steps whose mean gradient moves the weights, for larger batches than memory holds; BatchNorm sees each alone."""
     crop_size: Crop | Auto = "auto"
     """Height and width of the training crops in pixels, a multiple of 32; smaller images are padded. auto: by the size
     of the objects."""

@@ -12,13 +12,14 @@ from ..folders.run import HISTORY, MODEL
 from ..folders.state import best_epoch, restore_state, save_state
 from ..nets.sites import encoder_layers, set_encoder_trainable
 from ..surgery.fast import fast
+from ..surgery.rebuild import rebuild
 from ..surgery.schedules import DropoutSchedule
 from .background import Background
 from .callbacks import Recorder, StopWhenNotFinite
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU
 from .optimizer import OneDeviceAdamW, PartwiseAdamW, WarmupCosine
-from .replicas import AgreedLossScale, UpdateOriginal, replicate
+from .replicas import AgreedLossScale, UpdateOriginal, copy_state, replicate
 from .samples import Samples
 
 
@@ -55,6 +56,7 @@ class Session:
         # What is fitted, and what predicts meanwhile: twins of `model` that share its weights, or replicas of it.
         self.trained = self.predicting = fast(model)
         self._background = Background()
+        self._best: keras.Model | None = None  # the best model yet, from which it is written
 
     def fit(self) -> None:
         """Train the frozen and the free phase, from the first epoch that the history does not have."""
@@ -81,6 +83,7 @@ class Session:
         # Each phase has its own optimizer. One that had seen the frozen phase would correct its moments' bias for
         # the steps it counted, not for those the encoder took part in, and move the encoder several times too far.
         set_encoder_trainable(self.model, not frozen)
+        self._best = rebuild(self.model)  # with the flags of this phase
         # On a CPU, XLA's convolutions took 1.6 times as long as oneDNN's; it does not go with several devices.
         jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
         if self.strategy is not None:
@@ -157,17 +160,19 @@ class Session:
     def record_epoch(self, row: dict) -> None:
         """Keep an epoch: the model if it is the best yet, the state, and the history, in this order.
 
-        State and history are written beside the next epoch, from a copy in memory. Whatever a kill leaves, the state
-        tells what is finished, and an epoch that is run again writes the same.
+        They are written beside the next epoch, from a copy in memory. Whatever a kill leaves, the state tells what is
+        finished, and an epoch that is run again writes the same.
         """
-        self._background.wait()  # what the state on disk does not know of yet must not be overtaken by the model
+        self._background.wait()
         self.history.append(row)
-        if best_epoch(self.history) == row["epoch"]:
-            bare = keras.Model(self.model.input, self.model.output, name=self.model.name)  # not compiled
-            write_atomically(self.run_dir / MODEL, bare.save)
-        values, history = [np.asarray(v) for v in self._variables()] if self.keep_state else None, list(self.history)
+        is_best, history = best_epoch(self.history) == row["epoch"], list(self.history)
+        if is_best:
+            copy_state(self.model, self._best)
+        values = [np.asarray(variable) for variable in self._variables()] if self.keep_state else None
 
         def write() -> None:
+            if is_best:
+                write_atomically(self.run_dir / MODEL, self._best.save)
             if values is not None:
                 save_state(self.run_dir, values, history)
             write_csv(self.run_dir / HISTORY, history)
