@@ -31,15 +31,16 @@ NETWORKS = {
     "training": {
         "PyTorch": ("step_pytorch.py", "training"),
         "segdrop": ("step_keras.py", "training", "fast"),
-        "segdrop, --deterministic off": ("step_keras.py", "training", "fast", "off"),
+        "segdrop, `--deterministic off`": ("step_keras.py", "training", "fast", "off"),
         "segdrop 0.4": ("step_keras.py", "training", "before"),
         "segmentation_models": ("step_keras.py", "training", "library", "off"),
     },
     "inference": {
         "PyTorch": ("step_pytorch.py", "inference"),
         "segdrop": ("step_keras.py", "inference", "fast"),
-        "segdrop, --deterministic off": ("step_keras.py", "inference", "fast", "off"),
-        "segdrop, ONNX Runtime": ("step_onnx.py",),
+        "segdrop, `--deterministic off`": ("step_keras.py", "inference", "fast", "off"),
+        "segdrop, `--engine onnxruntime`": ("step_engine.py", "onnxruntime"),
+        "segdrop, `--engine openvino`": ("step_engine.py", "openvino"),
         "segdrop 0.4": ("step_keras.py", "inference", "before"),
     },
 }
@@ -89,7 +90,7 @@ def measured(what: str, size: int, precision: str, given) -> list[dict]:
     networks = {
         name: Network(pythons.get(words[0], sys.executable), *words, size=size, batch=batch, precision=precision)
         for name, words in NETWORKS[what].items()
-        if (name != "PyTorch" or given.pytorch) and (name != "segdrop, ONNX Runtime" or precision == "float32")
+        if (name != "PyTorch" or given.pytorch) and (words[0] != "step_engine.py" or precision == "float32")
     }
     seconds = {name: [] for name in networks}
     for number in range(-3, given.rounds):  # the first ones trace and warm up

@@ -2,7 +2,7 @@
 
     python benchmarks/step_keras.py training|inference fast|before|library [off]
 
-`fast` is what `segdrop train` fits, `before` what 0.4 fitted, and `library` plain segmentation_models with Keras's own
+`fast` is what `segdrop train` fits or `segdrop predict` runs, `before` what 0.4 fitted, and `library` plain segmentation_models with Keras's own
 optimizer. "off" lets TensorFlow run operations side by side.
 """
 
@@ -15,6 +15,7 @@ from answering import answer
 
 import segdrop
 from segdrop.nets.library import sm
+from segdrop.surgery.folding import folded
 from segdrop.training.device import choose_device, precision_policy
 from segdrop.training.losses import SegmentationLoss
 from segdrop.training.metrics import Dice, IoU
@@ -38,7 +39,7 @@ def main() -> None:
         else:
             model = segdrop.build_unet(encoder_weights=None, encoder_dropout=0.2, spatial=True, seed=0)
     if given.network == "fast":
-        model = segdrop.fast(model)
+        model = segdrop.fast(model) if given.what == "training" else folded(model)
     optimizer = OneDeviceAdamW if given.network == "fast" else keras.optimizers.AdamW
     optimizer = optimizer(1e-4, weight_decay=1e-4)
     jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False

@@ -40,6 +40,8 @@ class PredictOptions:
     """Probability from which a pixel is foreground, for one output channel; by default the network's, 0.5."""
     precision: Literal["stored", "float32"] = "stored"
     """Compute as in training, or exactly."""
+    engine: Literal["auto", "keras", "onnxruntime", "openvino"] = "auto"
+    """What runs the network; auto: keras, or onnxruntime for an ONNX file. The last two compute exactly."""
 
     def __post_init__(self):
         if isinstance(self.ensemble, (str, os.PathLike)):
@@ -50,6 +52,9 @@ class PredictOptions:
             check_rate(self.mc_rate, "mc_rate")
             if not self.mc_samples:
                 raise InputError("`mc_rate` needs mc_samples.")
+
+        if self.mc_samples and self.engine not in ("auto", "keras"):
+            raise InputError(f"`mc_samples` needs engine='keras', whose networks have dropout, got {self.engine!r}.")
 
     @property
     def keeps_moments(self) -> bool:

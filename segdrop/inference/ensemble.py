@@ -11,6 +11,7 @@ from ..folders.run import is_sweep
 from ..folders.sweep import fold_runs
 from ..scoring.uncertainty import moments
 from ..surgery.sampling import MonteCarlo
+from .engines import Engine
 from .network import Network, load
 
 # What is done to an image before the network and undone after it: quarter turns, and whether it is mirrored first.
@@ -22,22 +23,26 @@ VIEWS = {
 Function = Callable[[np.ndarray, int], np.ndarray]
 
 
-def load_alike(runs: Sequence[str | os.PathLike | Network | keras.Model], precision: str = "stored") -> list[Network]:
+def load_alike(
+    runs: Sequence[str | os.PathLike | Network | keras.Model], precision: str = "stored", engine: Engine = "auto"
+) -> list[Network]:
     """Load networks whose predictions can be averaged; of a finished sweep those of its chosen arm's folds.
 
     Raises:
         FileNotFoundError, InputError: one cannot be loaded, or has other classes or another pre-processing.
     """
-    if precision != "stored" and any(isinstance(run, Network) for run in runs):
-        raise InputError(f"`precision` {precision} must be given to segdrop.load for a network that is loaded already.")
+    for name, given, default in (("precision", precision, "stored"), ("engine", engine, "auto")):
+        if given != default and any(isinstance(run, Network) for run in runs):
+            raise InputError(f"`{name}` {given} must be given to segdrop.load for a network that is loaded already.")
     networks = []
     for run in runs:
         if isinstance(run, Network):
             networks.append(run)
         elif isinstance(run, keras.Model):
-            networks.append(load(run, precision=precision))
+            networks.append(load(run, precision=precision, engine=engine))
         else:
-            networks += [load(member, precision=precision) for member in (fold_runs(run) if is_sweep(run) else [run])]
+            members = fold_runs(run) if is_sweep(run) else [run]
+            networks += [load(member, precision=precision, engine=engine) for member in members]
     first = networks[0]
     for other in networks[1:]:
         for what in (

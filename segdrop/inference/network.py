@@ -24,6 +24,7 @@ from ..nets.temperature import at_temperature
 from ..scoring.counts import to_labels
 from ..surgery.fast import fast
 from ..surgery.folding import folded
+from .engines import Engine, check_engine, function_of_file, function_of_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -191,7 +192,7 @@ class Network:
         return self.channels == 1 or self.multilabel
 
 
-def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> Network:
+def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored", engine: Engine = "auto") -> Network:
     """Load a trained network: model, classes, threshold and pre-processing.
 
     Args:
@@ -200,6 +201,8 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> 
             several channels after a sigmoid are classes that overlap. Classes then have no names, and images are of 8
             bits, or mapped to them by their integer type's range.
         precision: "stored": compute as in training; "float32": compute exactly, slower on machines with bfloat16.
+        engine: what runs it: "keras", or in float32 "onnxruntime" or "openvino", which a run is written as ONNX for;
+            "auto": keras, which begins at once, and for an ONNX file onnxruntime.
 
     Raises:
         FileNotFoundError, InputError: there is no run, it has no model yet, or the model is not one that can be loaded
@@ -212,6 +215,18 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored") -> 
     """
     if precision not in ("stored", "float32"):
         raise InputError(f"`precision` must be stored or float32, got precision={precision!r}.")
+    check_engine(engine)
+    network = _load(run, precision)
+    if engine == "keras" and network.model is None:
+        raise InputError(f"`engine` keras runs a run's network; {network.path} is an ONNX file, for another engine.")
+    if engine in ("onnxruntime", "openvino") and network.model is not None:
+        return dataclasses.replace(network, probabilities=function_of_model(network.model, engine))
+    if engine == "openvino":
+        return dataclasses.replace(network, probabilities=function_of_file(network.path, engine))
+    return network
+
+
+def _load(run: str | os.PathLike | keras.Model, precision: str) -> Network:
     if isinstance(run, keras.Model):
         return _of_model(run, Path(run.name), precision)
     path = Path(run)

@@ -39,9 +39,7 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no ONNX file: {path}.")
-    runtime = require_package("onnxruntime")
-    known = runtime.get_available_providers()
-    session = onnx_session(path, [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in known])
+    session = onnx_session(path, providers())
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
         version = metadata["format"]
@@ -60,11 +58,18 @@ def check_opset(opset: int, format: str) -> None:
         raise InputError(f"`opset` must be {first} to {last}, got opset={opset}.")
 
 
-def require_package(package: str):
+def require_package(package: str, extra: str = "onnx"):
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise InputError(f'ONNX needs {package}: `pip install "segdrop[onnx]"`.') from error
+        what = "ONNX" if extra == "onnx" else f"`engine` {extra}"
+        raise InputError(f'{what} needs {package}: `pip install "segdrop[{extra}]"`.') from error
+
+
+def providers() -> list[str]:
+    """What onnxruntime is to run on: a GPU where it has one."""
+    known = require_package("onnxruntime").get_available_providers()
+    return [provider for provider in ("CUDAExecutionProvider", "CPUExecutionProvider") if provider in known]
 
 
 def write_onnx(model: keras.Model, signature: list, path: Path, metadata: dict, opset: int | None) -> None:

@@ -74,7 +74,7 @@ def predict(
         out: the folder to write to, new unless `resume`.
         resume: go on in `out` where an earlier call with the same options was interrupted.
         options: the fields of `PredictOptions`: ensemble, tile, overlap, margin, tta, mc_samples, mc_rate, seed,
-            uncertainty, probabilities, overlay, threshold, precision.
+            uncertainty, probabilities, overlay, threshold, precision, engine.
 
     Raises:
         FileNotFoundError, FileExistsError, InputError: a run, the inputs, the folder or an option cannot be used.
@@ -90,7 +90,7 @@ def predict(
     chosen = PredictOptions(**options)
     out = Path(out)
     jobs = find_inputs(inputs, out)
-    networks = load_alike([run, *chosen.ensemble], chosen.precision)
+    networks = load_alike([run, *chosen.ensemble], chosen.precision, chosen.engine)
     if chosen.threshold is not None and not networks[0].takes_threshold:
         raise InputError(
             f"`threshold` has no effect on {networks[0].path}, which takes the most probable of its classes."

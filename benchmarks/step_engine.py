@@ -1,0 +1,32 @@
+"""A prediction of the U-Net by another program, as `segdrop predict --engine` has it run; see side_by_side.py.
+
+python benchmarks/step_engine.py onnxruntime|openvino
+"""
+
+import argparse
+import importlib
+
+import keras
+import numpy as np
+from answering import answer
+
+import segdrop
+from segdrop.inference.engines import function_of_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("engine", choices=["onnxruntime", "openvino"])
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--precision", default="float32")
+    given = parser.parse_args()
+    keras.utils.set_random_seed(0)
+    function = function_of_model(segdrop.build_unet(encoder_weights=None), given.engine)
+    images = np.random.default_rng(0).uniform(0, 255, (given.batch, given.size, given.size, 3)).astype("float32")
+    version = importlib.import_module(given.engine).__version__
+    answer(f"{given.engine} {version}", lambda: function(images))
+
+
+if __name__ == "__main__":
+    main()
