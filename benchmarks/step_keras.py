@@ -2,8 +2,8 @@
 
     python benchmarks/step_keras.py training|inference fast|before|library [off]
 
-`fast` is what `segdrop train` fits or `segdrop predict` runs, `before` what 0.4 fitted, and `library` plain segmentation_models with Keras's own
-optimizer. "off" lets TensorFlow run operations side by side.
+`fast` is what `segdrop train` fits or `segdrop predict` runs, `before` what 0.4 did, and `library` plain
+segmentation_models with Keras's own optimizer. "off" lets TensorFlow run operations side by side.
 """
 
 import argparse
