@@ -7,6 +7,7 @@ segmentation_models with Keras's own optimizer. "off" lets TensorFlow run operat
 """
 
 import argparse
+import importlib
 
 import keras
 import numpy as np
@@ -42,7 +43,8 @@ def main() -> None:
         model = segdrop.fast(model) if given.what == "training" else folded(model)
     optimizer = OneDeviceAdamW if given.network == "fast" else keras.optimizers.AdamW
     optimizer = optimizer(1e-4, weight_decay=1e-4)
-    jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
+    compiled = keras.backend.backend() == "jax" or tf.config.list_physical_devices("GPU")
+    jit_compile = "auto" if compiled else False  # as `segdrop train` does: on a CPU, TensorFlow is slower with XLA
     model.compile(optimizer, SegmentationLoss(), metrics=[Dice(), IoU()], jit_compile=jit_compile)
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (given.batch, given.size, given.size, 3)).astype("float32")
@@ -54,7 +56,8 @@ def main() -> None:
     def inference() -> None:
         model.predict_on_batch(images)
 
-    version = f"Keras {keras.__version__}, TensorFlow {tf.__version__}"
+    backend = importlib.import_module(keras.backend.backend())
+    version = f"Keras {keras.__version__}, {backend.__name__} {backend.__version__}"
     answer(version, training if given.what == "training" else inference)
 
 
