@@ -215,7 +215,10 @@ def _announce(run: _Run, resumed: bool) -> None:
     counts = ", ".join(f"{len(run.samples.split[name])} {name}" for name in ("train", "val", "test"))
     _console.print(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
     _console.print(f"Data:    {dataset.understood}")
-    _console.print(f"Images:  {counts}, from {dataset.path} ({dataset.cached} of {len(dataset)} held in memory)")
+    held = f"{dataset.cached} of {len(dataset)} held in memory"
+    if not dataset.cached and record.config.cache_mb:  # an earlier start has scanned them
+        held = "held in memory once they are read"
+    _console.print(f"Images:  {counts}, from {dataset.path} ({held})")
     low, high = dataset.extremes_of(run.samples.split["train"].tolist())[0]
     chosen = " (chosen by --intensity auto)" if run.samples.config.intensity == "auto" else ""
     _console.print(f"Values:  {low:g} to {high:g}, mapped to 0..255 by {dataset.intensity.rule}{chosen}")
