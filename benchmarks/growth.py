@@ -5,15 +5,15 @@
 
 Each point is a process of its own; told are the median seconds of `--rounds` repetitions after two that warm up, the
 most memory that the process has held, and the exponent between a row and the one above: of seconds 1 is linear. The
-network is a resnet34 U-Net with random weights, in float32.
+network is a resnet34 U-Net with random weights, in float32. Seconds of the processor, of all cores together, are told,
+too: they depend less on what else the machine does.
 
 - training, batch: a step on 2 crops by their size, and on crops of 128 pixels by their number.
 - cores: a step on 8 crops of 128 pixels; exponent -1 would be twice as fast on twice as many.
 - prediction: `segdrop.load(run).predict` of an image, in tiles where it is larger than one.
 - start: all that `segdrop train` does with a data set of PNG files of 32 x 32 pixels before it trains: opened, checked,
   split, planned, up to its first batch. "first" finds an empty cache folder, "second" what the first has left in it.
-  Seconds of the processor are told, too: they hardly depend on what else the machine does. 100,000 images are 800 MB
-  on most disks, made in FOLDER (by default a temporary one) and left there if it is given.
+  100,000 images are 800 MB on most disks, made in FOLDER (by default a temporary one) and left there if it is given.
 - sweep: the answer of a sweep of 10 folds, and its files, by its trainings; that reading them is left out.
 """
 
@@ -44,13 +44,14 @@ SERIES = {
 
 
 def repeated(step, rounds: int) -> dict:
-    """The median seconds of a step."""
+    """The median seconds of a step, and of the processor in it."""
     seconds = []
     for _ in range(rounds + 2):
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         step()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds[2:])}
+        seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    wall, processor = map(statistics.median, zip(*seconds[2:], strict=True))
+    return {"seconds": wall, "processor_seconds": processor}
 
 
 def training(size: int, batch: int, rounds: int) -> dict:

@@ -113,6 +113,10 @@ def test_a_file_whose_size_and_time_are_what_they_were_is_noticed(data, cache):
 
 
 def test_files_changed_just_now_are_not_kept(data, cache, monkeypatch):
+    age(data, seconds=0)
+    open_dataset(data)
+    assert not cache.exists()
+    age(data)
     os.utime(data / "images" / "p5.png")
     open_dataset(data)
     numbers = decoded(monkeypatch)

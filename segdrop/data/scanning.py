@@ -100,7 +100,9 @@ def scan_files(store: Store, intensity: Intensity, about: object = None) -> tupl
         warnings.filterwarnings("ignore", module="PIL|pydicom|nibabel")
         for file, scan in zip(fresh, pool.map(lambda file: _scan_pair(file, store, intensity), fresh), strict=True):
             scans[file] = scan
-        if time.monotonic() - began > remembered.WORTH and any(_may_be_kept(scans[file]) for file in fresh):
+        if time.monotonic() - began > remembered.WORTH and any(
+            stamps[file] and _may_be_kept(scans[file]) for file in fresh
+        ):
             _remember(about, stamps, scans)
         return scans, _settle(scans, store, intensity)
 

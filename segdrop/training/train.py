@@ -215,9 +215,7 @@ def _announce(run: _Run, resumed: bool) -> None:
     counts = ", ".join(f"{len(run.samples.split[name])} {name}" for name in ("train", "val", "test"))
     _console.print(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
     _console.print(f"Data:    {dataset.understood}")
-    held = f"{dataset.cached} of {len(dataset)} held in memory"
-    if not dataset.cached and record.config.cache_mb:  # an earlier start has scanned them
-        held = "held in memory once they are read"
+    held = f"{dataset.cached} of {len(dataset)} held in memory by now"  # more as they are read
     _console.print(f"Images:  {counts}, from {dataset.path} ({held})")
     low, high = dataset.extremes_of(run.samples.split["train"].tolist())[0]
     chosen = " (chosen by --intensity auto)" if run.samples.config.intensity == "auto" else ""
