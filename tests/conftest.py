@@ -1,12 +1,16 @@
 import csv
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+# The user's own cache takes no part in tests.
+os.environ["SEGDROP_CACHE"] = os.path.join(tempfile.mkdtemp(prefix="segdrop_tests_"), "segdrop")
 
 import cv2
 import h5py
@@ -22,6 +26,10 @@ from segdrop.config.train import TrainConfig
 from segdrop.files import write_json
 from segdrop.nets.sites import encoder_layers
 from segdrop.nets.unet import build_unet
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.path.dirname(os.environ["SEGDROP_CACHE"]), ignore_errors=True)
 
 
 def write_pairs(folder, pairs):

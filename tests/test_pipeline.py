@@ -5,6 +5,7 @@ import pytest
 from conftest import write_pairs
 
 from segdrop.conventions import IGNORED
+from segdrop.data import batches as data_batches
 from segdrop.data.augment import Sampler, load_augmentation
 from segdrop.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from segdrop.data.opening import open_dataset
@@ -153,3 +154,21 @@ def test_float_images_reach_the_network_as_they_are_read(tmp_path):
     np.testing.assert_array_equal(images[0], read)
     _, [(images, _)] = batches(dataset, [0], preset="none", batch_size=1)
     np.testing.assert_allclose(images[0], read, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_of_an_epoch_is_made_when_it_begins(numbered, monkeypatch):
+    made, shuffle = [], data_batches._shuffle
+    monkeypatch.setattr(data_batches, "_shuffle", lambda *of: (made.append(of[-1]), shuffle(*of))[1])
+    pipeline = training_batches(
+        numbered,
+        range(9),
+        Sampler(load_augmentation("none"), 32),
+        batch_size=3,
+        crop_size=32,
+        seed=0,
+        first_epoch=2,
+        epochs=1000,
+    )
+    assert len(pipeline) == 998 * 3
+    next(iter(pipeline))
+    assert made[0] == 2 and len(made) < 20  # some are read ahead

@@ -46,9 +46,10 @@ def training_batches(
         masks: uint8 (batch_size, crop_size, crop_size, 1), class index or IGNORED.
     """
     wanted = (steps or steps_per_epoch(len(indices), batch_size)) * batch_size
-    order = [
-        (epoch, *drawn) for epoch in range(first_epoch, epochs) for drawn in _shuffle(indices, wanted, seed, epoch)
-    ]
+
+    def jobs_of(epoch):  # one epoch's at a time: those of all epochs of a large set would be millions
+        order = tf.numpy_function(lambda number: _shuffle(indices, wanted, seed, int(number)), [epoch], tf.int64)
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (wanted, 3)))
 
     def load(jobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pairs = [
@@ -64,7 +65,9 @@ def training_batches(
         return tf.ensure_shape(images, (*shape, dataset.channels)), tf.ensure_shape(masks, (*shape, 1))
 
     return (
-        tf.data.Dataset.from_tensor_slices(np.array(order))
+        tf.data.Dataset.range(first_epoch, epochs)
+        .flat_map(jobs_of)
+        .apply(tf.data.experimental.assert_cardinality((epochs - first_epoch) * wanted))
         .batch(batch_size, drop_remainder=True)
         # Whole batches to few workers: handing over single samples costs more, in waits for Python's lock, than
         # augmenting them (measured: half the images per second).
@@ -137,13 +140,13 @@ def _keeping(failures: list[Exception] | None, function: Callable) -> Callable:
     return call
 
 
-def _shuffle(indices: Sequence[int], wanted: int, seed: int, epoch: int) -> list[tuple[int, int]]:
-    """`wanted` images in random order, each with how often it was drawn in the epoch before: all equally often, and
-    those of an unfinished round once more."""
+def _shuffle(indices: Sequence[int], wanted: int, seed: int, epoch: int) -> np.ndarray:
+    """`wanted` images in random order, int64 (wanted, 3): the epoch, the image, and how often it was drawn in the epoch
+    before: all equally often, and those of an unfinished round once more."""
     rng = np.random.default_rng((seed, epoch))
     rounds = -(-wanted // len(indices))
-    drawn = [(int(index), number) for number in range(rounds) for index in rng.permutation(np.asarray(indices))]
-    return drawn[:wanted]
+    drawn = np.concatenate([rng.permutation(np.asarray(indices, np.int64)) for _ in range(rounds)])[:wanted]
+    return np.stack([np.full(wanted, epoch), drawn, np.arange(wanted) // len(indices)], axis=1)
 
 
 def _pad_image(image: np.ndarray) -> np.ndarray:

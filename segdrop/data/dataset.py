@@ -1,6 +1,7 @@
 """A data set: images, masks, splits and groups, read one by one."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,13 @@ class Dataset:
                 (0.0, 255.0) if isinstance(low, tuple) else scale(np.array([self._extremes[file]]), low, high).flat
             )
         return (min(stored), max(stored)), (float(min(scaled)), float(max(scaled)))
+
+    @property
+    def masks_digest(self) -> str:
+        """SHA-256 over all that the masks which `read` gives depend on."""
+        said = (self.digest, len(self.class_names), self.multilabel, self._store.slice_axis)
+        arrays = [np.asarray(array, np.int64).tobytes() for array in (self._lut, self.sizes, self._places)]
+        return hashlib.sha256(b"".join([repr(said).encode(), *arrays])).hexdigest()
 
     @property
     def cached(self) -> int:

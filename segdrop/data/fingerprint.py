@@ -1,6 +1,7 @@
 """What a data set's masks hold: sizes, shares of the classes, and their objects, all in pixels."""
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,10 +10,13 @@ import cv2
 import numpy as np
 
 from ..conventions import IGNORED, has_class
+from . import remembered
 from .dataset import Dataset
 
 SMALLEST = 4  # pixels; smaller components are specks of an annotation
+_MOST_KEPT = 4_000_000  # objects of a data set, 32 bytes each; of more none are kept for the next start
 T = TypeVar("T")
+Measured = tuple[np.ndarray, list[np.ndarray]]  # of a mask, by `measure`
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,41 @@ def fingerprint(dataset: Dataset, indices: Iterable[int] | None = None) -> Finge
         ((10, 2), (10, 2), 474)
     """
     numbers = np.arange(len(dataset)) if indices is None else np.array([*indices], int)
-    return collect(dataset, numbers, read_each(dataset, numbers, lambda image, mask: measure_of(dataset, mask)))
+    about, began = ("masks", dataset.masks_digest), time.monotonic()
+    known = _recalled(about)
+    fresh = [index for index in numbers.tolist() if index not in known]
+    measured = read_each(dataset, fresh, lambda image, mask: measure_of(dataset, mask))
+    known |= zip(fresh, measured, strict=True)
+    # The next start, which does not decode the files to check them, would have to do it here: ten times the work.
+    if fresh and time.monotonic() - began > remembered.WORTH / 10:
+        _remember(about, known)
+    return collect(dataset, numbers, [known[index] for index in numbers.tolist()])
+
+
+def _remember(about: object, known: Mapping[int, Measured]) -> None:
+    """Keep what images' masks were measured to hold, by the images' numbers, unless that is too much."""
+    lengths = np.array([[len(found) for found in objects] for _, objects in known.values()])
+    if known and lengths.sum() <= _MOST_KEPT:
+        found = np.concatenate([np.zeros((0, 4)), *(found for _, objects in known.values() for found in objects)])
+        counts = np.array([counts for counts, _ in known.values()])
+        remembered.remember(about, {"images": np.array([*known]), "counts": counts, "lengths": lengths, "found": found})
+
+
+def _recalled(about: object) -> dict[int, Measured]:
+    stored = remembered.recall(about)
+    if not stored:
+        return {}
+    lengths = stored["lengths"]
+    ends = lengths.cumsum().reshape(lengths.shape)
+    return {
+        image: (counts, [stored["found"][end - length : end] for end, length in zip(*places, strict=True)])
+        for image, counts, places in zip(
+            stored["images"].tolist(),
+            stored["counts"],
+            zip(ends.tolist(), lengths.tolist(), strict=True),
+            strict=True,
+        )
+    }
 
 
 def read_each(dataset: Dataset, indices: Iterable[int], function: Callable[[np.ndarray, np.ndarray], T]) -> list[T]:
@@ -89,7 +127,7 @@ def read_each(dataset: Dataset, indices: Iterable[int], function: Callable[[np.n
         return list(pool.map(lambda index: function(*dataset.read(int(index))), indices))
 
 
-def measure_of(dataset: Dataset, mask: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+def measure_of(dataset: Dataset, mask: np.ndarray) -> Measured:
     """`measure` of a mask of a data set.
 
     Example:
@@ -101,7 +139,7 @@ def measure_of(dataset: Dataset, mask: np.ndarray) -> tuple[np.ndarray, list[np.
     return measure(mask, len(dataset.class_names), dataset.multilabel)
 
 
-def measure(mask: np.ndarray, classes: int, multilabel: bool = False) -> tuple[np.ndarray, list[np.ndarray]]:
+def measure(mask: np.ndarray, classes: int, multilabel: bool = False) -> Measured:
     """Pixels of each class, of what is ignored and of all, int (K + 2,); and of the classes from 1 on the `components`.
 
     Example:
@@ -147,7 +185,7 @@ def components(region: np.ndarray) -> np.ndarray:
     return found[found[:, 0] >= SMALLEST]
 
 
-def collect(dataset: Dataset, indices: np.ndarray, measured: list[tuple[np.ndarray, list[np.ndarray]]]) -> Fingerprint:
+def collect(dataset: Dataset, indices: np.ndarray, measured: list[Measured]) -> Fingerprint:
     """A fingerprint of what `measure` gave for each of the images.
 
     Example:

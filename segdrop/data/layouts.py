@@ -157,7 +157,7 @@ def _match(images: Sequence[Named], masks: Sequence[Named]) -> tuple[dict[Named,
     """
     best: tuple[dict[Named, list[Named]], bool] = ({}, False)
     count = (0, 0)
-    for of_image, of_mask, objects in _ways(images, masks):
+    for of_image, of_mask, objects in _ways(images, masks) if masks else ():
         keys = Counter(of_image(image) for image in images)
         home = {of_image(image): image for image in images if keys[of_image(image)] == 1}
         found = defaultdict(list)
@@ -170,6 +170,8 @@ def _match(images: Sequence[Named], masks: Sequence[Named]) -> tuple[dict[Named,
                 continue
         if (reached := (len(found), sum(map(len, found.values())))) > count:
             best, count = ({image: found[image] for image in images if image in found}, objects), reached
+        if count == (len(images), len(masks)):  # no way finds more
+            break
     return best
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -151,9 +152,11 @@ def _image_files(path: Path) -> list[str]:
 def _files_in(path: Path, part: str, listing: Listing) -> dict[str, Path]:
     """The image files of a folder by their stems."""
     files: dict[str, Path] = {}
-    for file in sorted((path / part).glob("*")):
-        if is_image(file) and not file.name.startswith("."):
-            name = stem(file)
+    folder = path / part
+    for inside in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        file = folder / inside
+        if not inside.startswith(".") and is_image(file):
+            name = stem(inside)
             if name in files:
                 listing.problems.append(f"two files for one id in {part}/: {files[name].name}, {file.name}")
             files[name] = file

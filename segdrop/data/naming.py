@@ -1,5 +1,6 @@
 """What the names of folders and files say: image or mask, which split, whose annotation."""
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -66,6 +67,7 @@ def words_of(name: str) -> list[str]:
     return [part for word in _WORD.findall(name) for part in _GLUED.sub(r"\1 \2", word.lower()).split()]
 
 
+@functools.lru_cache  # the files of a folder come one after the other
 def role_of_folders(folders: tuple[str, ...]) -> tuple[str | None, str]:
     """Whether the innermost folder that says so holds images or masks, and which folder that is."""
     for folder in reversed(folders):
@@ -87,6 +89,7 @@ def is_manual(folder: str) -> bool:
     return "manual" in words_of(folder)
 
 
+@functools.lru_cache
 def split_of(folders: tuple[str, ...]) -> str | None:
     """The split that the innermost folder names that names one."""
     named = [_FOLDER_SPLITS[word] for folder in folders for word in words_of(folder) if word in _FOLDER_SPLITS]

@@ -109,7 +109,7 @@ def open_dataset(
     names, colours, ignored = _classes_of(path, listing, multilabel)
     files = tuple(listing.pairs[i] for i in sorted(listing.pairs))
     store = Store(files, colours, slice_axis, channels, context_slices, cache_mb * 2**20)
-    scans, rule = scan_files(store, intensity)
+    scans, rule = scan_files(store, intensity, (path.absolute(), names, listing.names, multilabel))
     entries = entries_of(listing, scans)
 
     ignored |= {ignore_value} - {None} | ({IGNORED} if any(truth.view for _, truth in files) else set())

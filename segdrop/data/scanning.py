@@ -1,6 +1,9 @@
 """Every file of a data set decoded once: what the checks and the training have to know of it."""
 
+import json
+import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -11,12 +14,15 @@ from ..files import file_digest
 from ..images.faults import OtherChannels
 from ..images.intensity import Bounds, Intensity
 from ..images.opening import same_place
+from . import remembered
 from .listing import Listing
 from .store import Store, UnnamedColours
 
 UNREADABLE, UNBOUNDED = "{n} unreadable file(s)", "{n} image(s) that the intensity rule cannot map"
 MISFIT = "{n} image(s) of another kind than asked for"
 UNNAMED = "{n} mask(s) in colours that classes.json does not name"
+# Of a scan what many files of a data set have alike, so that it is kept for the next start once.
+_ALIKE = "size mask_size in_colours bounds value_range extremes value_type spacing moved".split()
 
 
 @dataclass
@@ -77,13 +83,76 @@ class Entry:
     row: dict[str, str]
 
 
-def scan_files(store: Store, intensity: Intensity) -> tuple[list[Scan], Intensity]:
-    """Decode all pairs, several at once, and keep those there is room for; and the intensity rule, never "auto"."""
+def scan_files(store: Store, intensity: Intensity, about: object = None) -> tuple[list[Scan], Intensity]:
+    """Decode all pairs, several at once, and keep those there is room for; and the intensity rule, never "auto".
+
+    Args:
+        about: all that a scan depends on besides the files, `store` and `intensity`.
+    """
+    about = ("scans", about, store.colours, store.slice_axis, store.channels, store.context, intensity)
+    began = time.monotonic()
+    stamps = remembered.stamps([(image, *truth.paths) for image, truth in store.files])
+    known = _recalled(about)
+    scans = [known.get(stamp) for stamp in stamps]
+    fresh = [file for file, scan in enumerate(scans) if scan is None]
     # The filters belong to the whole process: set here, once, and not by the workers.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.filterwarnings("ignore", module="PIL|pydicom|nibabel")
-        scans = list(pool.map(lambda file: _scan_pair(file, store, intensity), range(len(store.files))))
+        for file, scan in zip(fresh, pool.map(lambda file: _scan_pair(file, store, intensity), fresh), strict=True):
+            scans[file] = scan
+        if time.monotonic() - began > remembered.WORTH and any(
+            stamps[file] and _may_be_kept(scans[file]) for file in fresh
+        ):
+            _remember(about, stamps, scans)
         return scans, _settle(scans, store, intensity)
+
+
+def _may_be_kept(scan: Scan) -> bool:
+    """Whether the next start may take a scan from this one. A patient is never written, and what is wrong with a file
+    names the file. A volume is decoded at every start, slice by slice: in a training's random order each slice would
+    cost all of it."""
+    return scan.problem is None and scan.patient is None and scan.slices is None and scan.mask_slices is None
+
+
+def _remember(about: object, stamps: Sequence[bytes | None], scans: Sequence[Scan]) -> None:
+    kept = [(stamp, scan) for stamp, scan in zip(stamps, scans, strict=True) if stamp and _may_be_kept(scan)]
+    rows = [json.dumps([getattr(scan, name) for name in _ALIKE], default=lambda n: n.item()) for _, scan in kept]
+    number = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+    hexes = "".join(scan.image_digest + scan.mask_digest for _, scan in kept)
+    arrays = {
+        "stamps": np.frombuffer(b"".join(stamp for stamp, _ in kept), np.uint8),
+        "digests": np.frombuffer(bytes.fromhex(hexes), np.uint8),
+        "alike": np.frombuffer(f"[{','.join(number)}]".encode(), np.uint8),
+        "which": np.array([number[row] for row in rows]),
+        "ends": np.cumsum([len(scan.values) for _, scan in kept]),
+        "values": np.array([pair for _, scan in kept for pair in scan.values.items()]),
+    }
+    remembered.remember(about, arrays)
+
+
+def _recalled(about: object) -> dict[bytes | None, Scan]:
+    """The scans that an earlier start has kept, by the stamps of their files."""
+    try:
+        stored = remembered.recall(about)
+        stamps, digests = stored["stamps"].tobytes(), stored["digests"].tobytes().hex()
+        alike = [dict(zip(_ALIKE, map(_as_tuples, row), strict=True)) for row in json.loads(stored["alike"].tobytes())]
+        pairs, ends = stored["values"].tolist(), stored["ends"].tolist()
+        return {
+            stamps[16 * i : 16 * i + 16]: Scan(
+                **alike[which],
+                values=dict(pairs[begin:end]),
+                image_digest=digests[128 * i : 128 * i + 64],
+                mask_digest=digests[128 * i + 64 : 128 * i + 128],
+            )
+            for i, (which, begin, end) in enumerate(zip(stored["which"].tolist(), [0, *ends[:-1]], ends, strict=True))
+        }
+    except (KeyError, ValueError, TypeError, IndexError):
+        return {}
+
+
+def _as_tuples(value):
+    """What JSON has made lists of."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _settle(scans: list[Scan], store: Store, intensity: Intensity) -> Intensity:

@@ -56,7 +56,10 @@ class Store:
     def read(self, file: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Image as stored, in its context, and mask as class indices or stored values, uint8 (H, W)."""
         image = in_context(lambda number: self._image(file, number), part, self._counts.get(file, 1), self.context)
-        return image, self._mask(file, part)
+        mask = self._mask(file, part)
+        if file not in self._counts:  # of volumes scanning has kept what it could; single images it may have skipped
+            self.offer(file, part, image, mask, None)
+        return image, mask
 
     def _image(self, file: int, part: int) -> np.ndarray:
         if (file, part) in self.slices:
@@ -94,7 +97,7 @@ class Store:
         with self._lock:
             if slices is not None:
                 self._counts[file] = slices
-            if size <= self.budget:
+            if size <= self.budget and (file, part) not in self.slices:
                 self.budget -= size
                 # A view of a slice would keep the whole volume.
                 self.slices[file, part] = (image, mask) if slices is None else (image.copy(), mask.copy())

@@ -25,8 +25,9 @@ def stem(path: str | os.PathLike) -> str:
         >>> stem("scans/a.nii.gz"), stem("1.2.840")
         ('a', '1.2.840')
     """
-    name = Path(path).name
-    suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    name = os.path.basename(path)
+    lower = name.lower()
+    suffix = max(filter(lower.endswith, SUFFIXES), key=len) if lower.endswith(SUFFIXES) else ""
     return name[: len(name) - len(suffix)]
 
 

@@ -215,7 +215,8 @@ def _announce(run: _Run, resumed: bool) -> None:
     counts = ", ".join(f"{len(run.samples.split[name])} {name}" for name in ("train", "val", "test"))
     _console.print(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
     _console.print(f"Data:    {dataset.understood}")
-    _console.print(f"Images:  {counts}, from {dataset.path} ({dataset.cached} of {len(dataset)} held in memory)")
+    held = f"{dataset.cached} of {len(dataset)} held in memory by now"  # more as they are read
+    _console.print(f"Images:  {counts}, from {dataset.path} ({held})")
     low, high = dataset.extremes_of(run.samples.split["train"].tolist())[0]
     chosen = " (chosen by --intensity auto)" if run.samples.config.intensity == "auto" else ""
     _console.print(f"Values:  {low:g} to {high:g}, mapped to 0..255 by {dataset.intensity.rule}{chosen}")
