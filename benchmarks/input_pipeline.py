@@ -6,9 +6,10 @@
 Needs PyTorch, in this environment or in that of PYTHON, for its DataLoader. Images of one and a half times the crop's
 side lie decoded in memory; the preset is medical, the batch 8. Each contestant is a process of its own (with its
 workers), and in every round each makes the same number of batches while the others wait, in an order that is drawn
-anew. `raw` is a loop over images in one thread, crop and Albumentations, without batches; with 2 workers it is two
-such loops at once, which is all that the machine can do. What is told are medians, and medians of the ratios within a round with their 95% intervals (bootstrap). `--steps 0` leaves out
-the training; there, a round is so many steps of a resnet34 U-Net on the pipeline's batches and on one batch that stays.
+anew. `raw` is a loop over images in one thread, crop and Albumentations, without batches; with 2 workers it is two such
+loops at once, which is all that the machine can do. What is told are medians, and medians of the ratios within a round
+with their 95% intervals (bootstrap). `--steps 0` leaves out the training; there, a round is so many steps of a resnet34
+U-Net on the pipeline's batches and on one batch that stays.
 Run it on a machine that does nothing else.
 """
 
@@ -57,7 +58,7 @@ def segdrop(dataset, sampler, size: int, workers: int) -> Callable[[int], float]
     from segdrop.data.augmenting import Augmenters
     from segdrop.data.batches import training_batches
 
-    augmenters = Augmenters(sampler, workers, (BATCH, size, size, 3))
+    augmenters = Augmenters(sampler, workers, (BATCH, size, size, 3), "uint8")
 
     def make(batches: int) -> float:
         what = {"batch_size": BATCH, "crop_size": size, "seed": 0, "first_epoch": 0, "epochs": 1}
@@ -118,7 +119,7 @@ def training(dataset, sampler, size: int, workers: int) -> Callable[[int], list[
     with precision_policy(precision):
         model = fast(build_unet("resnet34", encoder_dropout=0.2, spatial=True, encoder_weights=None))
     model.compile("adam", "binary_crossentropy", jit_compile=False)
-    augmenters = Augmenters(sampler, workers, (BATCH, size, size, 3))
+    augmenters = Augmenters(sampler, workers, (BATCH, size, size, 3), "uint8")
     what = {"batch_size": BATCH, "crop_size": size, "seed": 0, "first_epoch": 0, "epochs": 1}
 
     def timed(batches) -> float:

@@ -42,10 +42,10 @@ def training_batches(
     Args:
         steps: of an epoch; None: `steps_per_epoch`.
         failures: takes the exception of a sample that fails; what the pipeline raises is one of TensorFlow's.
-        augmenters: the processes that augment; None: threads of this one do.
+        augmenters: the processes that augment, and the type of the images; None: threads of this one do.
 
     Yields:
-        images: float32 (batch_size, crop_size, crop_size, dataset.channels), 0..255;
+        images: float32, or the augmenters' uint8 (batch_size, crop_size, crop_size, dataset.channels), 0..255;
         masks: uint8 (batch_size, crop_size, crop_size, 1), class index or IGNORED.
     """
     wanted = (steps or steps_per_epoch(len(indices), batch_size)) * batch_size
@@ -65,7 +65,7 @@ def training_batches(
         return images, masks[..., None]
 
     def load_in_graph(jobs):
-        images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (tf.float32, tf.uint8))
+        images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (augment.dtype, tf.uint8))
         return tf.ensure_shape(images, shape), tf.ensure_shape(masks, (*shape[:3], 1))
 
     options = tf.data.Options()

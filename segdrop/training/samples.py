@@ -70,9 +70,9 @@ class Samples:
         return self.config.steps_per_epoch
 
     def augmenters(self, count: int) -> Augmenters:
-        """So many processes for `training`, to be closed by the caller."""
-        size = self.config.crop_size
-        return Augmenters(self._sampler, count, (self.config.batch_size, size, size, self.dataset.channels))
+        """So many processes for `training`, to be closed by the caller; a network makes float32 of uint8 by itself."""
+        size, dtype = self.config.crop_size, "uint8" if self.dataset.as_bytes else "float32"
+        return Augmenters(self._sampler, count, (self.config.batch_size, size, size, self.dataset.channels), dtype)
 
     def training(
         self,
