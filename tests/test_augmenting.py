@@ -1,11 +1,11 @@
 """Processes that augment: the same batches as without them, errors in one line, and nothing left behind."""
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import albumentations as A
@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import tiny_training, write_pairs
+from conftest import tiny_training, use_small_networks, write_pairs
 
 from segdrop import InputError, TrainConfig
 from segdrop.data.augment import FOREGROUND_CROPS, Sampler, load_augmentation, random_crop
@@ -24,6 +24,7 @@ from segdrop.folders.run import open_run
 from segdrop.images.intensity import Intensity
 from segdrop.training import device
 from segdrop.training.device import count_augmenters
+from segdrop.training.session import Session
 from segdrop.training.train import train
 
 RNG = np.random.default_rng(0)
@@ -174,10 +175,15 @@ def test_an_error_in_a_process_is_that_of_the_sampler(dataset, transform, said):
     assert type(failures[0]) is InputError and str(failures[0]).startswith(said)
 
 
-def test_what_cannot_be_given_to_a_process_is_an_error_of_one_line(dataset):
-    lock = pickle.Pickler(open(os.devnull, "wb"))  # noqa: SIM115 - anything that cannot be pickled
+def test_what_cannot_be_given_to_a_process_is_an_error_of_one_line():
+    lock = threading.Lock()
+
+    def locked(image, **_):
+        with lock:
+            return image
+
     with pytest.raises(InputError, match=r"cannot be given to other processes: .*; train with augment_workers=0\.$"):
-        Augmenters(sampler(A.Lambda(image=lambda image, **_: lock and image)), 1, SHAPE)
+        Augmenters(sampler(A.Lambda(image=locked)), 1, SHAPE)
 
 
 def test_a_process_that_leaves_is_an_error_of_one_line():
@@ -211,7 +217,7 @@ def test_processes_are_gone_afterwards_also_after_an_error():
 
 
 PROGRAM = """
-    import sys
+    import signal, sys, time
     import albumentations as A, numpy as np
     from segdrop.data.augment import Sampler
     from segdrop.data.augmenting import Augmenters
@@ -227,6 +233,7 @@ PROGRAM = """
     image = np.full((32, 32, 3), 9, np.uint8)
     print("TensorFlow:", augmenters([sampler.crop(image, image[..., 0], (0,))])[0].max())
     process = augmenters._processes[0]._process
+    signal.signal(signal.SIGINT, lambda *_: None)
     print("pid", process.pid, flush=True)
 """
 
@@ -247,7 +254,7 @@ def test_a_program_needs_no_guard_and_its_processes_no_tensorflow(tmp_path):
 
 def test_processes_end_with_a_program_that_is_killed_and_say_nothing_at_ctrl_c():
     started = subprocess.Popen(
-        program("import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(60)"),
+        program("time.sleep(60)"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -278,10 +285,19 @@ def test_an_impossible_number_is_refused(value):
         TrainConfig(augment_workers=value)
 
 
-def test_a_training_is_the_same_with_processes_and_may_be_resumed_with_others(cells, tmp_path, small_unet):
-    one = train(tiny_training(cells, run_dir=tmp_path / "threads", epochs=2, augment_workers=0))
-    train(tiny_training(cells, run_dir=tmp_path / "processes", epochs=2, augment_workers=2))
-    assert open_run(tmp_path / "processes").config.augment_workers == 2
-    again = tiny_training(cells, run_dir=tmp_path / "processes", epochs=2, augment_workers=1, resume=True)
-    resumed = train(again)
-    assert [row["loss"] for row in resumed.history] == pytest.approx([row["loss"] for row in one.history], rel=1e-6)
+def test_an_interrupted_training_goes_on_with_other_processes_to_the_same_end(cells, tmp_path, small_unet, monkeypatch):
+    whole = train(tiny_training(cells, run_dir=tmp_path / "threads", epochs=2, augment_workers=0))
+    record_epoch = Session.record_epoch
+
+    def interrupt(self, row):
+        record_epoch(self, row)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "record_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_training(cells, run_dir=tmp_path / "run", epochs=2, augment_workers=2))
+    monkeypatch.undo()
+    use_small_networks(monkeypatch)
+    resumed = train(tiny_training(cells, run_dir=tmp_path / "run", epochs=2, augment_workers=1, resume=True))
+    assert open_run(tmp_path / "run").config.augment_workers == 2
+    assert [row["loss"] for row in resumed.history] == pytest.approx([row["loss"] for row in whole.history], rel=1e-5)
