@@ -39,7 +39,7 @@ class Augmenters:
         dtype: that they get, float32, or uint8 where all images are: a quarter of the bytes to move.
 
     Example:
-        >>> from segdrop.data.augment import load_augmentation
+        >>> from segdrop.data.augment import Sampler, load_augmentation
         >>> sampler = Sampler(load_augmentation("light"), crop_size=32)
         >>> crop = sampler.crop(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8), seed=(0,))
         >>> with Augmenters(sampler, 1, (2, 32, 32, 3)) as augmenters:
@@ -73,7 +73,8 @@ class Augmenters:
             for slot in _map_slots(*task[:3]):
                 self._slots.put(slot)
             try:
-                self._processes = [_Process(task) for _ in range(count)]
+                for _ in range(count):
+                    self._processes.append(_Process(task))
             except OSError:
                 self.close()
                 raise
