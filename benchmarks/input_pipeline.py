@@ -124,7 +124,7 @@ def training(dataset, sampler, size: int, workers: int) -> Callable[[int], list[
 
     def timed(batches) -> float:
         begun = []
-        first = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, _: begun.append(time.perf_counter()))
+        first = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: begun.append(time.perf_counter()))
         model.fit(batches, epochs=1, callbacks=[first], verbose=0, shuffle=False)
         return begun[-1] - begun[0]  # the first step waits for the pipeline to begin
 
