@@ -183,7 +183,7 @@ class SweepOptions(LoadsModels, SweepConfig):
     storage: str | None = None
     """Database for many machines, postgresql://user@host/database; by default a file in the folder, for one machine."""
     workers: int | None = None
-    """Processes on this machine, by default one for each GPU, else one; without GPUs they share the cores."""
+    """Processes on this machine, by default one for each GPU, else one; they share the cores."""
     dry_run: bool = False
     """Tell the arms, the number of trainings and how long they would take, and train nothing."""
     report: bool = False

@@ -29,7 +29,10 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 _FIXED = {
     "seed": "give `seeds`",
     **dict.fromkeys(
-        ("data", "images", "masks", "annotator", "run_dir", "resume", "from_sweep", "cache_mb", "gpus"),
+        (
+            *("data", "images", "masks", "annotator", "run_dir", "resume", "from_sweep", "cache_mb", "gpus"),
+            "augment_workers",
+        ),
         "it is no part of an arm",
     ),
     **dict.fromkeys(

@@ -28,7 +28,7 @@ ENCODERS = (
     *(f"efficientnetb{n}" for n in range(8)),
 )
 SKIPS: tuple[str, ...] = typing.get_args(Skips)
-Auto = Literal["auto"]  # left to the plan, which is made from the data before training
+Auto = Literal["auto"]  # left to the plan, which is made from the data before training, or to the machine
 Weights = Annotated[
     tuple[float, ...],
     Rule(
@@ -238,6 +238,8 @@ class TrainConfig:
     """Whether the same training comes out the same to the last bit, which takes longer; auto: on a CPU, not a GPU."""
     gpus: Literal["one", "all"] = "one"
     """Train on one GPU, or divide each batch among all there are."""
+    augment_workers: Annotated[int, at_least(0)] | Auto = "auto"
+    """Processes that augment, 0: threads of the training's; auto: on a GPU one for each core but one, at most 16."""
     resume: bool = False
     """Continue the run in --run-dir after its last finished epoch."""
 

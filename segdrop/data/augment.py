@@ -29,6 +29,7 @@ _SCALES = (
 # This share of the crops is placed around a foreground pixel, where an image has any: most random crops of a small
 # structure would be empty.
 FOREGROUND_CROPS = 0.5
+_FEW_CLASSES = 16  # from this class on, all are counted at once
 
 
 def _light() -> list:
@@ -115,12 +116,15 @@ class Sampler:
     """
 
     def __init__(self, augmentation: A.Compose, crop_size: int):
-        self._crop_size = crop_size
+        self._crop_size, self._augmentation = crop_size, augmentation
         if any(isinstance(transform, (A.Normalize, A.ToFloat, A.FromFloat)) for transform in _leaves(augmentation)):
             raise InputError(_SCALES)
         # Masks are never interpolated, by a user's transforms neither.
         self._template = A.Compose([augmentation], mask_interpolation=cv2.INTER_NEAREST)
         self._local = threading.local()
+
+    def __reduce__(self) -> tuple:
+        return Sampler, (self._augmentation, self._crop_size)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Crop and augment.
@@ -133,28 +137,36 @@ class Sampler:
         Returns:
             image: float32 (crop_size, crop_size, C), 0..255; mask: uint8 (crop_size, crop_size).
         """
+        image, mask = self.augment(*self.crop(image, mask, seed))
+        return image.astype(np.float32, copy=False), mask
+
+    def crop(self, image: np.ndarray, mask: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, int]:
+        """The first half of a call: a view of the pair or a padded copy, and the seed for `augment`."""
+        rng = np.random.default_rng(seed)
+        return *random_crop(image, mask, self._crop_size, rng), int(rng.integers(2**32))
+
+    def augment(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The second half: a crop's image, of the type it had, and mask after the transforms."""
         if not hasattr(self._local, "transform"):
             self._local.transform = copy.deepcopy(self._template)
         transform = self._local.transform
-        rng, channels = np.random.default_rng(seed), image.shape[2]
-        image, mask = random_crop(image, mask, self._crop_size, rng)
-        transform.set_random_seed(int(rng.integers(2**32)))
+        transform.set_random_seed(seed)
         if image.dtype != np.uint8:
             image = image / np.float32(255)  # Albumentations takes floats in 0..1
+        dtype, channels = image.dtype, image.shape[2]
         try:
             result = transform(image=image, mask=mask)
         except Exception as error:  # a transform may raise anything
             raise InputError(f"The augmentation failed: {type(error).__name__}: {error}") from error
-        dtype, (image, mask) = image.dtype, (result["image"], result["mask"])
+        image, mask = result["image"], result["mask"]
         if not isinstance(image, np.ndarray) or image.dtype != dtype:
             raise InputError(_SCALES)
-        image = image.astype(np.float32) * (1 if dtype == np.uint8 else 255)
         if image.shape != (self._crop_size, self._crop_size, channels) or mask.shape != image.shape[:2]:
             raise InputError(
                 f"The augmentation must keep the crop's size {self._crop_size}x{self._crop_size}; "
                 f"it gave an image of shape {image.shape} and a mask of shape {mask.shape}."
             )
-        return image, mask
+        return (image if dtype == np.uint8 else image * np.float32(255)), mask
 
     def check(self, image: np.ndarray, mask: np.ndarray) -> None:
         """Augment a pair, lest what fails do so in the middle of a training.
@@ -203,9 +215,44 @@ def random_crop(
     height, width = mask.shape
     low, high = np.zeros(2, int), np.array([height - size, width - size])
     if rng.random() < FOREGROUND_CROPS:
-        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:IGNORED]) + 1
+        present = _classes_in(mask)
         if present.size:
-            pixel = np.array(divmod(int(rng.choice(np.flatnonzero(mask == rng.choice(present)))), width))
+            pixel = _random_pixel(mask == rng.choice(present), rng)
             low, high = np.maximum(low, pixel - size + 1), np.minimum(high, pixel)
     y, x = rng.integers(low, high, endpoint=True)
     return image[y : y + size, x : x + size], mask[y : y + size, x : x + size]
+
+
+def _classes_in(mask: np.ndarray) -> np.ndarray:
+    """The classes of a mask but the background, in order.
+
+    Compared one by one until all pixels are accounted for: to count them all in one pass takes thirty times as long,
+    longer than all transforms of a crop, since neighbours wait for the same counter.
+    """
+    left = mask.size - np.count_nonzero(mask == 0) - np.count_nonzero(mask == IGNORED)
+    found = []
+    for value in range(1, _FEW_CLASSES):
+        if not left:
+            break
+        if pixels := np.count_nonzero(mask == value):
+            found.append(value)
+            left -= pixels
+    return np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:IGNORED]) + 1 if left else np.array(found, int)
+
+
+def _random_pixel(chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Row and column of a random one of the True pixels.
+
+    The number drawn is that of `rng.choice(np.flatnonzero(chosen))`; to list all pixels for one takes longer than to
+    halve the mask until few are left.
+    """
+    pixels, first, last = chosen.ravel(), 0, chosen.size
+    number = int(rng.integers(np.count_nonzero(pixels)))
+    while last - first > 2048:
+        middle = (first + last) // 2
+        before = np.count_nonzero(pixels[first:middle])
+        if number < before:
+            last = middle
+        else:
+            first, number = middle, number - before
+    return np.array(divmod(first + int(np.flatnonzero(pixels[first:last])[number]), chosen.shape[1]))

@@ -9,6 +9,7 @@ import tensorflow as tf
 from ..conventions import IGNORED, MULTIPLE
 from ..images.resampling import extend
 from .augment import Sampler
+from .augmenting import Augmenters
 from .dataset import Dataset
 from .tiles import padded
 
@@ -30,6 +31,7 @@ def training_batches(
     epochs: int,
     steps: int | None = None,
     failures: list[Exception] | None = None,
+    augmenters: Augmenters | None = None,
 ) -> tf.data.Dataset:
     """Batches of epochs `first_epoch` to `epochs - 1`, one after the other.
 
@@ -40,9 +42,10 @@ def training_batches(
     Args:
         steps: of an epoch; None: `steps_per_epoch`.
         failures: takes the exception of a sample that fails; what the pipeline raises is one of TensorFlow's.
+        augmenters: the processes that augment, and the type of the images; None: threads of this one do.
 
     Yields:
-        images: float32 (batch_size, crop_size, crop_size, dataset.channels), 0..255;
+        images: float32, or the augmenters' uint8 (batch_size, crop_size, crop_size, dataset.channels), 0..255;
         masks: uint8 (batch_size, crop_size, crop_size, 1), class index or IGNORED.
     """
     wanted = (steps or steps_per_epoch(len(indices), batch_size)) * batch_size
@@ -51,28 +54,34 @@ def training_batches(
         order = tf.numpy_function(lambda number: _shuffle(indices, wanted, seed, int(number)), [epoch], tf.int64)
         return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (wanted, 3)))
 
+    shape = (batch_size, crop_size, crop_size, dataset.channels)
+    augment = augmenters or Augmenters(sampler, 0, shape)
+
     def load(jobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pairs = [
+        images, masks = augment(
             # Without `steps` an image that fills up the last batch is the same sample again, as in earlier versions.
-            sampler(*dataset.read(index), (seed, epoch, index, number) if steps else (seed, epoch, index))
+            sampler.crop(*dataset.read(index), (seed, epoch, index, number) if steps else (seed, epoch, index))
             for epoch, index, number in jobs.tolist()
-        ]
-        return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])[..., None]
+        )
+        return images, masks[..., None]
 
     def load_in_graph(jobs):
-        images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (tf.float32, tf.uint8))
-        shape = (batch_size, crop_size, crop_size)
-        return tf.ensure_shape(images, (*shape, dataset.channels)), tf.ensure_shape(masks, (*shape, 1))
+        images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (augment.dtype, tf.uint8))
+        return tf.ensure_shape(images, shape), tf.ensure_shape(masks, (*shape[:3], 1))
 
+    options = tf.data.Options()
+    # TensorFlow's own threads are one where a training is to be repeatable, and calls would follow one another.
+    options.threading.private_threadpool_size = augment.calls
     return (
         tf.data.Dataset.range(first_epoch, epochs)
         .flat_map(jobs_of)
         .apply(tf.data.experimental.assert_cardinality((epochs - first_epoch) * wanted))
         .batch(batch_size, drop_remainder=True)
-        # Whole batches to few workers: handing over single samples costs more, in waits for Python's lock, than
+        # Whole batches to few calls: handing over single samples costs more, in waits for Python's lock, than
         # augmenting them (measured: half the images per second).
-        .map(load_in_graph, num_parallel_calls=2, deterministic=True)
+        .map(load_in_graph, num_parallel_calls=augment.calls, deterministic=True)
         .prefetch(2)
+        .with_options(options)
     )
 
 

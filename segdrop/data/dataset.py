@@ -53,6 +53,7 @@ class Dataset:
     intensity: Intensity
     multilabel: bool
     value_types: tuple[str, ...]
+    _taken_as_bytes: bool = field(repr=False)  # before `scaled`
     _places: tuple[tuple[int, int], ...] = field(repr=False)  # file and slice of each pair
     _bounds: tuple[Bounds, ...] = field(repr=False)  # of each file
     _extremes: tuple[tuple[float, float], ...] = field(repr=False)  # of each file
@@ -99,6 +100,11 @@ class Dataset:
         elif image.ndim == 2:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
         return image, resample(cv2.LUT(mask, self._lut), tuple(mask_size.tolist()), nearest=True)
+
+    @property
+    def as_bytes(self) -> bool:
+        """Whether `read` gives every image as uint8."""
+        return self._taken_as_bytes and np.array_equal(self.sizes, self.truth_sizes)
 
     def spacing_of(self, index: int) -> tuple[float, float] | None:
         """(row, column) distance in mm of the truth's pixels; None where it is not known."""

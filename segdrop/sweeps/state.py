@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # it imports TensorFlow
     from ..training.planning import Plan
 
 _FILE = "a file in the sweep's folder"
+# What may differ between machines: where the data lie, the memory for them, and the processes that augment them.
+_OF_THE_MACHINE = ("data", "cache_mb", "augment_workers")
 
 
 @dataclasses.dataclass
@@ -60,7 +62,7 @@ class State:
         return config_of(self.config.train, changes)
 
     def change_training(self, **fields) -> None:
-        """Set what may differ between machines: where the data lie, and the memory for them."""
+        """Set what may differ between machines (`_OF_THE_MACHINE`)."""
         train = dataclasses.replace(self.config.train, **fields)
         self.trials.config = dataclasses.replace(self.config, train=train)
 
@@ -75,7 +77,7 @@ def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None,
         _grow(folder, config, _check_same(folder, config))
     state = open_state(folder, storage, **heartbeat)
     if config is not None:
-        state.change_training(data=config.train.data, cache_mb=config.train.cache_mb)
+        state.change_training(**{name: getattr(config.train, name) for name in _OF_THE_MACHINE})
     return state
 
 
@@ -276,7 +278,7 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
     differences = {
         name: (given["train"][name], stored["train"].get(name))
         for name in given["train"]
-        if given["train"][name] != stored["train"].get(name) and name not in ("data", "cache_mb")
+        if given["train"][name] != stored["train"].get(name) and name not in _OF_THE_MACHINE
     } | {
         name: (given[name], stored.get(name))
         for name in given

@@ -175,7 +175,7 @@ def count_workers(workers: int | None) -> int:
 
 
 def run_workers(state: State, count: int) -> None:
-    """Run workers in processes of their own until they leave; each has a GPU, or its share of the cores.
+    """Run workers in processes of their own until they leave; each has its share of the cores, and a GPU if there are.
 
     Raises:
         InputError: all have ended with an error; their logs are in the sweep's folder.
@@ -201,7 +201,7 @@ def run_workers(state: State, count: int) -> None:
         else:
             environment["TF_NUM_INTRAOP_THREADS"] = environment["OMP_NUM_THREADS"] = str(len(share))
         path = logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{number}.log"
-        arguments = [str(state.folder), train.data, str(train.cache_mb), ",".join(map(str, share)) if not gpus else ""]
+        arguments = [str(state.folder), train.data, str(train.cache_mb), ",".join(map(str, share))]
         with path.open("wb") as log:
             processes.append(
                 subprocess.Popen(

@@ -58,6 +58,8 @@ class Machine:
 # Pixels that a core trains in a second, measured on 2 cores of an AMD EPYC; a GPU has not been measured.
 _CORE, _BFLOAT16, _MOST_CORES, _GPU = 123_000, 1.5, 16, 5_000_000
 
+_MOST_WORKERS = 16  # by then the process that cuts the crops has no time for more
+
 
 def this_machine(precision: str, gpus: str = "one") -> Machine:
     """The machine at hand.
@@ -72,9 +74,26 @@ def this_machine(precision: str, gpus: str = "one") -> Machine:
     if found:
         devices = found if gpus == "all" else 1
         return Machine("GPU", _GPU * devices, math.inf, devices)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    speed = min(cores, _MOST_CORES) * _CORE * (_BFLOAT16 if precision == "bfloat16" else 1)
+    speed = min(_usable_cores(), _MOST_CORES) * _CORE * (_BFLOAT16 if precision == "bfloat16" else 1)
     return Machine("CPU", speed, _memory())
+
+
+def count_augmenters(workers: int | str) -> int:
+    """How many processes augment: as `--augment-workers` says, or with "auto" as many as can keep a GPU fed.
+
+    A CPU that trains has no cores to spare for them.
+
+    Example:
+        >>> count_augmenters(3)
+        3
+    """
+    if workers != "auto":
+        return workers
+    return min(_usable_cores() - 1, _MOST_WORKERS) if tf.config.list_physical_devices("GPU") else 0
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> float:

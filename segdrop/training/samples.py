@@ -10,6 +10,7 @@ import tensorflow as tf
 from ..config.train import TrainConfig
 from ..conventions import IGNORED
 from ..data.augment import A, Sampler
+from ..data.augmenting import Augmenters
 from ..data.batches import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
 from ..data.dataset import Dataset
 from ..data.fingerprint import class_pixels, read_each
@@ -68,7 +69,18 @@ class Samples:
             return steps_per_epoch(len(self.split["train"]), self.config.batch_size)
         return self.config.steps_per_epoch
 
-    def training(self, first_epoch: int, epochs: int, failures: list[Exception] | None = None) -> tf.data.Dataset:
+    def augmenters(self, count: int) -> Augmenters:
+        """So many processes for `training`, to be closed by the caller; a network makes float32 of uint8 by itself."""
+        size, dtype = self.config.crop_size, "uint8" if self.dataset.as_bytes else "float32"
+        return Augmenters(self._sampler, count, (self.config.batch_size, size, size, self.dataset.channels), dtype)
+
+    def training(
+        self,
+        first_epoch: int,
+        epochs: int,
+        failures: list[Exception] | None = None,
+        augmenters: Augmenters | None = None,
+    ) -> tf.data.Dataset:
         """The batches of the epochs from `first_epoch` to `epochs - 1`; see `data.batches.training_batches`."""
         return training_batches(
             self.dataset,
@@ -81,6 +93,7 @@ class Samples:
             epochs=epochs,
             steps=None if self.config.steps_per_epoch == "images" else self.steps,
             failures=failures,
+            augmenters=augmenters,
         )
 
     def evaluation(self, name: str, indices: np.ndarray | None = None) -> EvaluationBatches:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ..data.augmenting import Augmenters
 from ..files import write_atomically, write_csv
 from ..folders.run import HISTORY, MODEL
 from ..folders.state import best_epoch, restore_state, save_state
@@ -16,6 +17,7 @@ from ..surgery.rebuild import rebuild
 from ..surgery.schedules import DropoutSchedule
 from .background import Background
 from .callbacks import Recorder, StopWhenNotFinite
+from .device import count_augmenters
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU
 from .optimizer import OneDeviceAdamW, PartwiseAdamW, WarmupCosine
@@ -73,7 +75,8 @@ class Session:
             if self._out_of_patience():
                 break
             try:
-                self._fit_phase(max(first, len(self.history)), last)
+                with self.samples.augmenters(count_augmenters(self.config.augment_workers)) as augmenters:
+                    self._fit_phase(max(first, len(self.history)), last, augmenters)
             finally:
                 self._background.wait()
         write_csv(self.run_dir / HISTORY, self.history)
@@ -125,7 +128,7 @@ class Session:
         classes, multilabel = len(self.samples.dataset.class_names), self.samples.dataset.multilabel
         return [metric(classes, name=metric.__name__.lower(), multilabel=multilabel) for metric in (Dice, IoU)]
 
-    def _fit_phase(self, first: int, last: int) -> None:
+    def _fit_phase(self, first: int, last: int, augmenters: Augmenters) -> None:
         failures: list[Exception] = []
         validation = self.validation.as_tf_dataset(failures) if self.validation.plan else None
         update = []
@@ -133,7 +136,7 @@ class Session:
             update, validation = [UpdateOriginal(self.predicting, validation)], None
         try:
             self.trained.fit(
-                self.samples.training(first, last, failures),
+                self.samples.training(first, last, failures, augmenters),
                 epochs=last,
                 initial_epoch=first,
                 steps_per_epoch=self.steps,

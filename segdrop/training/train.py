@@ -205,7 +205,7 @@ def _split(config: TrainConfig, dataset: Dataset) -> dict[str, np.ndarray]:
 def _check_same(config: TrainConfig, stored: TrainConfig, run_dir: Path) -> None:
     for field in dataclasses.fields(config):
         given, kept = getattr(config, field.name), getattr(stored, field.name)
-        if field.name not in ("resume", "run_dir") and given != kept:
+        if field.name not in ("resume", "run_dir", "augment_workers") and given != kept:
             raise InputError(f"`{field.name}` is {given!r}, but {run_dir} was started with {kept!r}; resume with that.")
 
 
