@@ -11,13 +11,12 @@ import pytest
 import tifffile
 from conftest import write_pairs, write_table
 from PIL import Image
-from sklearn.model_selection import StratifiedGroupKFold
 from test_images import write_dicom
 
 from segdrop import InputError
 from segdrop.conventions import IGNORED
 from segdrop.data.opening import open_dataset
-from segdrop.data.splits import cross_validation, part_of, split_dataset, spread
+from segdrop.data.splits import cross_validation, part_of, split_dataset
 from segdrop.images import opening
 from segdrop.images.intensity import Intensity
 
@@ -959,18 +958,3 @@ def test_colour_masks_of_a_jpeg_are_no_classes(tmp_path):
     os.remove(tmp_path / "masks" / "p00.png")
     with pytest.raises(InputError, match=r"colours that classes.json does not name: \d+ of them, .*as JPEG and smooth"):
         open_dataset(tmp_path)
-
-
-@pytest.mark.parametrize("strata", [1, 2, 3, 10])
-@pytest.mark.parametrize("folds", [2, 5, 7, 9])
-def test_groups_are_spread_as_scikit_learn_spreads_them(folds, strata):
-    for groups in (400, 90):
-        rng = np.random.default_rng((folds, strata, groups))
-        group = rng.permutation(np.r_[np.arange(groups), rng.integers(0, groups, 400 - groups)])
-        stratum = rng.integers(0, strata, 400)
-        members = np.zeros((groups, strata))
-        np.add.at(members, (group, stratum), 1)
-        splitter = StratifiedGroupKFold(folds).split(group, stratum, group)
-        homes = spread(members, folds)[group]
-        for fold, (_, held_out) in enumerate(splitter):
-            np.testing.assert_array_equal(np.flatnonzero(homes == fold), held_out)

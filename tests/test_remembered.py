@@ -14,7 +14,7 @@ from test_dataset import patients, volumes
 
 from segdrop import InputError
 from segdrop.cells import draw_cells
-from segdrop.data import remembered, scanning
+from segdrop.data import remembered, scanning, splits
 from segdrop.data.fingerprint import fingerprint
 from segdrop.data.opening import open_dataset
 from segdrop.data.splits import split_dataset
@@ -173,6 +173,16 @@ def test_fingerprints_are_the_same_and_measure_only_what_is_new(data, cache, mon
     read.clear()
     half = fingerprint(dataset.scaled(0.5), [1])  # other masks
     assert read == [1] and half.objects[0].areas.sum() < again.objects[0].areas[again.objects[0].images == 1].sum()
+
+
+def test_folds_are_the_same_and_cut_once(data, cache, monkeypatch):
+    dataset = open_dataset(data)
+    first = split_dataset(dataset, 0)
+    monkeypatch.setattr(splits, "_homes", None)  # cannot be called
+    for name, indices in split_dataset(dataset, 0).items():
+        np.testing.assert_array_equal(indices, first[name])
+    with pytest.raises(TypeError):
+        split_dataset(dataset, 1)  # another cut
 
 
 def test_little_work_is_not_kept(data, cache, monkeypatch):

@@ -1,5 +1,8 @@
 """Which images are for training, validation and test; and the folds of a cross-validation."""
 
+import hashlib
+import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -7,6 +10,7 @@ import numpy as np
 
 from ..config.checks import check_whole
 from ..errors import InputError
+from . import remembered
 from .dataset import Dataset
 
 _DIVISIONS = 100  # tried for folds that have every class
@@ -21,7 +25,7 @@ def split_dataset(dataset: Dataset, seed: int, fraction: float = 0.15) -> dict[s
     Args:
         seed: of the cut.
         fraction: share of the images to cut for each missing split; the cut is one fold of
-            `round(1 / fraction)` that groups are `spread` over, stratified by `dataset.strata` where there are any.
+            `StratifiedGroupKFold(round(1 / fraction))`, stratified by `dataset.strata` where there are any.
 
     Raises:
         InputError: a split would be empty, or there are too few groups to cut it.
@@ -172,43 +176,27 @@ def _folds(dataset, indices, seed, fraction, needed) -> list[np.ndarray]:
 
 def _group_folds(indices, groups, strata, count: int, seed) -> list[np.ndarray]:
     names, inverse = np.unique(groups, return_inverse=True)
+    # The splitter takes groups in the order of their labels; random labels shuffle them, alike in every version of
+    # scikit-learn, whose own shuffle had no effect in 1.7.
     labels = np.random.default_rng(seed).permutation(len(names))[inverse]
-    kinds, kind = np.unique(strata, return_inverse=True)
-    members = np.zeros((len(names), len(kinds)))
-    np.add.at(members, (labels, kind), 1)
-    homes = spread(members, count)[labels]
+    # Of a hundred thousand images each cut takes 12 seconds: the next start takes it from this one.
+    about = ("folds", hashlib.sha256(labels.tobytes() + repr(strata.tolist()).encode()).hexdigest(), count)
+    homes, began = remembered.recall(about).get("homes"), time.monotonic()
+    if homes is None or homes.shape != labels.shape:
+        homes = _homes(labels, strata, count)
+        if time.monotonic() - began > remembered.WORTH:
+            remembered.remember(about, {"homes": homes})
     return [indices[homes == fold] for fold in range(count)]
 
 
-def spread(members: np.ndarray, folds: int) -> np.ndarray:
-    """The fold of each group, int (groups,): every stratum is spread over the folds as evenly as groups allow.
+def _homes(labels, strata, count: int) -> np.ndarray:
+    """The fold of each image, int64 (images,)."""
+    from sklearn.model_selection import StratifiedGroupKFold
 
-    The groups with the most of one stratum come first, and each goes where it leaves the shares most alike. This is
-    scikit-learn's `StratifiedGroupKFold`, to the last bit of its arithmetic, which decides between equal folds: splits
-    are those of earlier versions. All folds at once it takes a tenth of the time.
-
-    Args:
-        members: (groups, strata), how many of each.
-
-    Example:
-        >>> spread(np.array([[2.0], [1.0], [1.0], [2.0]]), 2).tolist()
-        [0, 1, 1, 0]
-    """
-    kinds = members.shape[1]
-    totals, held, homes, own = members.sum(axis=0), np.zeros((folds, kinds)), np.empty(len(members), int), range(folds)
-    for group in np.argsort(-members.std(axis=1), kind="stable").tolist():
-        shares = np.repeat(held[None], folds, axis=0)  # of each fold, if the group went to each
-        shares[own, own] += members[group]
-        shares /= totals
-        shares -= np.add.reduce(shares, axis=1, keepdims=True) / folds
-        shares *= shares
-        deviations = np.sqrt(np.add.reduce(shares, axis=1) / folds)
-        uneven, sizes = (np.add.reduce(deviations, axis=1) / kinds).tolist(), np.add.reduce(held, axis=1).tolist()
-        best = 0
-        for fold in range(1, folds):
-            alike = abs(uneven[fold] - uneven[best]) <= 1e-8 + 1e-5 * uneven[best]
-            if uneven[fold] < uneven[best] or (alike and sizes[fold] < sizes[best]):
-                best = fold
-        held[best] += members[group]
-        homes[group] = best
+    homes = np.empty(len(labels), np.int64)
+    with warnings.catch_warnings():
+        # A stratum smaller than the number of folds is spread as far as it goes, which is what is wanted.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        for fold, (_, held_out) in enumerate(StratifiedGroupKFold(count).split(labels, strata, labels)):
+            homes[held_out] = fold
     return homes
