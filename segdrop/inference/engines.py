@@ -47,7 +47,8 @@ def function_of_model(model: keras.Model, engine: str) -> Function:
         InputError: a package is missing, or Keras runs on another backend than TensorFlow.
 
     Example:
-        >>> model = segdrop.build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2)
+        >>> last = keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")
+        >>> model = keras.Sequential([keras.Input((None, None, 3)), last])
         >>> function_of_model(model, "onnxruntime")(np.zeros((1, 32, 64, 3), np.float32)).shape
         (1, 32, 64, 1)
     """
