@@ -9,6 +9,8 @@ from ..conventions import OVERLAP, TILE
 from ..errors import InputError
 from .checks import at_least, check_fields, check_rate, check_tile, within
 
+Engine = Literal["auto", "keras", "onnxruntime", "openvino"]
+
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
@@ -40,7 +42,7 @@ class PredictOptions:
     """Probability from which a pixel is foreground, for one output channel; by default the network's, 0.5."""
     precision: Literal["stored", "float32"] = "stored"
     """Compute as in training, or exactly."""
-    engine: Literal["auto", "keras", "onnxruntime", "openvino"] = "auto"
+    engine: Engine = "auto"
     """What runs the network; auto: keras, or onnxruntime for an ONNX file. The last two compute exactly."""
 
     def __post_init__(self):
@@ -52,7 +54,6 @@ class PredictOptions:
             check_rate(self.mc_rate, "mc_rate")
             if not self.mc_samples:
                 raise InputError("`mc_rate` needs mc_samples.")
-
         if self.mc_samples and self.engine not in ("auto", "keras"):
             raise InputError(f"`mc_samples` needs engine='keras', whose networks have dropout, got {self.engine!r}.")
 

@@ -154,9 +154,7 @@ def open_dataset(
         channels=count_inputs(channels, context_slices),
         intensity=rule,
         multilabel=multilabel,
-        _taken_as_bytes=rule.rule == "dtype"
-        and all(scan.value_type == "uint8" and scan.bounds == (0, 255) for scan in scans)
-        and all(tuple(size) == tuple(entry.scan.size) for size, entry in zip(sizes, entries, strict=True)),
+        _taken_as_bytes=_are_taken_as_bytes(rule, scans, entries, sizes),
         _places=tuple((entry.file, entry.part) for entry in entries),
         _bounds=tuple(scan.bounds for scan in scans),
         value_types=tuple(sorted({scan.value_type for scan in scans})),
@@ -164,6 +162,15 @@ def open_dataset(
         _spacings=tuple(spacings),
         _lut=table,
         _store=store,
+    )
+
+
+def _are_taken_as_bytes(rule: Intensity, scans, entries, sizes) -> bool:
+    """Whether all images are of 8 bits and are neither mapped nor resampled."""
+    return (
+        rule.rule == "dtype"
+        and all(scan.value_type == "uint8" and scan.bounds == (0, 255) for scan in scans)
+        and all(tuple(size) == tuple(entry.scan.size) for size, entry in zip(sizes, entries, strict=True))
     )
 
 

@@ -2,22 +2,18 @@
 
 import tempfile
 import typing
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import keras
 import numpy as np
 
-from ..cells import draw_cells
+from ..config.predict import Engine
 from ..errors import InputError, VerificationError
-from ..images.intensity import scale
 from ..surgery.dropout import remove_dropout
 from ..surgery.rebuild import in_float32
-from .onnx import onnx_feeds, onnx_session, providers, require_package
+from .onnx import drawn_images, export_onnx, onnx_feeds, onnx_session, providers, require_package
 
-Engine = Literal["auto", "keras", "onnxruntime", "openvino"]
 Function = Callable[[np.ndarray], np.ndarray]
 TOLERANCE = 1e-4  # of a probability, as in `segdrop.export`
 
@@ -57,11 +53,10 @@ def function_of_model(model: keras.Model, engine: str) -> Function:
     for package in ("onnx", "tf2onnx"):
         require_package(package)
     plain = in_float32(remove_dropout(model, all=True))
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras asks NumPy for names that it has no more
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
         signature = [keras.InputSpec(shape=plain.input_shape, dtype="float32", name="image")]
-        plain.export(path, format="onnx", verbose=False, input_signature=signature)
+        export_onnx(plain, signature, path)
         function = function_of_file(path, engine)
     _compare(plain, function, engine)
     return function
@@ -97,9 +92,7 @@ def function_of_file(path: Path, engine: str) -> Function:
 
 
 def _compare(model: keras.Model, function: Function, engine: str) -> None:
-    colours = np.arange(model.input_shape[-1]) % 3
-    drawn = [scale(draw_cells(np.random.default_rng(seed))[0], 0, 255) for seed in range(2)]
-    images = np.stack(drawn)[..., colours]
+    images = np.stack(drawn_images(model.input_shape[-1], 2))
     difference = np.abs(keras.ops.convert_to_numpy(model(images, training=False)) - function(images)).max()
     if not difference <= TOLERANCE:  # NaN is not
         raise VerificationError(

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
+from ..config.predict import Engine
 from ..errors import InputError
 from ..folders.run import is_sweep
 from ..folders.sweep import fold_runs
 from ..scoring.uncertainty import moments
 from ..surgery.sampling import MonteCarlo
-from .engines import Engine
 from .network import Network, load
 
 # What is done to an image before the network and undone after it: quarter turns, and whether it is mirrored first.

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..cells import draw_cells
 from ..conventions import MULTIPLE, TILE
 from ..data.batches import evaluation_batches
 from ..data.opening import open_configured
@@ -28,6 +27,7 @@ from .onnx import (
     METADATA,
     VERSION,
     check_opset,
+    drawn_images,
     onnx_feeds,
     onnx_function,
     onnx_session,
@@ -226,8 +226,7 @@ def _real_images(run, record: RunRecord, count: int = 4) -> tuple[list[np.ndarra
         images = []
     if images:
         return images, f"{len(images)} image(s) of the run's validation split"
-    colours = np.arange(record.config.input_channels) % 3
-    drawn = [scale(draw_cells(np.random.default_rng(seed))[0], 0, 255)[..., colours] for seed in range(count)]
+    drawn = drawn_images(record.config.input_channels, count)
     return drawn, f"{count} drawn images, because the run's data set could not be read"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from ..config.predict import Engine
 from ..config.train import TrainConfig, count_inputs
 from ..conventions import MULTIPLE, OVERLAP, OVERLAPPING, TILE
 from ..data.tiles import in_tiles
@@ -24,7 +25,7 @@ from ..nets.temperature import at_temperature
 from ..scoring.counts import to_labels
 from ..surgery.fast import fast
 from ..surgery.folding import folded
-from .engines import Engine, check_engine, function_of_file, function_of_model
+from .engines import check_engine, function_of_file, function_of_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,9 +10,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from ..cells import draw_cells
 from ..config.checks import check_whole
 from ..config.train import count_inputs
 from ..errors import InputError
+from ..images.intensity import scale
 
 VERSION = 2  # of what the metadata hold, and of the inputs
 READABLE = (1, 2)  # files of version 1 take sides that are multiples of 32, and always `low` and `high`
@@ -72,13 +74,24 @@ def providers() -> list[str]:
     return [provider for provider in ("CUDAExecutionProvider", "CPUExecutionProvider") if provider in known]
 
 
+def export_onnx(model: keras.Model, signature: list, path: Path, opset: int | None = None) -> None:
+    """Write a model as Keras and tf2onnx do it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras asks NumPy for names that it has no more
+        model.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=opset)
+
+
+def drawn_images(channels: int, count: int) -> list[np.ndarray]:
+    """Cells of `segdrop.cells`, float32 (H, W, channels), 0..255, to compare networks on where there are no others."""
+    colours = np.arange(channels) % 3
+    return [scale(draw_cells(np.random.default_rng(seed))[0], 0, 255)[..., colours] for seed in range(count)]
+
+
 def write_onnx(model: keras.Model, signature: list, path: Path, metadata: dict, opset: int | None) -> None:
     """Write a model of `image`, `low` and `high`; the last two may be left out by whoever runs it."""
     import onnx
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras asks NumPy for names that it has no more
-        model.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=opset)
+    export_onnx(model, signature, path, opset)
     proto = onnx.load(path)
     # tf2onnx numbers the free dimensions of each tensor anew.
     for tensor in (*proto.graph.input, *proto.graph.output):
