@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .nets.unet import build_unet as build_unet
     from .reporting.page import report as report
     from .reporting.runs_page import report_runs as report_runs
+    from .scoring.comparison import compare as compare
     from .scoring.uncertainty import Uncertainty as Uncertainty
     from .surgery.dropout import insert_dropout as insert_dropout
     from .surgery.dropout import remove_dropout as remove_dropout
@@ -71,6 +72,7 @@ _HOME = {
     "sweep_report": "sweeps.sweep",
     "estimate": "sweeps.sweep",
     "SweepConfig": "config.sweep",
+    "compare": "scoring.comparison",
     "chosen_config": "folders.sweep",
     "evaluate": "inference.evaluate",
     "load": "inference.network",
