@@ -11,10 +11,13 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from segdrop import files
+from segdrop import compare, files
+from segdrop.scoring.designs import Design
+from segdrop.scoring.statistics import Needed
 from segdrop.show import plots
 from segdrop.sweeps import answer_files, wording
 from segdrop.sweeps.answer_files import tables, write_answer
@@ -99,7 +102,7 @@ def test_two_arms_and_three_folds_give_the_numbers_worked_out_by_hand():
     assert named == pytest.approx([0.03, 0.2, 0.05, 9, 20, 120])
     comparison = one.comparison
     assert comparison.difference == pytest.approx(0.03)
-    assert comparison.test.p == pytest.approx(P_UNCLEAR) and comparison.adjusted_p == comparison.test.p
+    assert comparison.test.p == pytest.approx(P_UNCLEAR) and comparison.adjusted_p == pytest.approx(P_UNCLEAR)
     half = 4.30265 * 0.01 * math.sqrt(1 / 3 + 0.5)
     assert (comparison.test.low, comparison.test.high) == pytest.approx((0.03 - half, 0.03 + half), abs=1e-6)
     assert comparison.verdict == "cannot be told"
@@ -109,21 +112,21 @@ def test_two_arms_and_three_folds_give_the_numbers_worked_out_by_hand():
 
 def test_p_values_are_adjusted_for_all_comparisons_of_the_sweep():
     found = answer(sweep(CLEAR, UNCLEAR, WEAK))
-    adjusted = [one.comparison.adjusted_p for one in found.arms[1:]]
-    assert adjusted == pytest.approx([3 * P_CLEAR, 2 * P_UNCLEAR, P_WEAK])
-    assert {one.comparison.verdict for one in found.arms[1:]} == {"cannot be told"}
-    assert "By itself it would be told" in about(found, 1) and "By itself" not in about(found, 2)
-    assert answer(sweep(CLEAR)).arms[1].comparison.verdict == "helps"
+    scores = [FOLDS, *([base + d for base, d in zip(FOLDS, arm, strict=True)] for arm in (CLEAR, UNCLEAR, WEAK))]
+    assert [one.comparison.table for one in found.arms[1:]] == [*compare(scores, 0.5).arms[1:]]
+    assert [one.comparison.holm_p for one in found.arms[1:]] == pytest.approx([3 * P_CLEAR, 2 * P_UNCLEAR, P_WEAK])
+    assert [one.comparison.verdict for one in found.arms[1:]] == ["helps", "cannot be told", "cannot be told"]
+    others = (0.001, -0.005, 0.004), (0.013, 0.009, -0.007), (-0.013, -0.006, 0.0)
+    wide = answer(sweep((0.026, 0.024, 0.031), *others))
+    assert "By itself it would be told" in about(wide, 1) and "By itself" not in about(wide, 3)
 
 
-def test_what_is_needed_counts_the_comparisons_that_are_not_told_yet():
-    """With 2 repeats t = 3.674; the quantiles for 1, 3 and 4 comparisons are 2.571, 3.534 and 3.810."""
-    sure = (0.1, 0.1001, 0.1002)
-    needed = {
-        others: answer(sweep(UNCLEAR, *others)).arms[1].comparison.needed.repeats
-        for others in [(), (WEAK, WEAK), (WEAK, WEAK, WEAK), (sure, sure, sure)]
-    }
-    assert list(needed.values()) == [2, 2, 3, 2]
+def test_what_is_needed_is_what_a_design_of_this_spread_needs():
+    found = answer(sweep(UNCLEAR, WEAK, WEAK))
+    for one in found.arms[1:]:
+        needed = Design(arms=3, folds=3).needed(one.comparison.difference, found.std)
+        assert one.comparison.needed == needed and needed != Needed()
+    assert answer(sweep(CLEAR)).arms[1].comparison.needed == Needed()
 
 
 def test_seeds_are_averaged_within_a_fold_before_anything_is_compared():
@@ -210,23 +213,87 @@ def test_unfinished_failed_and_pruned_arms_are_named_and_never_compared():
     assert found.arms[1].dice[0, :2].tolist() == pytest.approx([0.85, 0.86]) and math.isnan(found.arms[1].dice[0, 2])
     assert found.headline == (
         "So far, with 10 of 13 trainings done, whether dropout helps on these data cannot be told: with spatial "
-        "dropout of 0.3 the difference of Dice is +0.050 (95% interval 0.011 to 0.089, adjusted p 0.064)."
+        "dropout of 0.3 the difference of Dice is +0.050 (95% interval -0.001 to 0.101, adjusted p 0.052)."
     )
-    assert found.sentences[:3] == [
+    assert found.sentences[:4] == [
         "10 of 13 trainings are done, 2 failed.",
-        "Not compared until they are complete: spatial 0.1 (2 of 3 trained); spatial 0.2 (1 of 3 trained, 2 failed).",
+        "Not compared until they are complete: spatial 0.1 (2 of 3 trained).",
+        "Not all are compared: spatial 0.2 (1 of 3 trained, 2 failed).",
         "Dropped by the search after the first fold, and not compared: 1 arm.",
     ]
 
 
-def test_without_a_complete_reference_there_is_no_answer():
+def test_an_arm_that_failed_in_a_fold_is_compared_on_the_others():
+    results = sweep(CLEAR, UNCLEAR, folds=3)
+    trainings = [one for one in results.trainings if (one.arm, one.fold) != (1, 2)]
+    found = answer(sweep(arms=results.arms, trainings=trainings, failures=[Failure(1, 0, 2, 0, "out of memory")]))
+    scores = [FOLDS, (0.85, 0.86, math.nan), [base + d for base, d in zip(FOLDS, UNCLEAR, strict=True)]]
+    expected = compare(scores, 0.5).arms[1]
+    assert found.arms[1].comparison.adjusted_p == pytest.approx(expected.adjusted_p)
+    assert found.arms[1].comparison.difference == pytest.approx(expected.difference)
+    assert "1 training of it failed: it is compared on 2 of 3 folds." in about(found, 1)
+    assert found.arms[1].state == "failed" and found.chosen == 2
+
+
+def test_without_a_reference_there_is_no_answer():
     results = sweep(CLEAR)
     found = answer(sweep(arms=results.arms, trainings=results.trainings[1:]))
     assert found.arms[1].state == "complete" and found.arms[1].comparison is None
     assert found.headline.startswith("So far, with 5 of 6 trainings done, there is no answer")
-    failure = Failure(0, 0, 0, 0, "out of memory")
-    stopped = answer(sweep(arms=results.arms, trainings=results.trainings[1:], failures=[failure]))
+    failures = [Failure(0, 0, fold, 0, "out of memory") for fold in (0, 1)]
+    stopped = answer(sweep(arms=results.arms, trainings=results.trainings[2:], failures=failures))
     assert stopped.headline.startswith("There is no answer")
+
+
+def test_further_seeds_of_the_reference_narrow_the_intervals_and_it_is_said():
+    reference = dataclasses.replace(NONE, seeds=(0, 1, 2))
+    luck = np.random.default_rng(2).normal(0.8, 0.01, (8, 3, 3))
+    once = [one for i in range(8) for one in trained(i, luck[i, :, 0])]
+    more = [one for seed in (1, 2) for one in trained(0, luck[0, :, seed], seed=seed)]
+    rest = [arm(round(0.1 * i, 1)) for i in range(1, 8)]
+    found = answer(sweep(arms=[reference, *rest], trainings=[*once, *more]))
+    assert (found.trained, found.expected, found.arms[0].state) == (30, 30, "complete")
+    alone = found.std * math.sqrt(2 / 3 + 2 / 2)  # with one seed, for the same spread
+    assert found.gained == pytest.approx(1 - found.arms[1].comparison.table.standard_error / alone)
+    assert f"narrowed the intervals by {100 * found.gained:.0f}%" in " ".join(found.about_the_sweep)
+    assert found.arms[0].dice.tolist() == [pytest.approx(luck[0].mean(axis=1))]
+    assert 0.03 < found.gained < 1 - math.sqrt((4 / 9 + 1) / (2 / 3 + 1)) + 0.01
+
+
+def test_an_arm_that_varies_more_than_the_others_is_said_to_be_tested_by_itself():
+    calm = [(d, d + 0.001, d - 0.001) for d in (0.01, 0.0, 0.005, 0.012, 0.003)]
+    found = answer(sweep(*calm, (0.2, -0.2, 0.1)))
+    assert found.apart == (6,) and not found.arms[6].comparison.table.pooled
+    assert "Dice varies more over the folds than with the other arms: spatial 0.6." in " ".join(found.about_the_sweep)
+    assert about(found, 6).endswith("so that it is tested by itself.")
+
+
+def test_what_was_stated_beforehand_is_told_beside_the_arms(tmp_path):
+    found = answer(sweep(CLEAR, UNCLEAR, contrasts={"spatial, mean of 2 rates": [-1, 0.5, 0.5]}))
+    assert found.contrasts["spatial, mean of 2 rates"].difference == pytest.approx(0.04)
+    assert found.sentences[-1].startswith("Stated beforehand: spatial, mean of 2 rates: +0.040 [+0.0")
+    path = write_answer(tmp_path, found)
+    assert cells(path, "Differences")["spatial, mean of 2 rates"][-1] == "helps"
+
+
+def test_the_margin_decides_what_does_not_matter():
+    near = [(0.004, 0.006, 0.005), (0.006, 0.004, 0.005), (0.005, 0.005, 0.006)]
+    found = answer(sweep(*near, margin=0.02))
+    assert found.headline.startswith(
+        "Dropout makes no difference of Dice beyond 0.02 on these data, in none of 3 settings; the largest, with"
+    )
+    assert about(found, 1).startswith("Spatial dropout of 0.1 makes no difference beyond 0.02: +0.005")
+    assert answer(sweep(*near, margin=0.001)).headline.startswith("Dropout helps")
+
+
+def test_arms_without_dropout_are_told_apart_from_dropout():
+    other = Arm("weight averaging 0.99", 0.0, "weight averaging 0.99", 0, {"ema": 0.99})
+    found = answer(sweep(WEAK, CLEAR, arms=[NONE, arm(0.1), other]))
+    assert found.headline.startswith("Whether dropout helps on these data cannot be told: with spatial dropout of 0.1")
+    assert "; without dropout, weight averaging 0.99 raises Dice by 0.050 (95%" in found.headline
+    assert answer(sweep(WEAK, WEAK, arms=[NONE, arm(0.1), other])).headline.endswith(
+        "; of 1 setting without dropout none is shown to help."
+    )
 
 
 BLANK = (0.15, 0.155, 0.15)  # of 9% of the pixels, all called foreground: 2 x 0.09 / 1.09 = 0.165
@@ -238,9 +305,8 @@ def test_a_sweep_whose_networks_have_learnt_nothing_gives_no_verdict(tmp_path):
     constant = 2 * 0.09 / 1.09
     trainings = [one for i, dice in enumerate(levels) for one in trained(i, dice, constant_dice=constant)]
     arms = [NONE, arm(0.1)]
-    assert answer(sweep(arms=arms, trainings=trained(0, BLANK) + trained(1, levels[1]))).headline.startswith(
-        "Dropout h"
-    )
+    known = answer(sweep(arms=arms, trainings=trained(0, BLANK) + trained(1, levels[1]), margin=0.001))
+    assert known.headline.startswith("Dropout helps")
     found = answer(sweep(arms=arms, trainings=trainings))
     assert found.nothing_learnt and [one.comparison for one in found.arms] == [None, None]
     assert found.headline == (
@@ -289,13 +355,15 @@ def test_an_arm_of_undefined_dice_is_neither_compared_nor_chosen():
 
 
 def test_arms_that_a_search_has_dropped_count_among_the_comparisons():
-    """By themselves 0.0319 is below 0.05; beside two dropped arms, whose p is 1 at most, it is three times as much."""
+    """By itself 0.0319 is below 0.05; among three comparisons it is not."""
     alone = answer(sweep(CLEAR)).arms[1].comparison
     arms = [NONE, arm(0.1), arm(0.2, pruned=True), arm(0.3, pruned=True)]
     found = answer(sweep(CLEAR, arms=arms))
     beside = found.arms[1].comparison
     assert (alone.adjusted_p, alone.verdict) == (pytest.approx(P_CLEAR), "helps")
-    assert (beside.adjusted_p, beside.verdict) == (pytest.approx(3 * P_CLEAR), "cannot be told")
+    together = compare([FOLDS, [0.85, 0.86, 0.90]], 0.5, further=2).arms[1].adjusted_p
+    assert (beside.adjusted_p, beside.verdict) == (pytest.approx(together), "cannot be told")
+    assert P_CLEAR < together < 3 * P_CLEAR and beside.holm_p == pytest.approx(3 * P_CLEAR)
     assert any("for 3 comparisons, dropped arms among them" in one for one in answer_files._method(found))
 
 
@@ -325,26 +393,29 @@ def test_of_equal_arms_the_lower_rate_is_chosen():
         ),
         (
             UNCLEAR,
-            "Whether spatial dropout of 0.1 helps cannot be told from these 3 folds: the difference is 0.030 (95% "
-            "interval -0.009 to 0.069, adjusted p 0.081). If difference and spread stay as they are, 2 repeats of the "
+            "Whether spatial dropout of 0.1 helps cannot be told from these 3 folds: the difference is +0.030 (95% "
+            "interval -0.009 to 0.069, adjusted p 0.081), with a probability of 92% above "
+            "0.01, 6% within, 2% below. If difference and spread stay as they are, 2 repeats of the "
             "cross-validation instead of 1 would be needed to tell.",
         ),
         (
             [-value for value in WEAK],
             "Whether spatial dropout of 0.1 helps cannot be told from these 3 folds: the difference is -0.010 (95% "
-            "interval -0.089 to 0.069, adjusted p 0.639). If difference and spread stay as they are, no number of "
+            "interval -0.089 to 0.069, adjusted p 0.639), with a probability of 19% above "
+            "0.01, 31% within, 50% below. If difference and spread stay as they are, no number of "
             "repeats can tell it; about 62 times as many patients (about 185 instead of 3) would be needed.",
         ),
         (
             (0.0254, -0.0146, 0.0054),
-            "Whether spatial dropout of 0.1 helps cannot be told from these 3 folds: the difference is 0.005 (95% "
-            "interval -0.073 to 0.084, adjusted p 0.795). If difference and spread stay as they are, no number of "
+            "Whether spatial dropout of 0.1 helps cannot be told from these 3 folds: the difference is +0.005 (95% "
+            "interval -0.073 to 0.084, adjusted p 0.795), with a probability of 41% above "
+            "0.01, 34% within, 24% below. If difference and spread stay as they are, no number of "
             "repeats can tell it; more than 100 times as many patients would be needed.",
         ),
         (
             (0.0, 0.0, 0.0),
-            "Whether spatial dropout of 0.1 helps cannot be told from these 3 folds: the difference is 0.000 (95% "
-            "interval 0.000 to 0.000, adjusted p 1.000).",
+            "Spatial dropout of 0.1 makes no difference beyond 0.01: +0.000 (95% interval 0.000 to 0.000, adjusted p "
+            "1.000).",
         ),
     ],
 )
@@ -388,23 +459,12 @@ def test_the_headline_names_the_best_and_counts_the_others():
         ("element 0.2 at block_end", "element dropout of 0.2 at block_end"),
         ("spatial 0.2, lr=0.0003", "spatial dropout of 0.2 (lr=0.0003)"),
         ("path stage3=0.1,stage4=0.2", "path dropout of stage3=0.1,stage4=0.2"),
-        ("the old way", "the arm the old way"),
+        ("the old way", "the old way"),
+        ("none, lr=0.01", "lr=0.01"),
     ],
 )
 def test_arms_have_a_name_in_sentences(name, phrase):
     assert wording._phrase(Arm(name, None, name, 0, {})) == phrase
-
-
-def test_one_fold_gives_a_difference_without_an_interval(tmp_path):
-    trainings = [one for one in sweep(CLEAR).trainings if one.fold == 0]
-    found = answer(sweep(arms=[NONE, arm(0.1)], trainings=trainings, folds=1, test_share=0.25))
-    assert found.headline == (
-        "Whether dropout helps on these data cannot be told: with spatial dropout of 0.1 the difference of Dice is "
-        "+0.050."
-    )
-    assert about(found, 1).startswith("Whether spatial dropout of 0.1 helps cannot be told from a single fold")
-    write_answer(tmp_path, found)
-    assert cells(tmp_path / "answer.md", "Differences")["spatial 0.1"][:2] == ["+0.050", "–"]
 
 
 def test_scores_on_test_data_are_said_of_the_chosen_arm():
@@ -440,16 +500,22 @@ def test_the_markdown_reads_back(tmp_path):
     results = sweep(UNCLEAR, CLEAR)
     failures = [Failure(2, 0, 1, 0, "out of\nmemory | disk")]
     trainings = [one for one in results.trainings if (one.arm, one.fold) != (2, 1)]
-    path = write_answer(tmp_path, answer(sweep(arms=arms, trainings=trainings, failures=failures)))
+    found = answer(sweep(arms=arms, trainings=trainings, failures=failures))
+    path = write_answer(tmp_path, found)
     assert path == tmp_path / "answer.md"
     text = path.read_text(encoding="utf-8")
-    assert text.startswith("# Dropout on cells\n\n**Whether dropout helps on these data cannot be told")
+    assert text.startswith("# Dropout on cells\n\n**Dropout helps on these data: element dropout of a|b raises Dice by")
     assert "](dice.png)" in text and (tmp_path / "dice.png").read_bytes().startswith(b"\x89PNG")
     assert cells(path, "Arms")["spatial 0.1"] == ["0.850 ± 0.026", "0.750 ± 0.026", "complete"]
     assert cells(path, "Arms")["element a¦b"] == ["–", "–", "2 of 3 trained, 1 failed"]
     difference = cells(path, "Differences")["spatial 0.1"]
-    assert difference[:4] == ["+0.030 [-0.009, +0.069]", "0.010", "0.081", "0.081"]
-    assert difference[4].startswith("+0.030 [+0.02") and difference[5] == "cannot be told"
+    told = found.arms[1].comparison.table
+    assert difference[0] == f"+0.030 [{told.simultaneous_low:+.3f}, {told.simultaneous_high:+.3f}]"
+    shares = " / ".join(f"{100 * share:.0f}%" for share in (told.helps, told.equal, told.hurts))
+    assert difference[1:3] == [f"{told.adjusted_p:.3f}", shares]
+    assert difference[3].startswith("+0.030 [+0.02") and difference[4] == told.verdict
+    own = cells(path, "Each arm by itself")["spatial 0.1"]
+    assert own[2:] == ["+0.030 [-0.009, +0.069]", "0.010", "0.081", "0.163"]
     assert cells(path, "Dice of single folds")["spatial 0.1"] == ["0.830", "0.840", "0.880"]
     assert cells(path, "Dice of single folds")["element a¦b"] == ["0.850", "–", "0.900"]
     assert cells(path, "IoU of single folds")["none"] == ["0.700", "0.720", "0.740"]
@@ -457,7 +523,7 @@ def test_the_markdown_reads_back(tmp_path):
     assert cells(path, "Failed")["element a¦b"] == ["1", "2", "0", "out of memory ¦ disk"]
     assert cells(path, "What was run")["data"] == ["data/cells"]
     assert "| element a\\|b | encoder_dropout=0.05..0.3" in text
-    assert "for 1 comparison;" in text and "0.5 images of validation for one of training" in text
+    assert "for 2 comparisons together" in text and "0.5 images of validation for one of training" in text
 
 
 def test_the_csv_holds_all_numbers_in_all_digits(tmp_path):
@@ -466,15 +532,16 @@ def test_the_csv_holds_all_numbers_in_all_digits(tmp_path):
     none, one, two = files.read_csv(tmp_path / "answer.csv")
     comparison = found.arms[1].comparison
     assert one["arm"] == "spatial 0.1" and one["reference"] == "none" and one["chosen"] == "True"
-    assert [float(one[name]) for name in ("difference", "p", "adjusted_p", "low", "images_high")] == [
+    assert [float(one[name]) for name in ("difference", "p", "adjusted_p", "own_low", "own_p", "images_high")] == [
         comparison.difference,
-        comparison.test.p,
+        comparison.table.p,
         comparison.adjusted_p,
         comparison.test.low,
+        comparison.test.p,
         comparison.images[2],
     ]
     assert [float(one[f"dice_repeat1_fold{fold}"]) for fold in (1, 2, 3)] == found.arms[1].dice[0].tolist()
-    assert (one["repeats_needed"], one["patients_factor"]) == ("2", "")
+    assert (one["repeats_needed"], one["patients_factor"]) == (str(comparison.needed.repeats), "")
     assert (
         two["repeats_needed"] == "" and float(two["patients_factor"]) == found.arms[2].comparison.needed.patients_factor
     )
@@ -498,8 +565,8 @@ def test_tables_fit_a_terminal_of_100_columns():
     failures = [Failure(1, 0, 1, 0, "out of memory")]
     shown = tables(answer(sweep(arms=[NONE, arm(0.1), long], trainings=trainings, failures=failures)))
     assert [table.keys[0] for table in shown] == ["sweep", "arm", "arm", "arm"]
-    assert [row["verdict"] for row in shown[1]] == ["reference", "2 of 3 trained, 1 failed", "cannot be told"]
-    assert shown[1][2]["difference"] == "+0.030 [-0.009, +0.069]"
+    assert [row["verdict"] for row in shown[1]] == ["reference", "helps", "cannot be told"]
+    assert shown[1][2]["difference"].startswith("+0.030 [")
     console = Console(width=100, file=io.StringIO())
     for table in shown:
         console.print(table.rich())
@@ -537,10 +604,12 @@ def test_the_page_says_what_the_text_says_and_draws_what_was_compared(tmp_path, 
     page = html.unescape((tmp_path / "answer.html").read_text(encoding="utf-8"))
     said = [found.headline, *found.sentences, *(section.title for section in answer_files.sections(found))]
     assert [one for one in said if one not in page] == []
-    assert "<td>spatial 0.1</td><td>+0.050 [+0.011, +0.089]</td>" in page
+    told = found.arms[1].comparison.table
+    low, high = told.simultaneous_low, told.simultaneous_high
+    assert f"<td>spatial 0.1</td><td>+0.050 [{low:+.3f}, {high:+.3f}]</td>" in page
     assert "<b>" not in (tmp_path / "answer.html").read_text(encoding="utf-8")
     assert [(one["name"], round(one["low"], 3), round(one["high"], 3)) for one in drawn[:1]] == [
-        ("spatial 0.1", 0.011, 0.089)
+        ("spatial 0.1", round(low, 3), round(high, 3))
     ]
     assert len(drawn) == 3
 

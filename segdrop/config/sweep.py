@@ -1,11 +1,17 @@
 """What a sweep is told to do."""
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from ..errors import InputError
-from .checks import at_least, check_fields, check_whole
+from .checks import at_least, check_fields, check_whole, within
 from .train import TrainConfig
+
+Margin = Annotated[float, within("in 0..0.5", lambda value: 0 <= value <= 0.5)]
+MARGIN = 0.01  # of Dice: less than two trainings of one network, or two annotators, usually differ by
+# What sweeps of versions without these fields were.
+_BEFORE = {"reference_seeds": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,19 @@ class SweepConfig:
     """Times that the images are divided into folds anew; a finished sweep can be asked for more."""
     seeds: tuple[int, ...] = (0,)
     """Seeds, with every one of which each fold of each arm is trained; a finished sweep can be asked for more."""
+    reference: str | None = None
+    """Name of the arm that all others are compared with, as the answer writes it; by default an arm with dropout is
+    compared with the same without, and all else with training as it is."""
+    reference_seeds: Annotated[int, at_least(1)] | Literal["auto"] = "auto"
+    """Seeds with which an arm that others are compared with is trained, as it is in every comparison; auto: the square
+    root of their number, times that of the seeds."""
+    margin: Margin = MARGIN
+    """Differences of Dice up to it do not matter; one that surely lies within it is told as none."""
+    contrasts: Literal["none", "kinds", "trend"] = "none"
+    """Compare beforehand, instead of single arms: kinds: the mean over the rates of each kind of dropout with none;
+    trend: Dice against the rate, for each kind."""
+    stop_when_told: bool = False
+    """Look at the scores fold by fold, and train no further what is told by then; costs a little at the last fold."""
     search: Annotated[int, at_least(0)] = 0
     """Number of arms to propose from the grid's values and ranges (Optuna's TPE), instead of all combinations."""
     prune: bool = False
@@ -45,6 +64,8 @@ class SweepConfig:
             raise InputError(f"`seeds` must be one or more different numbers below 2^32, got seeds={self.seeds!r}.")
         if self.prune and not self.search:
             raise InputError("`prune` belongs to a search; a grid trains every fold of every arm.")
+        if self.search and self.stop_when_told:
+            raise InputError("`stop_when_told` is for a grid; a search chooses its arms by their scores itself.")
         if self.train.gpus != "one":
             raise InputError("`gpus` is not for a sweep, whose workers each take a GPU.")
         for name in ("resume", "run_dir", "from_sweep"):
@@ -56,5 +77,6 @@ class SweepConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, stored: dict) -> "SweepConfig":
-        return cls(**{**stored, "train": TrainConfig.from_json(stored["train"])})
+    def from_json(cls, stored: Mapping) -> "SweepConfig":
+        """The configuration that a sweep has stored; what its version had no option for is as it was then."""
+        return cls(**{**_BEFORE, **stored, "train": TrainConfig.from_json(stored["train"])})

@@ -12,12 +12,12 @@ import numpy as np
 from scipy import special
 
 from ..config.checks import is_whole
+from ..config.sweep import MARGIN
 from ..errors import InputError
 from .dunnett import largest_exceeds, simultaneous_quantile
 from .statistics import corrected_paired_test
 from .table import Table
 
-MARGIN = 0.01  # of Dice: what two trainings of the same network differ by, and less than two annotators do
 NO_DIFFERENCE = "no difference beyond the margin"
 NOT_TOLD = "cannot be told"
 

@@ -1,5 +1,6 @@
 """The answer of a sweep as tables, as answer.md, answer.csv and dice.png. Neither TensorFlow nor Keras is imported."""
 
+import dataclasses
 import io
 import json
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import write_atomically, write_csv
+from ..scoring.comparison import ArmComparison
 from ..scoring.statistics import pooled_std
 from ..show.scores import difference_in_words
 from ..show.tables import Table
@@ -40,7 +42,9 @@ def tables(answer: Answer) -> list[Table]:
         arms.append({"arm": row["arm"], "Dice": row["Dice"], **{key: difference[key] for key in columns}})
     all_tables = [
         Table([{"sweep": name, "": value} for name, value in answer.results.facts.items()], answer.results.title),
-        Table(arms, "Validation Dice, mean ± standard deviation over folds; difference from rate 0 [95% interval]"),
+        Table(
+            arms, "Validation Dice, mean ± standard deviation over folds; difference [95% interval, of all together]"
+        ),
         Table(_training(answer), "Means over the trainings of an arm"),
         Table(_failures(answer), "Failed trainings"),
     ]
@@ -91,21 +95,47 @@ def _difference(answer: Answer, arm_answer: ArmAnswer) -> dict[str, str]:
     row = {
         "arm": arm_answer.arm.name,
         **({"from": answer.arms[arm_answer.arm.reference].arm.name} if several else {}),
-        **dict.fromkeys(("difference", "std", "p", "adjusted p", "over images"), _NONE),
+        **dict.fromkeys(("difference", "adjusted p", "helps / equal / hurts", "over images"), _NONE),
         "verdict": "reference" if arm_answer.arm is answer.arms[arm_answer.arm.reference].arm else arm_answer.progress,
     }
     if comparison is None:
         return row
-    test = comparison.test
+    told = comparison.table
     return {
         **row,
-        "difference": difference_in_words(comparison.difference, test.low, test.high),
-        "std": _format_number(test.std),
-        "p": _format_p(test.p),
-        "adjusted p": _format_p(comparison.adjusted_p),
+        "difference": difference_in_words(told.difference, told.simultaneous_low, told.simultaneous_high),
+        "adjusted p": _format_p(told.adjusted_p),
+        "helps / equal / hurts": " / ".join(f"{100 * share:.0f}%" for share in (told.helps, told.equal, told.hurts)),
         "over images": difference_in_words(*comparison.images),
-        "verdict": comparison.verdict,
+        "verdict": told.verdict,
     }
+
+
+def _by_itself(arm_answer: ArmAnswer) -> dict[str, str]:
+    """An arm with the spread of its own differences alone, as sweeps were answered before they were pooled."""
+    comparison = arm_answer.comparison
+    told, test = comparison.table, comparison.test
+    return {
+        "arm": arm_answer.arm.name,
+        "pooled spread": difference_in_words(told.difference, told.low, told.high),
+        "p": _format_p(told.p),
+        "own spread": difference_in_words(test.mean, test.low, test.high),
+        "its std": _format_number(test.std),
+        "its p": _format_p(test.p),
+        "Holm's p": _format_p(comparison.holm_p),
+    }
+
+
+def _contrasts(answer: Answer) -> list[dict[str, str]]:
+    return [
+        {
+            "contrast": name,
+            "difference": difference_in_words(told.difference, told.simultaneous_low, told.simultaneous_high),
+            "adjusted p": _format_p(told.adjusted_p),
+            "verdict": told.verdict,
+        }
+        for name, told in answer.contrasts.items()
+    ]
 
 
 def _training(answer: Answer) -> list[dict[str, str]]:
@@ -161,6 +191,7 @@ def _format_p(p: float) -> str:
 def sections(answer: Answer) -> list[Section]:
     """What there is to read below the headline, for answer.md and answer.html alike."""
     results = answer.results
+    compared = [arm_answer for arm_answer in answer.arms if arm_answer.comparison]
     settings = [
         {"arm": arm.name, "sets": ", ".join(f"{key}={value}" for key, value in arm.changes.items()) or _NONE}
         for arm in results.arms
@@ -168,10 +199,18 @@ def sections(answer: Answer) -> list[Section]:
     all_sections = [
         Section("Arms", "Validation Dice and IoU, mean ± standard deviation over the folds.", [_arms(answer)]),
         Section(
-            "Differences of Dice from rate 0",
-            "95% intervals in brackets.",
-            [[_difference(answer, arm_answer) for arm_answer in answer.arms if arm_answer.comparison]],
+            "Differences of Dice",
+            "In brackets the intervals that hold for all arms together, with 95%. The percentages are the "
+            f"probabilities that the difference is above {results.margin:g}, within it, and below "
+            f"-{results.margin:g}, for the arm by itself.",
+            [_contrasts(answer), [_difference(answer, one) for one in compared]],
             answer.about_the_arms,
+        ),
+        Section(
+            "Each arm by itself",
+            "95% intervals that hold for one arm, with the spread of all arms together and with that of its own "
+            "differences alone (the corrected t test, adjusted by Holm's procedure).",
+            [[_by_itself(one) for one in compared]],
         ),
         Section(
             "Training and calibration",
@@ -206,17 +245,19 @@ def _method(answer: Answer) -> list[str]:
         results.dropped + sum(arm_answer.comparison is not None for arm_answer in answer.arms), "comparison"
     )
     counted += ", dropped arms among them" if results.dropped else ""
-    differences = count(results.folds * results.repeats, "difference")
+    columns = count(results.folds * results.repeats, "fold")
     unit = "images" if results.groups is None else "patients (groups of images)"
     said = [
-        f"Every arm is trained on the same folds with the same {count(len(results.seeds), 'seed')} as its reference "
-        f"of rate 0. What is tested is the mean of {differences} of Dice, one for each fold, averaged "
-        "over the seeds.",
-        "p and interval are those of the corrected resampled t test (Nadeau and Bengio, 2003), which allows for the "
-        f"training images that folds share: there are {results.test_share:.3g} images of validation for one of "
-        "training.",
-        f'"helps" and "hurts" stand for an adjusted p below {LEVEL}. It is adjusted by Holm\'s procedure (1979) for '
-        f"{counted}; the intervals are not adjusted, and hold for one comparison by itself.",
+        f"Every arm is trained on the same {columns} with the same {count(len(results.seeds), 'seed')}; what others "
+        "are compared with may have more. A Dice is its arm's mean, its fold's, and luck, whose spread is that of the "
+        f"whole table (least squares): {_format_number(answer.std)}. Seeds of a fold count as their mean.",
+        "The variance of a mean allows for the training images that folds share (Nadeau and Bengio, 2003): there are "
+        f"{results.test_share:.3g} images of validation for one of training.",
+        f'"helps" and "hurts" stand for an interval that leaves out 0, and an adjusted p below {LEVEL}; "no difference '
+        f'beyond the margin" for one that lies within {results.margin:g} on both sides. Intervals and p hold for '
+        f"{counted} together (Dunnett, 1955).",
+        "An arm whose Dice varies more than the others', or whose reference's does, is tested with the spread of its "
+        "own differences, and its p is multiplied by the number of comparisons.",
         f'"Over images" answers another question: how these very networks would differ on other {unit}. It is the mean '
         f"over single images, not over all pixels of a fold, and a bootstrap over {answer.independent} {unit}.",
         "How many repeats or patients would be needed is rough: few folds tell little of the true difference and of "
@@ -262,8 +303,8 @@ def _point(arm_answer: ArmAnswer) -> dict:
         "rate": arm_answer.arm.rate,
         "dice": arm_answer.dice.ravel(),
         "difference": comparison.difference if comparison else math.nan,
-        "low": comparison.test.low if comparison else math.nan,
-        "high": comparison.test.high if comparison else math.nan,
+        "low": comparison.table.simultaneous_low if comparison else math.nan,
+        "high": comparison.table.simultaneous_high if comparison else math.nan,
     }
 
 
@@ -284,13 +325,15 @@ def _csv_row(answer: Answer, index: int) -> dict:
         "chosen": index == answer.chosen,
         **{name: arm_answer.means.get(name) for name in ("dice", "iou")},
         **{f"{name}_std": pooled_std(getattr(arm_answer, name).reshape(1, -1)) for name in ("dice", "iou")},
-        "difference": comparison and comparison.difference,
         **{
-            name: comparison and getattr(comparison.test, name)
+            name: comparison and getattr(comparison.table, name)
+            for name in (field.name for field in dataclasses.fields(ArmComparison))
+        },
+        **{
+            f"own_{name}": comparison and getattr(comparison.test, name)
             for name in ("low", "high", "std", "standard_error", "statistic", "degrees", "p")
         },
-        "adjusted_p": comparison and comparison.adjusted_p,
-        "verdict": comparison and comparison.verdict,
+        "holm_p": comparison and comparison.holm_p,
         **{
             f"images_{name}": comparison and comparison.images[i]
             for i, name in enumerate(("difference", "low", "high"))

@@ -33,7 +33,7 @@ def _row(arm_answer) -> dict:
     return {
         "name": arm_answer.arm.name,
         "difference": comparison.difference,
-        "low": comparison.test.low,
-        "high": comparison.test.high,
+        "low": comparison.table.simultaneous_low,
+        "high": comparison.table.simultaneous_high,
         "verdict": comparison.verdict,
     }

@@ -1,10 +1,13 @@
 """The answer of a sweep: what is known of each arm, and how it compares with its reference."""
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..scoring.comparison import ArmComparison
 from ..scoring.statistics import Needed, PairedTest
 from .results import Arm, Failure, Results, Training
 
@@ -16,21 +19,33 @@ class Comparison:
     """An arm beside its reference.
 
     Attributes:
-        difference: of the mean Dice, positive where the arm is better.
-        test: `statistics.corrected_paired_test` of the differences of the folds; NaN where there is but one fold.
-        adjusted_p: its p value, adjusted by Holm's procedure for all comparisons of the sweep and for its pruned arms.
+        table: `comparison.compare` of all arms together: what decides.
+        test: `statistics.corrected_paired_test` of the differences of the folds, the arm by itself; NaN where there is
+            but one fold.
+        holm_p: its p value, adjusted by Holm's procedure for all comparisons of the sweep and for its pruned arms.
         images: the mean difference of the images and its 95% interval over groups of images, for the networks as they
             were trained.
-        verdict: "helps" or "hurts" where `adjusted_p` is below 0.05, else "cannot be told".
-        needed: what would make this test and all that are not yet significant and have smaller p values significant.
+        needed: what would tell the difference, if it and the spread stayed as they are.
     """
 
-    difference: float
+    table: ArmComparison
     test: PairedTest
-    adjusted_p: float
+    holm_p: float
     images: tuple[float, float, float]
-    verdict: str
     needed: Needed
+
+    @property
+    def difference(self) -> float:
+        """Of the mean Dice, positive where the arm is better."""
+        return self.table.difference
+
+    @property
+    def adjusted_p(self) -> float:
+        return self.table.adjusted_p
+
+    @property
+    def verdict(self) -> str:
+        return self.table.verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +58,12 @@ class ArmAnswer:
             "incomplete" or "pruned".
         trained, failed, expected: the number of finished trainings, of those that ended with an error, and of all.
         reason: of its first failure; "" if it has none.
-        dice, iou: float64 (repeats, folds), means over the seeds; NaN where not all seeds are finished.
+        dice, iou: float64 (repeats, folds), means over the seeds; NaN where not all seeds have ended, or all failed.
         means: of a complete arm the means over all trainings of "dice", "iou", "gap" (Dice on training images less that
             on validation images), "ece", "ece_foreground", "brier", "best_epoch" (counted from 0), "epochs" and
             "seconds"; empty for others.
-        comparison: None for an arm of rate 0, and unless it and its reference are complete and all their Dice defined;
-            None for all where no training of the sweep has learnt anything.
+        comparison: None for an arm that is its own reference, and unless all trainings of both have ended, in two
+            folds at least with a Dice; None for all where no training of the sweep has learnt anything.
     """
 
     arm: Arm
@@ -83,6 +98,11 @@ class Answer:
         independent: the number of groups of validation images, or of images where there are no groups.
         fold_std, seed_std: standard deviation of Dice over the folds of an arm (seeds averaged) and over the seeds of a
             fold, pooled over the complete arms; NaN where there are fewer than two.
+        contrasts: what was to be compared beforehand, by name; empty until their arms are complete.
+        std: standard deviation of a training's Dice about its arm and fold, pooled over the compared arms; NaN where
+            nothing is compared.
+        apart: the arms whose spread is larger than that of the others, so that they are compared by themselves.
+        gained: by what share the references' further seeds have narrowed the intervals; 0 where there are none.
         blank, rising: the finished trainings that have learnt nothing, and those whose last epoch is the best.
         headline: the answer in one sentence.
         about_the_sweep: what there is to say of the sweep beside the headline, a sentence each.
@@ -98,6 +118,10 @@ class Answer:
     seed_std: float
     blank: Sequence[Training]
     rising: Sequence[Training]
+    contrasts: Mapping[str, ArmComparison] = dataclasses.field(default_factory=dict)
+    std: float = math.nan
+    apart: Sequence[int] = ()
+    gained: float = 0.0
     headline: str = ""
     about_the_sweep: Sequence[str] = ()
     about_the_arms: Sequence[str] = ()

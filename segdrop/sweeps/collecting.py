@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
-from ..config.arms import DROPOUT_FIELDS, changes_of, curve_of, key_of, name_of, reference_of
+from ..config.arms import DROPOUT_FIELDS, changes_of, curve_of, key_of, name_of
+from ..config.design import contrasts_of, references_of, seeds_of
 from ..config.train import TrainConfig
 from ..files import read_csv
 from ..folders.run import PER_IMAGE
@@ -23,6 +24,7 @@ def results(state: State) -> Results:
     trials = state.trials.all()
     arms = arms_in(state, trials)
     keys = [key_of(arm) for arm in arms]
+    references, seeds = references_of(arms, state.config.reference), seeds_of(state.config, arms)
     pruned = {trial.user_attrs["arm"] for trial in first_trainings(trials) if is_pruned(trial)}
     scored = scored_by_training(trials)
     failed = {
@@ -47,12 +49,13 @@ def results(state: State) -> Results:
                 name=name_of(arm),
                 rate=rate_in(arm),
                 curve=curve_of(arm),
-                reference=keys.index(key_of(reference_of(arm))),
+                reference=reference,
                 changes=arm,
                 pruned=key in pruned,
                 test_share=share.get(key) if "train_fraction" in arm else None,
+                seeds=own_seeds if len(own_seeds) > len(config.seeds) else (),
             )
-            for arm, key in zip(arms, keys, strict=True)
+            for arm, key, reference, own_seeds in zip(arms, keys, references, seeds, strict=True)
         ],
         folds=config.folds,
         repeats=config.repeats,
@@ -74,6 +77,8 @@ def results(state: State) -> Results:
         failures=[Failure(keys.index(arm), *place, reason) for (arm, *place), reason in failed.items() if arm in keys],
         groups={row["id"]: row["group"] for row in rows} if "group" in rows[0] else None,
         test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
+        margin=config.margin,
+        contrasts=contrasts_of(config.contrasts, arms, references),
     )
 
 

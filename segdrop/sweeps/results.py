@@ -3,8 +3,9 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..config.sweep import MARGIN
 from ..scoring.counts import hardly_better
 
 STORED = ("dice", "iou", "train_dice", "ece", "ece_foreground", "brier", "best_epoch", "epochs")  # with a trial
@@ -19,10 +20,11 @@ class Arm:
         name: as the user reads it, e.g. "none", "spatial 0.2", "element 0.2 at block_end", "spatial 0.2, lr=0.0003".
         rate: the dropout rate, 0 <= rate < 1; None where it is not one number.
         curve: what the plot joins by a line: the name without the rate, e.g. "spatial", "element at block_end".
-        reference: the index of the arm of rate 0 that has the same other settings; of an arm of rate 0 its own.
+        reference: the index of the arm that it is compared with; its own where it is not compared.
         changes: the fields of the training configuration that the arm sets.
         pruned: whether a search dropped it after its first fold: it is listed and never compared.
         test_share: images of validation for one of training, where it trains on fewer than the sweep's other arms.
+        seeds: what it is trained with in every fold, where that is more than the sweep's seeds.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Arm:
     changes: Mapping[str, object]
     pruned: bool = False
     test_share: float | None = None
+    seeds: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Results:
         facts: what the answer shows as a small table: data, images, groups, epochs, device.
         arms: all configurations, one at least of rate 0.
         folds, repeats: of the cross-validation.
-        seeds: trained in every fold.
+        seeds: trained in every fold, of every arm.
         test_share: images of validation for one of training, the mean over folds, of arms that train on all.
         trainings: those that are finished, in any order; of several of the same arm, repeat, fold and seed the last
             counts.
@@ -107,6 +110,8 @@ class Results:
         groups: what stays together in a split, by image; None if each image stands for itself.
         test: the scores of the chosen arm on test data: dice, dice_interval, iou, iou_interval (pairs, or None),
             images (their number) and what (a phrase that says what was scored); None if there are none.
+        margin: differences up to it do not matter.
+        contrasts: weights (arms,) of what was to be compared beforehand, by name.
     """
 
     title: str
@@ -120,6 +125,17 @@ class Results:
     failures: Sequence[Failure]
     groups: Mapping[str, str] | None
     test: Mapping | None = None
+    margin: float = MARGIN
+    contrasts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def seeds_of(self, arm: int) -> Sequence[int]:
+        """What an arm is trained with in every fold."""
+        return self.arms[arm].seeds or self.seeds
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The sweep's seeds, and then those that single arms have beside them."""
+        return list(dict.fromkeys([*self.seeds, *(seed for arm in self.arms for seed in arm.seeds)]))
 
     @property
     def dropped(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config.arms import DROPOUT_FIELDS, config_of, key_of, name_of, reference_of, subgrids_of
+from ..config.design import seeds_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
 from ..files import write_json
@@ -135,22 +136,23 @@ def estimate(config: SweepConfig) -> Price:
     held_out, *others = checked.folds[0]
     split = {"train": np.concatenate(others), "val": held_out, "test": np.empty(0, int)}
     each = config.folds * config.repeats * len(config.seeds)
-    seconds: dict[tuple, float] = {}
-    total = 0.0
-    for arm in arms:
+    seconds: dict[str, float] = {}
+    total, trainings = 0.0, 0
+    for arm, seeds in zip(arms, seeds_of(config, arms), strict=True):
         train = config_of(config.train, arm)
         # What dropout costs a step is not worth a measurement of its own.
         effort = key_of(reference_of(arm))
         if effort not in seconds:
             seconds[effort] = time_training(train, dataset, split, precision)
-        total += each * seconds[effort]
+        total += config.folds * config.repeats * len(seeds) * seconds[effort]
+        trainings += config.folds * config.repeats * len(seeds)
     # A proposal that varies more than dropout has a reference of its own, unless another has the same.
     pairs = any(name not in DROPOUT_FIELDS for subgrid in subgrids_of(config.grid) for name in subgrid)
     proposed = config.search * (2 if pairs else 1)
     total += proposed * each * seconds[key_of({})]
     return Price(
         tuple(map(name_of, arms)),
-        (len(arms) + proposed) * each,
+        trainings + proposed * each,
         total,
         at_most=config.train.patience < config.train.epochs,
         plan=checked.plan.to_json(),

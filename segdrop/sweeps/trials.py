@@ -17,6 +17,7 @@ from optuna.exceptions import ExperimentalWarning, TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.arms import arm_config, arms_of, changes_of, key_of, reference_of, subgrids_of, without_dropout
+from ..config.design import seeds_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
 from .storage import NothingWaiting
@@ -101,11 +102,12 @@ class Trials:
                 if not config.prune or (is_score(trial) and not is_pruned(trial)):
                     arm = json.loads(trial.user_attrs["arm"])
                     arms |= {key_of(reference_of(arm)): None, key_of(arm): None}
+        seeds = seeds_of(config, [json.loads(arm) for arm in arms])
         jobs = [
             Job(repeat, fold, seed, arm)
-            for arm in arms
+            for arm, own_seeds in zip(arms, seeds, strict=True)
             for repeat in range(config.repeats)
-            for seed in config.seeds
+            for seed in own_seeds
             for fold in range(config.folds)
         ]
         return [job for job in jobs if job not in first] + proposals

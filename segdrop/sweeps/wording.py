@@ -1,9 +1,11 @@
 """A sweep's answer in words."""
 
 import math
+from collections.abc import Sequence
 
 from ..config.train import DROPOUT_KINDS
-from .answers import LEVEL, Answer, Comparison
+from ..scoring.comparison import NO_DIFFERENCE, ArmComparison
+from .answers import LEVEL, Answer, ArmAnswer, Comparison
 from .results import Arm, Results
 
 
@@ -16,9 +18,7 @@ def headline(answer: Answer) -> str:
 
 
 def _verdict(answer: Answer) -> str:
-    compared = [(arm_answer.arm, arm_answer.comparison) for arm_answer in answer.arms if arm_answer.comparison]
-    better = sorted((pair for pair in compared if pair[1].verdict == "helps"), key=lambda pair: -pair[1].difference)
-    worse = sorted((pair for pair in compared if pair[1].verdict == "hurts"), key=lambda pair: pair[1].difference)
+    compared = [(one.arm, one.comparison) for one in answer.arms if one.comparison]
     if answer.nothing_learnt:
         best = max(answer.blank, key=lambda training: training.dice)
         return (
@@ -27,25 +27,66 @@ def _verdict(answer: Answer) -> str:
             "longer, try another learning rate, and look whether the masks belong to their images."
         )
     if not compared:
-        return "there is no answer: no setting with dropout is complete together with its reference without."
+        return "there is no answer: no arm is complete together with the one that it is compared with."
+    dropout = [pair for pair in compared if pair[0].rate != 0]
+    others = [pair for pair in compared if pair[0].rate == 0]
+    said = [_of_dropout(answer, dropout)] if dropout else []
+    said += [_of_others(answer, others)] if others else []
+    return "; ".join(said) + "."
+
+
+def _of_dropout(answer: Answer, compared: Sequence[tuple[Arm, Comparison]]) -> str:
+    """Whether dropout helps, of the arms that have it."""
+    number = len(compared)
+    better, worse, alike = (_by_size(compared, verdict) for verdict in ("helps", "hurts", NO_DIFFERENCE))
     if better:
-        arm, comparison = better[0]
-        more = f", and {len(better) - 1} more of {len(compared)} settings help" if better[1:] else ""
-        harm = f"; {len(worse)} of {len(compared)} settings hurt" if worse else ""
-        return f"dropout helps on these data: {_phrase(arm)} raises Dice by {_size(comparison)}{more}{harm}."
+        more = f", and {len(better) - 1} more of {number} settings help" if better[1:] else ""
+        harm = f"; {len(worse)} of {number} settings hurt" if worse else ""
+        return f"dropout helps on these data: {_phrase(better[0][0])} raises Dice by {_size(better[0][1])}{more}{harm}"
     if worse:
-        arm, comparison = worse[0]
-        start = "dropout hurts on these data" if len(worse) == len(compared) else "no dropout is shown to help"
-        more = f", and {len(worse) - 1} more of {len(compared)} settings hurt" if worse[1:] else ""
-        return f"{start}: {_phrase(arm)} lowers Dice by {_size(comparison)}{more}."
+        start = "dropout hurts on these data" if len(worse) == number else "no dropout is shown to help"
+        more = f", and {len(worse) - 1} more of {number} settings hurt" if worse[1:] else ""
+        return f"{start}: {_phrase(worse[0][0])} lowers Dice by {_size(worse[0][1])}{more}"
+    margin = f"{answer.results.margin:g}"
     arm, comparison = max(compared, key=lambda pair: abs(pair[1].difference))
-    start = "whether dropout helps on these data cannot be told"
     size = f"{comparison.difference:+.3f}{_interval(comparison)}"
-    if len(compared) == 1:
-        return f"{start}: with {_phrase(arm)} the difference of Dice is {size}."
-    return (
-        f"{start} for any of {len(compared)} settings: the largest difference of Dice, with {_phrase(arm)}, is {size}."
-    )
+    if len(alike) == number:
+        which = f"with {_phrase(arm)}" if number == 1 else f"in none of {number} settings"
+        text = f"dropout makes no difference of Dice beyond {margin} on these data, {which}"
+        return f"{text}: {size}" if number == 1 else f"{text}; the largest, with {_phrase(arm)}, is {size}"
+    start = "whether dropout helps on these data cannot be told"
+    if number == 1:
+        return f"{start}: with {_phrase(arm)} the difference of Dice is {size}"
+    largest = f"the largest difference of Dice, with {_phrase(arm)}, is {size}"
+    if alike:
+        return f"{start} for {number - len(alike)} of {number} settings, and {len(alike)} {_make(len(alike))} no " + (
+            f"difference beyond {margin}: {largest}"
+        )
+    return f"{start} for any of {number} settings: {largest}"
+
+
+def _of_others(answer: Answer, compared: Sequence[tuple[Arm, Comparison]]) -> str:
+    """What else one could do helps, of the arms without dropout."""
+    better = _by_size(compared, "helps")
+    if better:
+        named = " and ".join(f"{_phrase(arm)} raises Dice by {_size(comparison)}" for arm, comparison in better[:2])
+        more = f", and {len(better) - 2} more of {len(compared)} help" if better[2:] else ""
+        return f"without dropout, {named}{more}"
+    return f"of {len(compared)} {_settings(len(compared))} without dropout none is shown to help"
+
+
+def _by_size(compared: Sequence[tuple[Arm, Comparison]], verdict: str) -> list[tuple[Arm, Comparison]]:
+    """Those with the verdict, the largest difference first."""
+    found = [pair for pair in compared if pair[1].verdict == verdict]
+    return sorted(found, key=lambda pair: -abs(pair[1].difference))
+
+
+def _make(number: int) -> str:
+    return "makes" if number == 1 else "make"
+
+
+def _settings(number: int) -> str:
+    return "setting" if number == 1 else "settings"
 
 
 def about_the_sweep(answer: Answer) -> list[str]:
@@ -55,13 +96,10 @@ def about_the_sweep(answer: Answer) -> list[str]:
     said = [
         f"{done} {answer.expected} trainings are done{f', {len(answer.failures)} failed' if answer.failures else ''}."
     ]
-    missing = [
-        f"{arm_answer.arm.name} ({arm_answer.progress})"
-        for arm_answer in answer.arms
-        if arm_answer.state in ("incomplete", "failed")
-    ]
-    if missing:
-        said.append(f"Not compared until they are complete: {'; '.join(missing)}.")
+    for state, told in (("incomplete", "Not compared until they are complete"), ("failed", "Not all are compared")):
+        missing = [f"{one.arm.name} ({one.progress})" for one in answer.arms if one.state == state]
+        if missing:
+            said.append(f"{told}: {'; '.join(missing)}.")
     if results.dropped:
         said.append(f"Dropped by the search after the first fold, and not compared: {count(results.dropped, 'arm')}.")
     undefined = [
@@ -94,35 +132,83 @@ def about_the_sweep(answer: Answer) -> list[str]:
     if not math.isnan(answer.seed_std):
         folds = "" if math.isnan(answer.fold_std) else f" and of {answer.fold_std:.3f} over the folds of an arm"
         said.append(f"Dice has a standard deviation of {answer.seed_std:.3f} over the seeds of a fold{folds}.")
+    if answer.apart:
+        names = "; ".join(answer.arms[i].arm.name for i in answer.apart)
+        said.append(
+            f"Dice varies more over the folds than with the other arms: {names}. These are tested by themselves."
+        )
+    if answer.gained >= 0.005:
+        said.append(
+            "What others are compared with was trained with further seeds, which narrowed the intervals by "
+            f"{100 * answer.gained:.0f}%."
+        )
     return said
 
 
 def about_the_arms(answer: Answer) -> list[str]:
     """A sentence or more for each comparison."""
+    several = len({one.arm.reference for one in answer.arms if one.comparison}) > 1
     said = []
-    for arm_answer in answer.arms:
-        if arm_answer.comparison is None:
+    for one in answer.arms:
+        if one.comparison is None:
             continue
-        phrase, verdict, needed = _phrase(arm_answer.arm), arm_answer.comparison.verdict, arm_answer.comparison.needed
-        if verdict != "cannot be told":
-            direction = "higher" if verdict == "helps" else "lower"
-            said.append(f"{capital(phrase)} {verdict}: Dice is {direction} by {_size(arm_answer.comparison)}.")
-            continue
-        text = f"Whether {phrase} helps cannot be told from {_folds(answer.results)}: the difference is "
-        text += f"{arm_answer.comparison.difference:.3f}{_interval(arm_answer.comparison)}."
-        if math.isnan(arm_answer.comparison.test.p):
-            text += " Chance shows in the spread of two folds at least."
-        elif arm_answer.comparison.test.p < LEVEL:
-            text += " By itself it would be told; among the comparisons of this sweep it is not."
-        as_now = " If difference and spread stay as they are,"
-        if needed.repeats is not None:
-            repeats = f"{needed.repeats} repeats of the cross-validation instead of {answer.results.repeats}"
-            text += f"{as_now} {repeats} would be needed to tell."
-        if needed.patients_factor is not None:
-            patients = _patients(answer, needed.patients_factor)
-            text += f"{as_now} no number of repeats can tell it; {patients} would be needed."
-        said.append(text)
-    return said
+        phrase, comparison = _phrase(one.arm), one.comparison
+        if several or answer.arms[one.arm.reference].arm.rate != 0:
+            phrase += f", compared with {_phrase(answer.arms[one.arm.reference].arm)},"
+        if comparison.verdict in ("helps", "hurts"):
+            direction = "higher" if comparison.verdict == "helps" else "lower"
+            text = f"{capital(phrase)} {comparison.verdict}: Dice is {direction} by {_size(comparison)}."
+        elif comparison.verdict == NO_DIFFERENCE:
+            text = f"{capital(phrase)} makes no difference beyond {answer.results.margin:g}: "
+            text += f"{comparison.difference:+.3f}{_interval(comparison)}."
+        else:
+            text = f"Whether {phrase} helps cannot be told from {_folds(answer.results)}: the difference is "
+            text += f"{comparison.difference:+.3f}{_interval(comparison)}, {_chances(answer, comparison)}."
+            text += _what_would_tell(answer, comparison)
+        said.append(text + _on_what(answer, one))
+    return said + [_contrast(answer, name, told) for name, told in answer.contrasts.items()]
+
+
+def _what_would_tell(answer: Answer, comparison: Comparison) -> str:
+    needed, text = comparison.needed, ""
+    if comparison.table.p < LEVEL:
+        text = " By itself it would be told; among the comparisons of this sweep it is not."
+    as_now = " If difference and spread stay as they are,"
+    if needed.repeats is not None:
+        repeats = f"{needed.repeats} repeats of the cross-validation instead of {answer.results.repeats}"
+        text += f"{as_now} {repeats} would be needed to tell."
+    if needed.patients_factor is not None:
+        patients = _patients(answer, needed.patients_factor)
+        text += f"{as_now} no number of repeats can tell it; {patients} would be needed."
+    return text
+
+
+def _on_what(answer: Answer, one: ArmAnswer) -> str:
+    """Where an arm is not compared as the others are."""
+    text = ""
+    if one.failed:
+        columns = answer.results.folds * answer.results.repeats
+        text += (
+            f" {capital(count(one.failed, 'training'))} of it failed: it is compared on {one.comparison.table.folds} "
+        )
+        text += f"of {columns} folds."
+    if not one.comparison.table.pooled:
+        text += " Its Dice or that of its reference varies more than the others' do, so that it is tested by itself."
+    return text
+
+
+def _contrast(answer: Answer, name: str, told: ArmComparison) -> str:
+    interval = f"[{told.simultaneous_low:+.3f}, {told.simultaneous_high:+.3f}]"
+    return (
+        f"Stated beforehand: {name}: {told.difference:+.3f} {interval}, p {_p_text(told.adjusted_p)}: {told.verdict}."
+    )
+
+
+def _chances(answer: Answer, comparison: Comparison) -> str:
+    """The probabilities of the three answers, in words."""
+    told, margin = comparison.table, f"{answer.results.margin:g}"
+    shares = (f"{100 * share:.0f}%" for share in (told.helps, told.equal, told.hurts))
+    return "with a probability of {} above {margin}, {} within, {} below".format(*shares, margin=margin)
 
 
 def _patients(answer: Answer, factor: float) -> str:
@@ -136,32 +222,38 @@ def _patients(answer: Answer, factor: float) -> str:
 
 def _phrase(arm: Arm) -> str:
     kind, _, rest = arm.name.partition(" ")
+    if arm.rate == 0 and not arm.changes:
+        return "no dropout"
     if kind not in DROPOUT_KINDS:
-        return f"the arm {arm.name}"
+        return arm.name.removeprefix("none, ")
     rate, _, settings = rest.partition(", ")
     return f"{kind} dropout of {rate}" + (f" ({settings})" if settings else "")
 
 
 def _size(comparison: Comparison) -> str:
-    low, high = sorted(abs(bound) for bound in (comparison.test.low, comparison.test.high))
+    told = comparison.table
+    low, high = sorted(abs(bound) for bound in (told.simultaneous_low, told.simultaneous_high))
     return f"{abs(comparison.difference):.3f} (95% interval {low:.3f} to {high:.3f}, {_p(comparison)})"
 
 
 def _interval(comparison: Comparison) -> str:
-    test = comparison.test
-    return "" if math.isnan(test.p) else f" (95% interval {test.low:.3f} to {test.high:.3f}, {_p(comparison)})"
+    told = comparison.table
+    return f" (95% interval {told.simultaneous_low:.3f} to {told.simultaneous_high:.3f}, {_p(comparison)})"
 
 
 def _p(comparison: Comparison) -> str:
-    p = comparison.adjusted_p
-    return "adjusted p below 0.001" if p < 0.001 else f"adjusted p {p:.3f}"
+    return f"adjusted p {_p_text(comparison.adjusted_p)}"
+
+
+def _p_text(p: float) -> str:
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _folds(results: Results) -> str:
     folds = count(results.folds, "fold")
     if results.repeats > 1:
         return f"these {results.repeats} repeats of {folds}"
-    return "a single fold" if results.folds == 1 else f"these {folds}"
+    return f"these {folds}"
 
 
 def count(number: int, noun: str) -> str:
