@@ -13,6 +13,7 @@ import pytest
 import segdrop
 import segdrop.layers  # registers them
 from segdrop import SweepConfig
+from segdrop.files import read_csv
 from segdrop.sweeps.state import open_or_start
 
 MADE = Path(__file__).parent / "made_by_0_4"
@@ -77,13 +78,25 @@ def test_a_finished_sweep_predicts_and_is_trained_on(copied):
     assert (config.from_sweep, config.stop_after, config.encoder) == (str(copied / "sweep"), 1, "resnet18")
 
 
-def test_a_finished_sweep_is_reported_as_it_was(copied):
-    """But for what 0.4.0 did not say: that the best epochs are the last ones."""
-    before = (copied / "sweep" / "answer.md").read_text()
+def _number(text):
+    try:
+        return pytest.approx(float(text), rel=1e-9)
+    except ValueError:
+        return text
+
+
+def test_a_finished_sweep_is_answered_by_all_arms_together_and_keeps_the_answer_that_it_gave(copied):
+    before = read_csv(copied / "sweep" / "answer.csv")
     chosen = json.loads((copied / "sweep" / "chosen.json").read_text())
-    segdrop.sweep_report(copied / "sweep")
-    after = (copied / "sweep" / "answer.md").read_text().splitlines(keepends=True)
-    assert "".join(line for line in after if "the best epoch is the last" not in line) == before
+    answer = segdrop.sweep_report(copied / "sweep")
+    after = read_csv(copied / "sweep" / "answer.csv")
+    tested = ("low", "high", "std", "standard_error", "statistic", "degrees", "p")
+    moved = {**{name: f"own_{name}" for name in tested}, "adjusted_p": "holm_p"}
+    for old, new in zip(before, after, strict=True):
+        for name in set(old) - {"verdict", "repeats_needed", "patients_factor"}:
+            told = new[moved.get(name, name)]
+            assert told == old[name] or float(told) == _number(old[name]), name
+    assert answer.expected == 4  # its reference has no further seeds
     assert json.loads((copied / "sweep" / "chosen.json").read_text()) == chosen
 
 

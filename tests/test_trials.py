@@ -81,7 +81,7 @@ def raising(error):
 
 
 def test_every_training_of_a_grid_is_planned_once():
-    planned = trials_of(config(folds=3, repeats=2, seeds=(4, 7))).planned([])
+    planned = trials_of(config(folds=3, repeats=2, seeds=(4, 7), reference_seeds=2)).planned([])
     assert len(planned) == len(set(planned)) == 3 * 3 * 2 * 2
     expected = {
         (key, repeat, fold, seed)
@@ -93,8 +93,14 @@ def test_every_training_of_a_grid_is_planned_once():
     assert {(job.arm, job.repeat, job.fold, job.seed) for job in planned} == expected
 
 
+def test_what_others_are_compared_with_is_planned_with_further_seeds():
+    planned = trials_of(config(folds=3, seeds=(4, 7), reference_seeds=5)).planned([])
+    assert {job.seed for job in planned if job.arm == NONE} == {4, 7, 8, 9, 10}
+    assert {job.seed for job in planned if job.arm != NONE} == {4, 7}
+
+
 def test_all_arms_share_a_trainings_seed_and_no_two_folds_repeats_or_seeds_do():
-    planned = trials_of(config(folds=3, repeats=2, seeds=(4, 7))).planned([])
+    planned = trials_of(config(folds=3, repeats=2, seeds=(4, 7), reference_seeds=2)).planned([])
     seeds = {}
     for job in planned:
         seeds.setdefault((job.repeat, job.fold, job.seed), set()).add(job.training_seed)

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ..config.sweep import SweepConfig
+from ..config.sweep import MARGIN, SweepConfig
 from ..config.train import TrainConfig
 from ..errors import InputError
 from .options import (
@@ -82,7 +82,15 @@ def run_sweep(options: SweepOptions) -> None:
         return
     if options.report or options.test:
         data = options.train.data if options.train != TrainConfig() else None
-        answer = sweep_report(options.folder, storage=options.storage, test=options.test, data=data)
+        margin = options.margin if options.margin != MARGIN else None
+        answer = sweep_report(
+            options.folder,
+            storage=options.storage,
+            test=options.test,
+            data=data,
+            margin=margin,
+            reference=options.reference,
+        )
     else:
         answer = sweep(options.folder, config, storage=options.storage, workers=options.workers)
     console = _console()

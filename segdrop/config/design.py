@@ -49,7 +49,7 @@ def seeds_of(sweep: SweepConfig, arms: Sequence[Mapping]) -> list[tuple[int, ...
 
     Example:
         >>> arms = [{}, *({"encoder_dropout": rate / 10, "dropout_kind": "spatial"} for rate in range(1, 5))]
-        >>> [len(seeds) for seeds in seeds_of(SweepConfig(), arms)]
+        >>> [len(seeds) for seeds in seeds_of(segdrop.SweepConfig(), arms)]
         [2, 1, 1, 1, 1]
     """
     references = references_of(arms, sweep.reference)

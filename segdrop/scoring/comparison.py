@@ -120,7 +120,7 @@ def compare(
         >>> scores = [[0.80, 0.82, 0.81], [0.84, 0.86, 0.86], [0.80, 0.82, 0.82]]  # none, 0.1, 0.2 on three folds
         >>> first = compare(scores, test_share=1 / 2).arms[1]
         >>> round(first.difference, 3), round(first.simultaneous_low, 3), round(first.helps, 2), first.verdict
-        (0.043, 0.026, 1.0, 'helps')
+        (0.043, 0.011, 0.99, 'helps')
 
     References:
         Dunnett, "A multiple comparison procedure for comparing several treatments with a control", JASA 50, 1955.

@@ -19,12 +19,16 @@ from .state import State
 from .trials import first_trainings, is_pruned, is_settled
 
 
-def results(state: State) -> Results:
-    """All that is finished, for `comparing.answer`."""
+def results(state: State, reference: str | None = None) -> Results:
+    """All that is finished, for `comparing.answer`.
+
+    Args:
+        reference: the name of the arm that the others are compared with, where it is not that of the configuration.
+    """
     trials = state.trials.all()
     arms = arms_in(state, trials)
     keys = [key_of(arm) for arm in arms]
-    references, seeds = references_of(arms, state.config.reference), seeds_of(state.config, arms)
+    references, seeds = references_of(arms, reference or state.config.reference), seeds_of(state.config, arms)
     pruned = {trial.user_attrs["arm"] for trial in first_trainings(trials) if is_pruned(trial)}
     scored = scored_by_training(trials)
     failed = {

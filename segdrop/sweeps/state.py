@@ -13,6 +13,7 @@ import numpy as np
 import optuna
 
 from ..config.arms import arm_config, arms_of, config_of, subgrids_of
+from ..config.design import contrasts_of, references_of
 from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
 from ..data.dataset import Dataset
@@ -61,6 +62,10 @@ class State:
     def arm_config(self, changes: Mapping) -> TrainConfig:
         return config_of(self.config.train, changes)
 
+    def change_margin(self, margin: float) -> None:
+        """Set what does not matter; it has no part in the trainings."""
+        self.trials.config = dataclasses.replace(self.config, margin=margin)
+
     def change_training(self, **fields) -> None:
         """Set what may differ between machines (`_OF_THE_MACHINE`)."""
         train = dataclasses.replace(self.config.train, **fields)
@@ -78,6 +83,7 @@ def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None,
     state = open_state(folder, storage, **heartbeat)
     if config is not None:
         state.change_training(**{name: getattr(config.train, name) for name in _OF_THE_MACHINE})
+        state.change_margin(config.margin)
     return state
 
 
@@ -190,7 +196,8 @@ def check(config: SweepConfig) -> Checked:
     from ..training.device import choose_device, this_machine
     from ..training.planning import make_plan
 
-    arms_of(config)  # what is wrong with them is found before the data are read
+    arms = arms_of(config)  # what is wrong with them is found before the data are read
+    contrasts_of(config.contrasts, arms, references_of(arms, config.reference))
     _check_search(config)
     dataset = open_configured(config.train)
     values = values_of(dataset, np.arange(len(dataset)))
@@ -274,6 +281,8 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
     # Read and written again, so that fields that an earlier version did not have are there.
     kept = SweepConfig.from_json(record["config"])
     config = dataclasses.replace(config, train=config.train.continuing(kept.train))
+    if config.reference_seeds == "auto":
+        config = dataclasses.replace(config, reference_seeds=kept.reference_seeds)
     stored, given = (json.loads(json.dumps(sweep.to_json())) for sweep in (kept, config))
     differences = {
         name: (given["train"][name], stored["train"].get(name))
@@ -282,7 +291,7 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
     } | {
         name: (given[name], stored.get(name))
         for name in given
-        if given[name] != stored.get(name) and name not in ("train", "repeats", "seeds")
+        if given[name] != stored.get(name) and name not in ("train", "repeats", "seeds", "margin")
     }
     if given["repeats"] < stored["repeats"]:
         differences["repeats"] = given["repeats"], stored["repeats"]

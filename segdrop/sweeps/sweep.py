@@ -69,7 +69,13 @@ def sweep(
 
 
 def sweep_report(
-    folder: str | os.PathLike, *, storage: str | None = None, test: bool = False, data: str | None = None
+    folder: str | os.PathLike,
+    *,
+    storage: str | None = None,
+    test: bool = False,
+    data: str | None = None,
+    margin: float | None = None,
+    reference: str | None = None,
 ) -> Answer:
     """The answer of a sweep from the trainings that are finished by now; written to its folder anew.
 
@@ -79,6 +85,9 @@ def sweep_report(
         test: score the chosen arm on the sweep's test images: the mean of its folds' models. This is done once, for a
             finished sweep; later reports show the stored scores.
         data: for `test`, the data set where it lies elsewhere than when the sweep was started.
+        margin: differences of Dice up to it do not matter, 0..0.5; by default what the sweep was started with.
+        reference: the name of the arm that the others are compared with; by default the sweep's own. One that is
+            chosen for its scores flatters itself.
 
     Raises:
         FileNotFoundError, InputError: there is no such sweep, or `test` is asked of one that is not finished.
@@ -93,9 +102,11 @@ def sweep_report(
     state = open_state(Path(folder), storage)
     if data is not None:
         state.change_training(data=data)
+    if margin is not None:
+        state.change_margin(margin)
     if test:
         _score_test(state)
-    return _conclude(state)
+    return _conclude(state, reference)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +170,10 @@ def estimate(config: SweepConfig) -> Price:
     )
 
 
-def _conclude(state: State) -> Answer:
+def _conclude(state: State, reference: str | None = None) -> Answer:
     if choose(state):
         remove_models(state)
-    sweep_answer = answer(results(state))
+    sweep_answer = answer(results(state, reference))
     write_answer(state.folder, sweep_answer)
     write_answer_page(state.folder / PAGE, sweep_answer)
     return sweep_answer
