@@ -7,6 +7,9 @@ from ..conventions import MULTIPLE
 from ..errors import InputError
 from .checks import Rule, at_least, is_finite, is_whole, within
 
+Loss = Literal["dice_ce", "dice", "focal", "tversky"]
+CROSS_ENTROPIES = ("dice_ce", "focal")  # the losses that have one
+SCALABLE = ("light", "medical", "microscopy")  # the presets of augmentation that do something
 Kind = Literal["element", "spatial", "block", "path"]
 Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips", "layers"]
 Schedule = Literal["constant", "ramp", "anneal", "warmup"]
@@ -49,6 +52,9 @@ ENCODER_RULE = Rule(
 )
 Scale = Annotated[float, within("in (0, 4]", lambda value: 0 < value <= 4)]
 Momentum = Annotated[float, within("in [0, 1)", lambda value: 0 <= value < 1)]
+AtLeastZero = Annotated[float, within("a number of at least 0", lambda value: value >= 0)]
+Probability = Annotated[float, within("in [0, 1]", lambda value: 0 <= value <= 1)]
+Average = Annotated[float, within("in (0, 1)", lambda value: 0 < value < 1)]
 Fraction = Annotated[float, within("in (0, 1]", lambda value: 0 < value <= 1)]
 Third = Annotated[float, within("in (0, 1/3]", lambda value: 0 < value <= 1 / 3)]  # validation and test may both be cut
 
@@ -70,3 +76,24 @@ def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str | N
 def count_inputs(channels: int | None, context_slices: int) -> int:
     """Channels of what a network is given: those of the images, by default three; or a slice and its context."""
     return 2 * context_slices + 1 if context_slices else channels or 3
+
+
+def check_regularisation(config) -> None:
+    """Raise InputError unless what a TrainConfig says of loss, augmentation and mixed crops goes together."""
+    if config.label_smoothing and config.loss not in CROSS_ENTROPIES:
+        raise InputError(
+            f"`label_smoothing` needs a loss with cross-entropy ({', '.join(CROSS_ENTROPIES)}), got "
+            f"label_smoothing={config.label_smoothing} with loss={config.loss!r}."
+        )
+    if config.augment_strength != 1 and config.augment not in (*SCALABLE, "auto"):
+        raise InputError(
+            f"`augment_strength` needs a preset to scale ({', '.join(SCALABLE)}), got "
+            f"augment_strength={config.augment_strength} with augment={config.augment!r}."
+        )
+    if config.mixup is not None and config.cutmix is not None:
+        raise InputError(f"`cutmix` must be left out with mixup={config.mixup}, got cutmix={config.cutmix}.")
+    for name in ("copy_paste", "mixup", "cutmix"):
+        if getattr(config, name) and config.batch_size == 1:
+            raise InputError(f"`{name}` needs a batch_size of at least 2, to take from another crop, got batch_size=1.")
+    if config.ema is not None and config.gpus != "one":
+        raise InputError(f"`ema` needs gpus='one', got ema={config.ema} with gpus={config.gpus!r}.")

@@ -12,7 +12,9 @@ from .checks import Seed, at_least, check_fields, check_rate, is_finite, is_whol
 from .fields import DROPOUT_KINDS as DROPOUT_KINDS  # for sweeps.wording
 from .fields import (
     ENCODER_RULE,
+    AtLeastZero,
     Auto,
+    Average,
     Axis,
     Channels,
     Classes,
@@ -22,16 +24,19 @@ from .fields import (
     Factor,
     Fraction,
     Kind,
+    Loss,
     MaskValue,
     Millimetres,
     Momentum,
     Placement,
     Positive,
+    Probability,
     Scale,
     Schedule,
     Skips,
     Third,
     Weights,
+    check_regularisation,
     count_inputs,
     resolve_kind,
 )
@@ -100,17 +105,34 @@ class TrainConfig:
     grid. auto: 1, or less where a crop would not see an object's surroundings."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW, after warm-up and before cosine decay to zero."""
+    weight_decay: AtLeastZero = 1e-4
+    """What AdamW takes off the weights at each step, times the learning rate; not off biases and BatchNorm's."""
+    ema: Average | None = None
+    """Momentum of a moving average of the weights over the steps, 0.99, which is what is validated and kept; by default
+    the weights themselves are."""
     encoder_lr: Factor | Auto = "auto"
     """Factor of the learning rate in the encoder, all training long; auto: 0.3 for pretrained weights, 1 for random
     ones."""
-    loss: Literal["dice_ce", "dice", "focal", "tversky"] = "dice_ce"
+    loss: Loss = "dice_ce"
     """Dice plus cross-entropy, Dice, focal, or Tversky."""
     class_weights: Weights | Literal["none", "auto"] = "none"
     """Weights of the classes in the loss: none; auto: rare ones weigh more, by median-frequency balancing on the
     training images; or a number for each class, background first: 1 5."""
+    label_smoothing: Momentum = 0.0
+    """Share of a pixel's label in cross-entropy that is spread over all classes, 0.1; needs loss dice_ce or focal."""
     augment: str = "auto"
     """none, light, medical, microscopy, an Albumentations file (JSON or YAML); or auto: medical, or microscopy where an
     image has many objects."""
+    augment_strength: AtLeastZero = 1.0
+    """Factor of the preset's probabilities and magnitudes: 0 is none, 2 is stronger; not for a file."""
+    copy_paste: Probability = 0.0
+    """Probability that objects of another crop of the batch are pasted onto a crop, with their mask."""
+    mixup: Positive | None = None
+    """Blend each crop with another of its batch, the share drawn from Beta(MIXUP, MIXUP), 0.2; the loss is blended,
+    too."""
+    cutmix: Positive | None = None
+    """Replace a rectangle of each crop by another's of its batch, mask and all, its share drawn from
+    Beta(CUTMIX, CUTMIX), 1.0."""
     seed: Seed = 0
     """Seed of split, initial weights, order, augmentation and dropout."""
     encoder: Annotated[str, ENCODER_RULE] | Auto = "auto"
@@ -214,6 +236,7 @@ class TrainConfig:
         check_fields(self)
         self._check_intensity()
         self._check_dropout()
+        check_regularisation(self)
         for given, lacking in (("images", "masks"), ("masks", "images")):
             if getattr(self, given) is not None and getattr(self, lacking) is None:
                 raise InputError(f"`{given}` needs {lacking}, the pattern of the other files, got {given} alone.")
