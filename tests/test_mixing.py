@@ -236,6 +236,7 @@ def test_a_training_runs_with_it(tmp_path, small_unet, kind, how):
     assert np.isfinite(result.history[0]["loss"]) and 0 <= result.history[0]["dice"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is JAX")
 def test_the_same_holds_under_jax():
     assert_passes_under_jax(__file__, "binary-blended or larger_share", 2)

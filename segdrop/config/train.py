@@ -124,7 +124,8 @@ class TrainConfig:
     """none, light, medical, microscopy, an Albumentations file (JSON or YAML); or auto: medical, or microscopy where an
     image has many objects."""
     augment_strength: AtLeastZero = 1.0
-    """Factor of the preset's probabilities and magnitudes: 0 is none, 2 is stronger; not for a file."""
+    """Factor of the preset's probabilities, and its square root that of the magnitudes: 0 is none, 2 is stronger; not
+    for a file."""
     copy_paste: Probability = 0.0
     """Probability that objects of another crop of the batch are pasted onto a crop, with their mask."""
     mixup: Positive | None = None

@@ -33,26 +33,29 @@ _FEW_CLASSES = 16  # from this class on, all are counted at once
 
 
 class _Strength:
-    """Makes the numbers of a preset stronger or weaker: by its factor, as far as they go.
+    """Makes the numbers of a preset stronger or weaker, as far as they go: probabilities by its factor, magnitudes by
+    the square root of it.
 
-    1 leaves every number as it is.
+    At twice the probabilities and twice the magnitudes, half of the pixels were black or white in up to a fifth of the
+    crops of the sample set, and by the square root in at most 7 of 100 (`light`: 8 and 2). 1 leaves every number as it
+    is.
     """
 
     def __init__(self, factor: float):
-        self.factor = factor
+        self._factor, self.magnitude = factor, factor**0.5
 
     def probability(self, value: float, most: float = 1.0) -> float:
-        return min(most, value * self.factor)
+        return min(most, value * self._factor)
 
     def reach(self, low: float, high: float, most: float) -> tuple[float, float]:
         """A range around 0, or one from 0 on."""
-        return max(-most, min(most, low * self.factor)), min(most, high * self.factor)
+        return max(-most, min(most, low * self.magnitude)), min(most, high * self.magnitude)
 
     def around(self, low: float, high: float, middle: float, least: float) -> tuple[float, float]:
         """A range around the value that changes nothing, with `least` as its lowest."""
-        if self.factor == 1:
+        if self.magnitude == 1:
             return low, high  # to the last bit
-        return max(least, middle + (low - middle) * self.factor), middle + (high - middle) * self.factor
+        return max(least, middle + (low - middle) * self.magnitude), middle + (high - middle) * self.magnitude
 
 
 def _light(by: _Strength) -> list:
@@ -84,7 +87,7 @@ def _medical(by: _Strength) -> list:
 def _microscopy(by: _Strength) -> list:
     of_colours = by.around(0.8, 1.2, middle=1, least=0)
     elastic = A.ElasticTransform(
-        alpha=40 * by.factor, sigma=8, approximate=True, border_mode=_REFLECT, p=by.probability(0.2)
+        alpha=40 * by.magnitude, sigma=8, approximate=True, border_mode=_REFLECT, p=by.probability(0.2)
     )
     return [
         A.D4(p=by.probability(1)),
@@ -112,8 +115,8 @@ def load_augmentation(name: str, *, colours: bool = True, strength: float = 1.0)
 
     Args:
         colours: whether the images are grey or RGB; a preset for others leaves out what needs colours.
-        strength: at least 0: how strong a preset is. Its probabilities, up to 1 and of a mirror image up to 1/2, and
-            its magnitudes, as far as they go, are multiplied by it: 1 is the preset, and 0 nothing at all.
+        strength: at least 0: how strong a preset is. Its probabilities, up to 1 and of a mirror image up to 1/2, are
+            multiplied by it, and its magnitudes, as far as they go, by its square root: 1 is the preset, and 0 nothing.
 
     Raises:
         InputError: neither a preset nor a readable Albumentations file, or a file with a strength other than 1.

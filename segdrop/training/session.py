@@ -71,9 +71,9 @@ class Session:
             if first == last or resumed_at >= last:
                 continue
             self.compile(first, frozen)
-            if self.history and resumed_at > first:
+            if resumed_at > first:
                 restore_state(self.run_dir, self._variables())
-            elif self.history:
+            elif resumed_at:  # with the phase before
                 restore_state(self.run_dir, self.trained.variables)
             if self._out_of_patience():
                 break
