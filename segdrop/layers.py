@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from .config.checks import check_rate, check_whole, is_finite
-from .config.train import DROPOUT_KINDS
+from .config.fields import DROPOUT_KINDS
 from .errors import InputError
 
 

@@ -5,7 +5,18 @@ import json
 import pytest
 
 from segdrop import InputError, SweepConfig, TrainConfig
-from segdrop.config.arms import arm_config, arms_of, curve_of, default_grid, key_of, name_of, read_grid, reference_of
+from segdrop.config.arms import (
+    alternatives,
+    arm_config,
+    arms_of,
+    config_of,
+    curve_of,
+    default_grid,
+    key_of,
+    name_of,
+    read_grid,
+    reference_of,
+)
 
 
 def names(grid, train=None, **options):
@@ -219,3 +230,93 @@ def test_a_sweep_s_configuration_survives_json():
     back = SweepConfig.from_json(json.loads(json.dumps(config.to_json())))
     assert back.train == config.train and back.seeds == (3, 5)
     assert list(map(key_of, arms_of(back))) == list(map(key_of, arms_of(config)))
+
+
+# What else is done against overfitting
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"ema": 0.99}, "weight averaging 0.99"),
+        ({"label_smoothing": 0.1}, "label smoothing 0.1"),
+        ({"augment_strength": 2.0}, "augmentation x2"),
+        ({"augment_strength": 0.5}, "augmentation x0.5"),
+        ({"mixup": 0.2}, "mixup 0.2"),
+        ({"cutmix": 1.0}, "cutmix 1"),
+        ({"weight_decay": 0.001}, "weight decay 0.001"),
+        ({"copy_paste": 0.5}, "copy-paste 0.5"),
+        ({"ema": None}, "no weight averaging"),
+        ({"lr": 0.01, "ema": 0.99, "mixup": 0.2}, "weight averaging 0.99, mixup 0.2, lr=0.01"),
+        ({"lr": 0.01}, "none, lr=0.01"),
+        (
+            {"ema": 0.99, "lr": 0.01, "encoder_dropout": 0.2, "dropout_kind": "spatial"},
+            "spatial 0.2, weight averaging 0.99, lr=0.01",
+        ),
+    ],
+)
+def test_an_arm_is_called_what_it_is_known_for(changes, name):
+    assert name_of(changes) == name
+    assert curve_of(changes) == name.replace("spatial 0.2", "spatial").removeprefix("none, ")
+
+
+def test_every_option_against_overfitting_is_a_field_of_a_grid():
+    grid = {
+        "ema": [None, 0.9],
+        "weight_decay": [0.01],
+        "label_smoothing": [0.1],
+        "augment_strength": [2],
+        "copy_paste": [0.5],
+        "mixup": [0.2],
+        "encoder_lr": [0.1],
+        "freeze_epochs": [2],
+        "encoder_dropout": [0.2],
+    }
+    arms = arms_of(SweepConfig(grid=grid))
+    common = "label smoothing 0.1, augmentation x2, copy-paste 0.5, mixup 0.2, encoder_lr=0.1, freeze_epochs=2"
+    assert [name_of(arm).replace(common, "...") for arm in arms] == [
+        "none",
+        "weight decay 0.01, ...",
+        "element 0.2, weight decay 0.01, ...",
+        "weight decay 0.01, weight averaging 0.9, ...",
+        "element 0.2, weight decay 0.01, weight averaging 0.9, ...",
+    ]
+    assert arms[2] == {**arms[1], "encoder_dropout": 0.2, "dropout_kind": "element"} and arms[1] == reference_of(
+        arms[2]
+    )
+    config = config_of(TrainConfig(), arms[4])
+    assert (config.ema, config.mixup, config.encoder_lr, config.freeze_epochs) == (0.9, 0.2, 0.1, 2)
+
+
+def test_the_alternatives_to_dropout_are_an_arm_each():
+    """Whatever dropout the training has itself."""
+    told = ["none", "weight averaging 0.99", "augmentation x2", "label smoothing 0.1", "weight decay 0.001"]
+    told += ["copy-paste 0.5", "cutmix 1"]
+    for train in (TrainConfig(), TrainConfig(encoder_dropout=0.3, spatial=True)):
+        assert names(alternatives(train), train) == told
+
+
+@pytest.mark.parametrize(
+    ("fields", "left_out"),
+    [
+        ({"ema": 0.9}, {"ema"}),
+        ({"gpus": "all"}, {"ema"}),
+        ({"augment": "none"}, {"augment_strength"}),
+        ({"augment": "mine.json"}, {"augment_strength"}),
+        ({"augment": "light"}, set()),
+        ({"loss": "dice"}, {"label_smoothing"}),
+        ({"loss": "focal"}, set()),
+        ({"weight_decay": 0.0}, {"weight_decay"}),
+        ({"mixup": 0.2}, {"cutmix"}),
+        ({"cutmix": 0.5, "copy_paste": 0.1}, {"cutmix", "copy_paste"}),
+        ({"batch_size": 1}, {"cutmix", "copy_paste"}),
+    ],
+)
+def test_alternatives_that_are_set_or_cannot_be_are_left_out(fields, left_out):
+    def offered(train):
+        return {name for grid in alternatives(train) for name in grid}
+
+    train = TrainConfig(**fields)
+    assert offered(TrainConfig()) - offered(train) == left_out
+    if train.gpus == "one":
+        assert len(names(alternatives(train), train)) == 7 - len(left_out)

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from segdrop import InputError, TrainConfig
+from segdrop import InputError, TrainConfig, train
 from segdrop.cells import draw_cells
+from segdrop.config.fields import SCALABLE
 from segdrop.data.augment import PRESETS, Sampler, describe, load_augmentation, restore
 
 RNG = np.random.default_rng(0)
@@ -185,6 +186,96 @@ def test_a_transform_that_fails_is_an_error_of_one_line():
 def test_a_transform_that_changes_the_size_is_an_error():
     with pytest.raises(InputError, match=r"must keep the crop's size 96x96; it gave an image of shape \(48, 48, 3\)"):
         sample(A.Compose([A.Resize(48, 48)]))
+
+
+# Strength
+
+REFLECT = cv2.BORDER_REFLECT_101
+MEDICAL = [
+    A.HorizontalFlip(p=0.5),
+    A.Affine(scale=(0.85, 1.15), rotate=(-15, 15), translate_percent=(-0.05, 0.05), border_mode=REFLECT, p=0.7),
+    A.RandomBrightnessContrast(0.2, 0.2, p=0.5),
+    A.RandomGamma((70, 140), p=0.3),
+    A.OneOf([A.GaussNoise(std_range=(0.01, 0.05)), A.GaussianBlur(sigma_limit=(0.3, 1.2), blur_limit=0)], p=0.2),
+]
+JITTER = A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.05, 0.05), p=0.5)
+ELASTIC = A.ElasticTransform(alpha=40, sigma=8, approximate=True, border_mode=REFLECT, p=0.2)
+# The presets as they are at strength 1, and the medical one at 4.
+WRITTEN_OUT = {
+    "none": [],
+    "light": [A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(0.2, 0.2, p=0.5)],
+    "medical": MEDICAL,
+    "microscopy": [A.D4(p=1), ELASTIC, JITTER, *MEDICAL[1:]],
+}
+FOUR_TIMES = [
+    A.HorizontalFlip(p=0.5),
+    A.Affine(scale=(0.7, 1.3), rotate=(-30, 30), translate_percent=(-0.1, 0.1), border_mode=REFLECT, p=1),
+    A.RandomBrightnessContrast(0.4, 0.4, p=1),
+    A.RandomGamma((40, 180), p=1),
+    A.OneOf([A.GaussNoise(std_range=(0.02, 0.1)), A.GaussianBlur(sigma_limit=(0.6, 2.4), blur_limit=0)], p=0.8),
+]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_strength_1_is_the_preset_to_the_last_bit(preset):
+    written_out = Sampler(A.Compose(WRITTEN_OUT[preset]), 96)
+    for augmentation in (load_augmentation(preset), load_augmentation(preset, strength=1)):
+        sampler = Sampler(augmentation, 96)
+        for seed in range(40):
+            for ours, theirs in zip(sampler(IMAGE, MASK, (seed,)), written_out(IMAGE, MASK, (seed,)), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def test_strength_multiplies_probabilities_and_magnitudes():
+    """By its square root the magnitudes; of a mirror image, which is as likely as the image, not the probability."""
+    ours, written_out = (Sampler(a, 96) for a in (load_augmentation("medical", strength=4), A.Compose(FOUR_TIMES)))
+    for seed in range(40):
+        image, mask = ours(IMAGE, MASK, (seed,))
+        expected, labels = written_out(IMAGE, MASK, (seed,))
+        np.testing.assert_allclose(image, expected, atol=1)  # a grey level, of rounding
+        assert np.mean(mask != labels) < 0.001
+
+
+@pytest.mark.parametrize("preset", ["light", "medical", "microscopy"])
+def test_changes_grow_with_the_strength_from_none_at_all(preset):
+    def change(strength):
+        sampler, plain = Sampler(load_augmentation(preset, strength=strength), 96), Sampler(A.Compose([]), 96)
+        pairs = [(sampler(IMAGE, MASK, (seed,))[0], plain(IMAGE, MASK, (seed,))[0]) for seed in range(40)]
+        return np.mean([np.abs(changed - image).mean() for changed, image in pairs])
+
+    changes = [change(strength) for strength in (0, 0.1, 0.5, 1, 2, 4)]
+    assert changes[0] == 0 and np.all(np.diff(changes) > 0)
+
+
+@pytest.mark.parametrize("preset", ["light", "medical", "microscopy"])
+def test_the_strongest_presets_are_possible_ones(preset):
+    sampler = Sampler(load_augmentation(preset, strength=1000), 96)
+    sampler.check(IMAGE, MASK)
+    assert {sampler(IMAGE, MASK, (seed,))[0].shape for seed in range(20)} == {(96, 96, 3)}
+    assert load_augmentation(preset, strength=1000).transforms[0].p <= 1
+
+
+def test_a_strength_is_of_a_preset(tmp_path):
+    path = tmp_path / "mine.json"
+    A.save(A.Compose([A.VerticalFlip(p=1)]), path, data_format="json")
+    assert load_augmentation(str(path), strength=1).transforms
+    with pytest.raises(
+        InputError, match=r"^`augment_strength` needs a preset to scale, got augment_strength=2 with aug"
+    ):
+        load_augmentation(str(path), strength=2)
+    for augment in (str(path), "none"):
+        with pytest.raises(
+            InputError, match=r"^`augment_strength` needs a preset to scale \(light, medical, microscopy\)"
+        ):
+            TrainConfig(augment=augment, augment_strength=2)
+    with pytest.raises(
+        InputError, match=r"^`augment_strength` is for a preset, not for an augmentation of your own, got"
+    ):
+        train(TrainConfig(augment_strength=2), augmentation=A.Compose([A.VerticalFlip(p=1)]))
+
+
+def test_presets_that_can_be_scaled_are_those_that_do_something():
+    assert {"none", *SCALABLE} == set(PRESETS)
 
 
 # Other channels than RGB

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import assert_passes_under_jax
 
 from segdrop.conventions import IGNORED
 from segdrop.training.losses import LOSSES, SegmentationLoss
@@ -85,6 +86,86 @@ def test_tversky_punishes_missed_truth_more_than_excess():
     loss = SegmentationLoss("tversky")
     assert float(loss(truth, missed)) == pytest.approx(1 - 1 / 1.7, rel=1e-5)
     assert float(loss(truth, excess)) == pytest.approx(1 - 2 / 2.3, rel=1e-5)
+
+
+def smoothed_by_hand(probabilities, labels):
+    """Cross-entropy of labels that are shares of the classes."""
+    return -np.mean(np.sum(labels * np.log(probabilities), axis=-1))
+
+
+def test_label_smoothing_by_hand_where_there_are_two_classes():
+    both = np.concatenate([1 - PROBABILITIES, PROBABILITIES], axis=-1)
+    labels = np.where(TRUTH == [0, 1], 0.9, 0.1)  # of 0.2, half to each
+    expected = DICE + smoothed_by_hand(both, labels)
+    assert float(SegmentationLoss("dice_ce", label_smoothing=0.2)(TRUTH, PROBABILITIES)) == pytest.approx(expected)
+    softmax = SegmentationLoss("dice_ce", label_smoothing=0.2)(TRUTH, both.astype("float32"))
+    assert float(softmax) == pytest.approx(expected, rel=1e-5)
+
+
+def test_label_smoothing_by_hand_where_there_are_three():
+    truth, pred = random_batch(3)
+    labels = np.where(truth == np.arange(3), 0.8, 0.1)  # of 0.3, a third to each
+    smooth, plain = (float(SegmentationLoss(name, label_smoothing=0.3)(truth, pred)) for name in ("dice_ce", "dice"))
+    assert smooth - plain == pytest.approx(smoothed_by_hand(pred, labels), rel=1e-5)
+    focal = -np.mean(np.sum(labels * (1 - pred) ** 2 * np.log(pred), axis=-1))
+    assert float(SegmentationLoss("focal", label_smoothing=0.3)(truth, pred)) == pytest.approx(focal, rel=1e-5)
+
+
+def test_label_smoothing_by_hand_where_classes_overlap():
+    truth = np.array([[[0, 1], [2, 3]]], "uint8")[..., None]  # neither, the first, the second, both
+    pred = np.random.default_rng(0).uniform(0.1, 0.9, (1, 2, 2, 2)).astype("float32")
+    shown = np.array([[[[0, 0], [1, 0]], [[0, 1], [1, 1]]]])
+    labels = np.stack([np.where(shown, 0.05, 0.95), np.where(shown, 0.95, 0.05)], axis=-1)
+    expected = smoothed_by_hand(np.stack([1 - pred, pred], axis=-1), labels)
+    smooth, plain = (
+        SegmentationLoss(n, multilabel=True, label_smoothing=0.1)(truth, pred) for n in ("dice_ce", "dice")
+    )
+    assert float(smooth) - float(plain) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_label_smoothing_leaves_overlap_and_ignored_pixels_alone(classes):
+    truth, pred = random_batch(classes)
+    for name in ("dice", "tversky"):
+        plain, smooth = (float(SegmentationLoss(name, label_smoothing=s)(truth, pred)) for s in (0.0, 0.3))
+        assert smooth == plain
+    truth[:, :3] = IGNORED
+    for name in ("dice_ce", "focal"):
+        loss = SegmentationLoss(name, label_smoothing=0.3)
+        assert float(loss(truth, pred)) == pytest.approx(float(loss(truth[:, 3:], pred[:, 3:])), rel=1e-5)
+        assert abs(float(loss(truth, pred)) - float(SegmentationLoss(name)(truth, pred))) > 0.01
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_blend_costs_what_its_images_cost_by_their_shares(name, classes):
+    (truth, pred), (other, _) = random_batch(classes), random_batch(classes, seed=1)
+    truth[0, :3], other[0, 5:] = IGNORED, IGNORED  # each by itself
+    shares = np.array([51, 0, 102])
+    planes = np.broadcast_to(shares[:, None, None, None], truth.shape).astype("uint8")
+    loss = SegmentationLoss(name)
+    first, second = ([float(loss(t[i : i + 1], pred[i : i + 1])) for i in range(3)] for t in (truth, other))
+    expected = np.mean([0.8 * first[0] + 0.2 * second[0], first[1], 0.6 * first[2] + 0.4 * second[2]])
+    blend = np.concatenate([truth, other, planes], axis=-1)
+    assert float(loss(blend, pred)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cross_entropy_of_a_blend_is_that_of_blended_labels():
+    (truth, pred), (other, _) = random_batch(3), random_batch(3, seed=1)
+    labels = 0.8 * np.eye(3)[truth[..., 0]] + 0.2 * np.eye(3)[other[..., 0]]
+    blend = np.concatenate([truth, other, np.full_like(truth, 51)], axis=-1)
+    overlap, both = (float(SegmentationLoss(name)(blend, pred)) for name in ("dice", "dice_ce"))
+    assert both - overlap == pytest.approx(smoothed_by_hand(pred, labels), rel=1e-4)
+
+
+def test_a_loss_is_made_again_from_its_configuration():
+    loss = SegmentationLoss("focal", class_weights=(1, 2), label_smoothing=0.1)
+    assert SegmentationLoss.from_config(loss.get_config()).get_config() == loss.get_config()
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is JAX")
+def test_the_same_holds_under_jax():
+    assert_passes_under_jax(__file__, "smoothing or blend", 14)
 
 
 def test_an_unknown_loss_is_an_error():

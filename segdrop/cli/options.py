@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..config.fields import Kind, Placement, Schedule
 from ..config.predict import PredictOptions
 from ..config.sweep import SweepConfig
-from ..config.train import Kind, Placement, Schedule, TrainConfig
+from ..config.train import TrainConfig
 from ..conventions import OVERLAP, TILE
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from .fields import CROSS_ENTROPIES, SCALABLE
 from .sweep import SweepConfig
 from .train import PLANNED, TrainConfig
 
@@ -24,6 +25,16 @@ DROPOUT_FIELDS = (
     "dropout_schedule_epochs",
     "skips",
 )
+# What an arm is known for besides dropout, in words.
+_WORDS = {
+    "ema": "weight averaging",
+    "augment_strength": "augmentation x",
+    "label_smoothing": "label smoothing",
+    "weight_decay": "weight decay",
+    "copy_paste": "copy-paste",
+    "mixup": "mixup",
+    "cutmix": "cutmix",
+}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 # What all arms must have in common: the data and their scores, and what a sweep sets itself.
 _FIXED = {
@@ -86,6 +97,32 @@ def default_grid(train: TrainConfig, given: Mapping[str, Sequence]) -> dict[str,
     said = train.spatial or train.dropout_kind or train.dropout_layer or "dropout_kind" in given
     kinds = {} if said else {"dropout_kind": list(KINDS)}
     return {**rates, **kinds, **given}
+
+
+def alternatives(train: TrainConfig) -> list[dict[str, list]]:
+    """Grids of what else is done against overfitting: each an arm without dropout that differs in one thing.
+
+    Weights that are averaged, stronger augmentation, smoothed labels, ten times the weight decay, objects pasted from
+    other images, and rectangles of them; each unless `train` says something of it itself, or cannot have it.
+
+    Example:
+        >>> [grid] = [grid for grid in alternatives(segdrop.TrainConfig()) if "ema" in grid]
+        >>> grid, len(alternatives(segdrop.TrainConfig())), len(alternatives(segdrop.TrainConfig(ema=0.9)))
+        ({'encoder_dropout': [0.0], 'ema': [0.99]}, 6, 5)
+    """
+    possible = {
+        "ema": (0.99, train.gpus == "one"),
+        "augment_strength": (2.0, train.augment in (*SCALABLE, "auto")),
+        "label_smoothing": (0.1, train.loss in CROSS_ENTROPIES),
+        "weight_decay": (10 * _DEFAULTS["weight_decay"], True),
+        "copy_paste": (0.5, train.batch_size != 1),
+        "cutmix": (1.0, train.batch_size != 1 and train.mixup is None),
+    }
+    return [
+        {"encoder_dropout": [0.0], name: [value]}
+        for name, (value, can_be) in possible.items()
+        if can_be and getattr(train, name) == _DEFAULTS[name]
+    ]
 
 
 def read_grid(text: str | None):
@@ -253,21 +290,33 @@ def curve_of(changes: Mapping) -> str:
             words.append("shared")
         if "skips" in changes:
             words.append(f"skips {changes['skips']}")
-    other_settings = [f"{name}={value}" for name, value in reference_of(changes).items()]
-    return ", ".join([*([" ".join(words)] if words else []), *other_settings])
+    others = reference_of(changes)
+    told = [_in_words(name, value) for name, value in others.items() if name in _WORDS]
+    told += [f"{name}={value}" for name, value in others.items() if name not in _WORDS]
+    return ", ".join([*([" ".join(words)] if words else []), *told])
 
 
 def name_of(changes: Mapping) -> str:
-    """An arm in words: "none", "spatial 0.2", "element 0.2 at block_end, lr=0.0003".
+    """An arm in words: "none", "spatial 0.2", "element 0.2 at block_end, lr=0.0003", "weight averaging 0.99".
+
+    Without dropout it is "none", unless it is known for another thing.
 
     Example:
         >>> name_of({"encoder_dropout": 0.2, "dropout_kind": "spatial", "lr": 0.01}), name_of({})
         ('spatial 0.2, lr=0.01', 'none')
+        >>> name_of({"lr": 0.01}), name_of({"lr": 0.01, "ema": 0.99}), name_of({"augment_strength": 2.0})
+        ('none, lr=0.01', 'weight averaging 0.99, lr=0.01', 'augmentation x2')
     """
     if "encoder_dropout" not in changes:
-        return ", ".join(["none", *([curve_of(changes)] if changes else [])])
+        return ", ".join([*([] if changes.keys() & _WORDS.keys() else ["none"]), *filter(None, [curve_of(changes)])])
     what = _what(changes)
     return f"{what} {rate_text(changes['encoder_dropout'])}{curve_of(changes).removeprefix(what)}"
+
+
+def _in_words(name: str, value) -> str:
+    """A field of `_WORDS` with its value."""
+    words = _WORDS[name]
+    return f"no {words}" if value is None else f"{words}{'' if words.endswith(' x') else ' '}{value:.4g}"
 
 
 def _what(changes: Mapping) -> str:

@@ -2,63 +2,47 @@
 
 import dataclasses
 import os
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..conventions import MULTIPLE, OVERLAPPING
+from ..conventions import OVERLAPPING
 from ..errors import InputError
-from .checks import Rule, Seed, at_least, check_fields, check_rate, is_finite, is_whole, within
+from .checks import Seed, at_least, check_fields, check_rate, is_finite, is_whole
+from .fields import DROPOUT_KINDS as DROPOUT_KINDS  # for sweeps.wording
+from .fields import (
+    ENCODER_RULE,
+    AtLeastZero,
+    Auto,
+    Average,
+    Axis,
+    Channels,
+    Classes,
+    Context,
+    Count,
+    Crop,
+    Factor,
+    Fraction,
+    Kind,
+    Loss,
+    MaskValue,
+    Millimetres,
+    Momentum,
+    Placement,
+    Positive,
+    Probability,
+    Scale,
+    Schedule,
+    Skips,
+    Third,
+    Weights,
+    check_regularisation,
+    count_inputs,
+    resolve_kind,
+)
 from .importing import reference_to
 
-Kind = Literal["element", "spatial", "block", "path"]
-Placement = Literal["between_convs", "branch_end", "block_end", "activations", "bottleneck", "skips", "layers"]
-Schedule = Literal["constant", "ramp", "anneal", "warmup"]
-Skips = Literal["clean", "dropped"]
-DROPOUT_KINDS: tuple[str, ...] = typing.get_args(Kind)
-PLACEMENTS: tuple[str, ...] = typing.get_args(Placement)
-LIBRARY_RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
-ENCODERS = (
-    *LIBRARY_RESNETS,
-    *(f"torchvision_{name}" for name in LIBRARY_RESNETS),
-    *"vgg16 vgg19 densenet121 densenet169 densenet201 mobilenet mobilenetv2 inceptionv3 inceptionresnetv2".split(),
-    *"seresnet18 seresnet34 seresnet50 seresnet101 seresnet152 resnext50 resnext101".split(),
-    *"seresnext50 seresnext101 senet154".split(),
-    *(f"efficientnetb{n}" for n in range(8)),
-)
-SKIPS: tuple[str, ...] = typing.get_args(Skips)
-Auto = Literal["auto"]  # left to the plan, which is made from the data before training, or to the machine
-Weights = Annotated[
-    tuple[float, ...],
-    Rule(
-        "positive numbers, one for each class, background first",
-        lambda values: isinstance(values, tuple) and len(values) > 1 and all(is_finite(v) and v > 0 for v in values),
-    ),
-]
-Count = Annotated[int, at_least(1)]
-Crop = Annotated[int, at_least(32), within(f"a multiple of {MULTIPLE}", lambda value: value % MULTIPLE == 0)]
-Classes = Annotated[int, at_least(1), within("at most 255", lambda value: value <= 255)]
-MaskValue = Annotated[int, Rule("in 0..255", lambda value: is_whole(value) and 0 <= value <= 255)]
-Positive = Annotated[float, within("a positive number", lambda value: value > 0)]
-Factor = Annotated[
-    float, within("a positive number (freeze_epochs is what holds the encoder still)", lambda value: value > 0)
-]
-Millimetres = Annotated[float, within("a positive number of millimetres", lambda value: value > 0)]
-Axis = Annotated[int, Rule("0, 1 or 2", lambda value: is_whole(value) and 0 <= value <= 2)]
-Channels = Annotated[int, at_least(1), within("at most 512", lambda value: value <= 512)]  # as OpenCV takes them
-Context = Annotated[int, at_least(0), within("at most 255", lambda value: value <= 255)]
-ENCODER_RULE = Rule(
-    f"one of {', '.join(ENCODERS)}, or keras:NAME of keras.applications",
-    lambda value: isinstance(value, str) and (value in ENCODERS or value.startswith("keras:")),
-)
-Scale = Annotated[float, within("in (0, 4]", lambda value: 0 < value <= 4)]
-Momentum = Annotated[float, within("in [0, 1)", lambda value: 0 <= value < 1)]
-Fraction = Annotated[float, within("in (0, 1]", lambda value: 0 < value <= 1)]
-Third = Annotated[float, within("in (0, 1/3]", lambda value: 0 < value <= 1 / 3)]  # validation and test may both be cut
 _PATHS = ("data", "run_dir", "augment", "encoder_weights", "init_from", "from_sweep")
-
-
 # What is chosen from the data where it is "auto", and what it was in versions that did not choose.
 _BEFORE = {
     "intensity": "dtype",
@@ -73,25 +57,6 @@ _BEFORE = {
     "patience": 15,
 }
 PLANNED = tuple(name for name in _BEFORE if name != "intensity")  # by the plan; that, where the data are opened
-
-
-def resolve_kind(kind: str | None, spatial: bool, name: str = "kind") -> str | None:
-    """The kind of dropout that `kind` and its shorthand `spatial` ask for together; None where they ask for none.
-
-    Args:
-        name: what the user calls the kind.
-
-    Raises:
-        InputError: the two contradict each other.
-    """
-    if spatial and kind not in (None, "spatial"):
-        raise InputError(f"`spatial` contradicts {name}={kind!r}; give one of them.")
-    return "spatial" if spatial else kind
-
-
-def count_inputs(channels: int | None, context_slices: int) -> int:
-    """Channels of what a network is given: those of the images, by default three; or a slice and its context."""
-    return 2 * context_slices + 1 if context_slices else channels or 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,17 +105,35 @@ class TrainConfig:
     grid. auto: 1, or less where a crop would not see an object's surroundings."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW, after warm-up and before cosine decay to zero."""
+    weight_decay: AtLeastZero = 1e-4
+    """What AdamW takes off the weights at each step, times the learning rate; not off biases and BatchNorm's."""
+    ema: Average | None = None
+    """Momentum of a moving average of the weights over the steps, 0.99, which is what is validated and kept; by default
+    the weights themselves are."""
     encoder_lr: Factor | Auto = "auto"
     """Factor of the learning rate in the encoder, all training long; auto: 0.3 for pretrained weights, 1 for random
     ones."""
-    loss: Literal["dice_ce", "dice", "focal", "tversky"] = "dice_ce"
+    loss: Loss = "dice_ce"
     """Dice plus cross-entropy, Dice, focal, or Tversky."""
     class_weights: Weights | Literal["none", "auto"] = "none"
     """Weights of the classes in the loss: none; auto: rare ones weigh more, by median-frequency balancing on the
     training images; or a number for each class, background first: 1 5."""
+    label_smoothing: Momentum = 0.0
+    """Share of a pixel's label in cross-entropy that is spread over all classes, 0.1; needs loss dice_ce or focal."""
     augment: str = "auto"
     """none, light, medical, microscopy, an Albumentations file (JSON or YAML); or auto: medical, or microscopy where an
     image has many objects."""
+    augment_strength: AtLeastZero = 1.0
+    """Factor of the preset's probabilities, and its square root that of the magnitudes: 0 is none, 2 is stronger; not
+    for a file."""
+    copy_paste: Probability = 0.0
+    """Probability that objects of another crop of the batch are pasted onto a crop, with their mask."""
+    mixup: Positive | None = None
+    """Blend each crop with another of its batch, the share drawn from Beta(MIXUP, MIXUP), 0.2; the loss is blended,
+    too."""
+    cutmix: Positive | None = None
+    """Replace a rectangle of each crop by another's of its batch, mask and all, its share drawn from
+    Beta(CUTMIX, CUTMIX), 1.0."""
     seed: Seed = 0
     """Seed of split, initial weights, order, augmentation and dropout."""
     encoder: Annotated[str, ENCODER_RULE] | Auto = "auto"
@@ -254,6 +237,7 @@ class TrainConfig:
         check_fields(self)
         self._check_intensity()
         self._check_dropout()
+        check_regularisation(self)
         for given, lacking in (("images", "masks"), ("masks", "images")):
             if getattr(self, given) is not None and getattr(self, lacking) is None:
                 raise InputError(f"`{given}` needs {lacking}, the pattern of the other files, got {given} alone.")

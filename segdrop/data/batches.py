@@ -11,7 +11,10 @@ from ..images.resampling import extend
 from .augment import Sampler
 from .augmenting import Augmenters
 from .dataset import Dataset
+from .mixing import Mixing
 from .tiles import padded
+
+_MIXED = 1  # sets the draws of a batch apart from those of its samples
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -32,22 +35,25 @@ def training_batches(
     steps: int | None = None,
     failures: list[Exception] | None = None,
     augmenters: Augmenters | None = None,
+    mixing: Mixing | None = None,
 ) -> tf.data.Dataset:
     """Batches of epochs `first_epoch` to `epochs - 1`, one after the other.
 
     Every epoch has `steps` full batches, of all images in an order of its own, then in another, as often as it takes. A
-    sample depends on (seed, epoch, image) and how often it has been drawn in this epoch, so neither the number of
-    workers nor the epoch that a run is resumed at changes it.
+    sample depends on (seed, epoch, image) and how often it has been drawn in this epoch, and what it takes from others
+    on (seed, epoch, batch), so neither the number of workers nor the epoch that a run is resumed at changes it.
 
     Args:
         steps: of an epoch; None: `steps_per_epoch`.
         failures: takes the exception of a sample that fails; what the pipeline raises is one of TensorFlow's.
         augmenters: the processes that augment, and the type of the images; None: threads of this one do.
+        mixing: what crops take from others of their batch; None: nothing.
 
     Yields:
         images: float32, or the augmenters' uint8 (batch_size, crop_size, crop_size, dataset.channels), 0..255;
-        masks: uint8 (batch_size, crop_size, crop_size, 1), class index or IGNORED.
+        masks: uint8 (batch_size, crop_size, crop_size, 1), class index or IGNORED, or with the channels of the mixing.
     """
+    mixing = mixing or Mixing()
     wanted = (steps or steps_per_epoch(len(indices), batch_size)) * batch_size
 
     def jobs_of(epoch):  # one epoch's at a time: those of all epochs of a large set would be millions
@@ -56,6 +62,7 @@ def training_batches(
 
     shape = (batch_size, crop_size, crop_size, dataset.channels)
     augment = augmenters or Augmenters(sampler, 0, shape)
+    dtype = mixing.dtype(augment.dtype)
 
     def load(jobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, masks = augment(
@@ -63,11 +70,12 @@ def training_batches(
             sampler.crop(*dataset.read(index), (seed, epoch, index, number) if steps else (seed, epoch, index))
             for epoch, index, number in jobs.tolist()
         )
-        return images, masks[..., None]
+        # A batch is known by its first sample, of which no other batch of the epoch has the index and the number.
+        return mixing(images, masks, (seed, *jobs[0].tolist(), _MIXED))
 
     def load_in_graph(jobs):
-        images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (augment.dtype, tf.uint8))
-        return tf.ensure_shape(images, shape), tf.ensure_shape(masks, (*shape[:3], 1))
+        images, masks = tf.numpy_function(_keeping(failures, load), [jobs], (dtype, tf.uint8))
+        return tf.ensure_shape(images, shape), tf.ensure_shape(masks, (*shape[:3], mixing.channels))
 
     options = tf.data.Options()
     # TensorFlow's own threads are one where a training is to be repeatable, and calls would follow one another.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.train import TrainConfig, count_inputs
+from ..config.fields import count_inputs
+from ..config.train import TrainConfig
 from ..conventions import IGNORED, OVERLAPPING
 from ..errors import InputError
 from ..images.intensity import Intensity, rule_of

@@ -8,8 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from ..config.fields import count_inputs
 from ..config.predict import Engine
-from ..config.train import TrainConfig, count_inputs
+from ..config.train import TrainConfig
 from ..conventions import MULTIPLE, OVERLAP, OVERLAPPING, TILE
 from ..data.tiles import in_tiles
 from ..data.values import Values

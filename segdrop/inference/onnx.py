@@ -12,7 +12,7 @@ import numpy as np
 
 from ..cells import draw_cells
 from ..config.checks import check_whole
-from ..config.train import count_inputs
+from ..config.fields import count_inputs
 from ..errors import InputError
 from ..images.intensity import scale
 

@@ -167,6 +167,12 @@ def rebase_batchnorm(model: keras.Model, dataset: Iterable) -> int:
     return len(changes)
 
 
+def statistics_of(model: keras.Model) -> list[keras.Variable]:
+    """The moving means and variances of all BatchNorms, those of models within the model, too."""
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, BatchNormalization)]
+    return [statistic for norm in norms for statistic in (norm.moving_mean, norm.moving_variance)]
+
+
 def _input_statistics(model: keras.Model, dataset: Iterable) -> list[tuple[BatchNormalization, np.ndarray, np.ndarray]]:
     """Each BatchNorm outside of a decoder with mean and variance of its inputs at inference, float64 (channels,)."""
     view = functional_view(model)

@@ -9,7 +9,7 @@ import keras
 
 from ..anatomy import HEAD, is_decoder
 from ..config.checks import check_rate
-from ..config.train import ENCODER_RULE, LIBRARY_RESNETS, PLACEMENTS, SKIPS, resolve_kind
+from ..config.fields import ENCODER_RULE, LIBRARY_RESNETS, PLACEMENTS, SKIPS, resolve_kind
 from ..errors import InputError
 from ..surgery.custom import Maker, resolve_layer
 from ..surgery.dropout import insert_dropout

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from classification_models.weights import WEIGHTS_COLLECTION
 
-from ..config.train import LIBRARY_RESNETS
+from ..config.fields import LIBRARY_RESNETS
 from ..errors import InputError, first_line
 from . import hub
 from .channels import fit_channels

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..anatomy import HEAD, is_decoder
 from ..config.checks import check_whole
-from ..config.train import DROPOUT_KINDS
+from ..config.fields import DROPOUT_KINDS
 from ..errors import InputError, VerificationError, first_line
 from ..layers import DropBlock2D, is_dropout, kind_of, rate_of
 from ..show.tables import Table

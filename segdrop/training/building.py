@@ -49,6 +49,8 @@ def find_weights(config: TrainConfig) -> str:
 def build_model(config: TrainConfig, class_names: Sequence[str], weights: str | None, precision: str) -> keras.Model:
     """The network with the encoder's weights as `find_weights` has found them, None being random ones, too; those of an
     earlier run are `start_from`'s to load."""
+    if config.ema is not None and keras.backend.backend() != "tensorflow":
+        raise InputError(f"`ema` needs Keras's backend tensorflow, got {keras.backend.backend()}.")
     weights = None if weights == "random" or config.encoder_from_run else weights
     own = None if config.dropout_layer is None else import_object(config.dropout_layer, "dropout_layer")
     keras.utils.set_random_seed(config.seed)

@@ -1,5 +1,6 @@
 """What happens between epochs."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,55 @@ class StopWhenNotFinite(keras.callbacks.Callback):
                 f"The weights are no longer finite numbers after epoch {epoch + 1}; use a smaller --lr or "
                 "--mixed-precision off."
             )
+
+
+class Averages(keras.callbacks.Callback):
+    """Puts the averages of an optimizer with `use_ema` in the place of the weights from an epoch's last step to the
+    next one's first: for validation, and for all callbacks after this one.
+
+    Keras's SwapEMAWeights exchanges the two by adding and subtracting, from which the weights do not come back to the
+    last bit, and knows no variables but those that are trained.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._own: list[np.ndarray] = []  # what is trained on, while the averages are in its place
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._take_out()
+
+    def on_test_begin(self, logs=None):
+        self._put_in()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._put_in()
+
+    def on_train_end(self, logs=None):  # after Keras has put the averages in for good
+        self._take_out()
+
+    @contextlib.contextmanager
+    def weights(self):
+        """The weights that are trained on are in the model meanwhile."""
+        there = bool(self._own)
+        self._take_out()
+        yield
+        if there:
+            self._put_in()
+
+    def _averaged(self) -> list:
+        optimizer = self.model.optimizer
+        return getattr(optimizer, "inner_optimizer", optimizer).averaged  # with float16 it is within another
+
+    def _put_in(self) -> None:
+        if not self._own:
+            self._own = [np.array(variable) for variable in self._averaged()]
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+
+    def _take_out(self) -> None:
+        if self._own:
+            for variable, value in zip(self._averaged(), self._own, strict=True):
+                variable.assign(value)
+            self._own = []
 
 
 class Recorder(keras.callbacks.Callback):

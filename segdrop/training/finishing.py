@@ -97,7 +97,8 @@ def temperature_of(model: keras.Model, samples: Samples) -> Temperature | None:
 
 
 def recalibrate(model: keras.Model, path: Path, samples: Samples) -> dict:
-    """Re-estimate BatchNorm's statistics on an epoch of training crops; keep them unless validation Dice falls.
+    """Re-estimate BatchNorm's statistics on an epoch of training crops, unmixed ones, as images in use are; keep them
+    unless validation Dice falls.
 
     Args:
         model: the network, changed in place.
@@ -109,7 +110,7 @@ def recalibrate(model: keras.Model, path: Path, samples: Samples) -> dict:
 
     before, old = dice(), [np.asarray(weight) for weight in model.non_trainable_weights]
     last = samples.config.epochs
-    recalibrate_batchnorm(model, (images for images, _ in samples.training(last, last + 1)))
+    recalibrate_batchnorm(model, (images for images, _ in samples.training(last, last + 1, mixed=False)))
     after = dice()
     kept = before is None or (after is not None and after >= before)
     if kept:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from ..config.train import TrainConfig
-from ..data.augment import load_augmentation
 from ..data.dataset import Dataset
 from ..data.splits import part_of
 from ..folders.run import start_run
@@ -17,7 +16,7 @@ from ..scoring.score import score
 from .building import build_model, rebase, record_of, start_from
 from .device import choose_device
 from .finishing import finish
-from .samples import Samples
+from .samples import Samples, augmentation_of
 from .session import Session
 
 _TIMED_STEPS = 5
@@ -79,8 +78,7 @@ def train_fold(
 
 def _samples(config: TrainConfig, dataset: Dataset, split: dict[str, np.ndarray]) -> Samples:
     part = part_of(dataset, split["train"], config.train_fraction, config.seed)
-    augmentation = load_augmentation(config.augment, colours=config.has_colours)
-    return Samples(config, dataset.scaled(config.scale), {**split, "train": part}, augmentation)
+    return Samples(config, dataset.scaled(config.scale), {**split, "train": part}, augmentation_of(config))
 
 
 def time_training(config: TrainConfig, dataset: Dataset, split: dict[str, np.ndarray], precision: str) -> float:

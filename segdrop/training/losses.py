@@ -28,15 +28,22 @@ class SegmentationLoss(keras.losses.Loss):
     `class_weights` these are weighted means, over the pixels by the class of their truth and over the foreground
     classes, so that the loss stays of the same size.
 
+    The truth may be that of two images that were blended into one (Zhang et al. 2018): the loss is then the mean of
+    what each costs by itself, weighted by the shares. For cross-entropy that is what blended labels give; Dice of
+    blended labels is not least where they are met.
+
     Args:
         name: one of `LOSSES`.
         class_weights: a positive number for each class, background first; None: all alike. Where classes overlap the
             background's is of the pixels that do not have a class, in that class's part.
         multilabel: classes overlap: cross-entropy and focal are means over pixels and classes, each yes or no.
+        label_smoothing: 0 <= share < 1 of a pixel's label that is spread over all classes in cross-entropy and focal
+            (Szegedy et al. 2016), where there are two, half of it to each. Dice and Tversky are left alone, and with
+            them the loss of a class that is not there.
 
     Call arguments:
         y_true: (N, H, W, 1) class indices, or sums of the classes' bits (see `segdrop.conventions`); IGNORED (255)
-            where not scored.
+            where not scored. Or (N, H, W, 3): two such maps, and the second one's share in 255ths, of each image.
         y_pred: (N, H, W, C) probabilities in 0..1; C = 1 for a binary model.
 
     Example:
@@ -54,15 +61,23 @@ class SegmentationLoss(keras.losses.Loss):
         reduction: str = "sum_over_batch_size",
         class_weights: Sequence[float] | None = None,
         multilabel: bool = False,
+        label_smoothing: float = 0.0,
     ):
         if name not in LOSSES:
             raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, got {name!r}.")
         super().__init__(name=name, reduction=reduction)
         self.class_weights = class_weights and tuple(class_weights)
-        self.multilabel = multilabel
+        self.multilabel, self.label_smoothing = multilabel, label_smoothing
 
     def call(self, y_true, y_pred):
         y_true = ops.cast(y_true, "int32")
+        if y_true.shape[-1] == 1:
+            return self._of(y_true, y_pred)
+        share = ops.cast(y_true[:, 0, 0, 2], y_pred.dtype) / 255
+        return (1 - share) * self._of(y_true[..., :1], y_pred) + share * self._of(y_true[..., 1:2], y_pred)
+
+    def _of(self, y_true, y_pred):
+        """Of each image, by one map of the truth."""
         valid = ops.cast(y_true != IGNORED, y_pred.dtype)
         classes = y_pred.shape[-1]
         if self.multilabel:
@@ -95,10 +110,11 @@ class SegmentationLoss(keras.losses.Loss):
         binary, categorical = functions
         weights = self.class_weights and ops.convert_to_tensor(self.class_weights, truth.dtype)
         if truth.shape[-1] == 1 or self.multilabel:
-            loss = binary(truth[..., None], pred[..., None])  # of each class by itself
+            # Of each class by itself.
+            loss = binary(truth[..., None], pred[..., None], label_smoothing=self.label_smoothing)
             of_each = ops.ones_like(truth) if weights is None else truth * weights[1:] + (1 - truth) * weights[0]
         else:
-            loss = categorical(truth, pred)[..., None]
+            loss = categorical(truth, pred, label_smoothing=self.label_smoothing)[..., None]
             of_each = ops.ones_like(valid) if weights is None else ops.sum(truth * weights, axis=-1, keepdims=True)
         of_each = of_each * valid
         return ops.sum(loss * of_each, axis=(1, 2, 3)) / _or_one(ops.sum(of_each, axis=(1, 2, 3)))
@@ -109,6 +125,7 @@ class SegmentationLoss(keras.losses.Loss):
             "reduction": self.reduction,
             "class_weights": self.class_weights,
             "multilabel": self.multilabel,
+            "label_smoothing": self.label_smoothing,
         }
 
 

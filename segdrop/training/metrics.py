@@ -18,7 +18,7 @@ class _Overlap(keras.metrics.Metric):
         self.counts = self.add_variable((3, classes), initializer="zeros", dtype=dtype, name="counts")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        y_true = ops.cast(y_true, "int32")
+        y_true = ops.cast(y_true[..., :1], "int32")  # of a blend the first image's, which is the larger part of it
         valid = ops.squeeze(y_true != IGNORED, -1)
         counts = []
         for t, p in zip(self._shown(y_true), self._predicted(y_pred), strict=True):
@@ -67,7 +67,8 @@ class Dice(_Overlap):
         multilabel: classes overlap.
 
     Call arguments:
-        y_true: (N, H, W, 1) class indices, or sums of the classes' bits; IGNORED (255) where not scored.
+        y_true: (N, H, W, 1) class indices, or sums of the classes' bits; IGNORED (255) where not scored. Of a blend's
+            (see `SegmentationLoss`) the first.
         y_pred: (N, H, W, C) probabilities.
 
     Example:

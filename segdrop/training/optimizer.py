@@ -12,6 +12,10 @@ class PartwiseAdamW(keras.optimizers.AdamW):
     What is multiplied is the learning rate, and with it the step and the weight decay, as in PyTorch's parameter
     groups: AdamW's step is the same for gradients of any scale. Its state is that of Keras's AdamW.
 
+    Where it averages weights (`use_ema`), it can average more than what it moves: BatchNorm's statistics, which belong
+    to the weights that they were met with. Their averages follow the others in `variables`. This is for TensorFlow;
+    under JAX an optimizer is not given what it does not move.
+
     Example:
         >>> encoder, decoder = keras.Variable([1.0]), keras.Variable([1.0])
         >>> optimizer = PartwiseAdamW(0.1, weight_decay=0.0)
@@ -24,10 +28,34 @@ class PartwiseAdamW(keras.optimizers.AdamW):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._factors: dict = {}  # by Keras's key of a variable, the same on all devices
+        self._companions: list = []  # averaged beside what is moved
 
     def scale_rate(self, variables: Iterable, factor: float) -> None:
         """Multiply the learning rate of `variables` by `factor`."""
         self._factors.update({self._var_key(variable): factor for variable in variables})
+
+    def average_too(self, variables: Iterable) -> None:
+        """Average `variables`, too, at each step, and put their averages in their place with the others; before
+        `build`."""
+        self._companions = list(variables)
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        if self.use_ema:
+            self._model_variables_moving_average += self.add_optimizer_variables(self._companions, "average")
+
+    @property
+    def averaged(self) -> list:
+        """The variables that have an average."""
+        return [*self._trainable_variables, *self._companions] if self.use_ema else []
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        super()._update_model_variables_moving_average([*trainable_variables, *self._companions])
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables):
+        super()._overwrite_model_variables_with_average_value([*trainable_variables, *self._companions])
 
     def _apply_weight_decay(self, variables):
         """Left to `update_step`, which knows the rate of each variable."""

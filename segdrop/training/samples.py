@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from ..config.train import TrainConfig
 from ..conventions import IGNORED
-from ..data.augment import A, Sampler
+from ..data.augment import A, Sampler, load_augmentation
 from ..data.augmenting import Augmenters
 from ..data.batches import EvaluationBatches, evaluation_batches, steps_per_epoch, training_batches
 from ..data.dataset import Dataset
 from ..data.fingerprint import class_pixels, read_each
+from ..data.mixing import Mixing
 from ..errors import InputError
 
 
@@ -80,20 +81,25 @@ class Samples:
         epochs: int,
         failures: list[Exception] | None = None,
         augmenters: Augmenters | None = None,
+        *,
+        mixed: bool = True,
     ) -> tf.data.Dataset:
-        """The batches of the epochs from `first_epoch` to `epochs - 1`; see `data.batches.training_batches`."""
+        """The batches of the epochs from `first_epoch` to `epochs - 1`, `mixed` as the configuration says, or not; see
+        `data.batches.training_batches`."""
+        config = self.config
         return training_batches(
             self.dataset,
             self.split["train"],
             self._sampler,
-            batch_size=self.config.batch_size,
-            crop_size=self.config.crop_size,
-            seed=self.config.seed,
+            batch_size=config.batch_size,
+            crop_size=config.crop_size,
+            seed=config.seed,
             first_epoch=first_epoch,
             epochs=epochs,
-            steps=None if self.config.steps_per_epoch == "images" else self.steps,
+            steps=None if config.steps_per_epoch == "images" else self.steps,
             failures=failures,
             augmenters=augmenters,
+            mixing=Mixing(config.copy_paste, config.mixup, config.cutmix) if mixed else None,
         )
 
     def evaluation(self, name: str, indices: np.ndarray | None = None) -> EvaluationBatches:
@@ -105,6 +111,15 @@ class Samples:
     @functools.cached_property
     def _sampler(self) -> Sampler:
         return Sampler(self.augmentation, self.config.crop_size)
+
+
+def augmentation_of(config: TrainConfig) -> A.Compose:
+    """What a configuration does to the training crops.
+
+    Raises:
+        InputError: it names neither a preset nor a readable file.
+    """
+    return load_augmentation(config.augment, colours=config.has_colours, strength=config.augment_strength)
 
 
 def median_frequency(counts: np.ndarray, scored: np.ndarray) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """The fitting of one run, from its first epoch to its last."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from ..data.augmenting import Augmenters
 from ..files import write_atomically, write_csv
 from ..folders.run import HISTORY, MODEL
 from ..folders.state import best_epoch, restore_state, save_state
+from ..nets.batchnorm import statistics_of
 from ..nets.sites import encoder_layers, set_encoder_trainable
 from ..surgery.fast import fast
 from ..surgery.rebuild import rebuild
 from ..surgery.schedules import DropoutSchedule
 from .background import Background
-from .callbacks import Recorder, StopWhenNotFinite
+from .callbacks import Averages, Recorder, StopWhenNotFinite
 from .device import count_augmenters
 from .losses import SegmentationLoss
 from .metrics import Dice, IoU
@@ -57,6 +59,7 @@ class Session:
         self.validation = samples.evaluation("val")
         # What is fitted, and what predicts meanwhile: twins of `model` that share its weights, or replicas of it.
         self.trained = self.predicting = fast(model)
+        self._averages = None if self.config.ema is None else Averages()
         self._background = Background()
         self._best: keras.Model | None = None  # the best model yet, from which it is written
 
@@ -68,9 +71,9 @@ class Session:
             if first == last or resumed_at >= last:
                 continue
             self.compile(first, frozen)
-            if self.history and resumed_at > first:
+            if resumed_at > first:
                 restore_state(self.run_dir, self._variables())
-            elif self.history:
+            elif resumed_at:  # with the phase before
                 restore_state(self.run_dir, self.trained.variables)
             if self._out_of_patience():
                 break
@@ -107,7 +110,9 @@ class Session:
         config = self.config
         optimizer = (OneDeviceAdamW if self.strategy is None else PartwiseAdamW)(
             WarmupCosine(config.lr, config.epochs * self.steps, offset=first_epoch * self.steps),
-            weight_decay=1e-4,
+            weight_decay=config.weight_decay,
+            use_ema=config.ema is not None,
+            ema_momentum=0.99 if config.ema is None else config.ema,
             gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
             name="adamw",
         )
@@ -116,13 +121,18 @@ class Session:
         network = self.model if self.strategy is None else self.trained
         encoder = (weight for layer in encoder_layers(network) for weight in layer.trainable_weights)
         optimizer.scale_rate(encoder, config.encoder_lr)
+        if config.ema is not None:
+            optimizer.average_too(statistics_of(network))
         if self.strategy is not None and self.trained.dtype_policy.compute_dtype == "float16":
             return AgreedLossScale(optimizer)
         return optimizer
 
     def _loss(self) -> SegmentationLoss:
         weights, multilabel = self.samples.class_weights, self.samples.dataset.multilabel
-        return SegmentationLoss(self.config.loss, class_weights=weights, multilabel=multilabel)
+        smoothing = self.config.label_smoothing
+        return SegmentationLoss(
+            self.config.loss, class_weights=weights, multilabel=multilabel, label_smoothing=smoothing
+        )
 
     def _metrics(self) -> list[keras.metrics.Metric]:
         classes, multilabel = len(self.samples.dataset.class_names), self.samples.dataset.multilabel
@@ -144,6 +154,7 @@ class Session:
                 validation_data=validation,
                 callbacks=[
                     StopWhenNotFinite(self.steps),
+                    *([self._averages] if self._averages else []),
                     *update,
                     *self._schedule(),
                     Recorder(self.record_epoch),
@@ -171,7 +182,8 @@ class Session:
         is_best, history = best_epoch(self.history) == row["epoch"], list(self.history)
         if is_best:
             copy_state(self.model, self._best)
-        values = [np.asarray(variable) for variable in self._variables()] if self.keep_state else None
+        with self.own_weights():
+            values = [np.asarray(variable) for variable in self._variables()] if self.keep_state else None
 
         def write() -> None:
             if is_best:
@@ -183,6 +195,10 @@ class Session:
         self._background.do(write)
         if self._out_of_patience():
             self.trained.stop_training = True
+
+    def own_weights(self) -> contextlib.AbstractContextManager:
+        """The network has the weights that it is trained with meanwhile, where it has their averages between epochs."""
+        return self._averages.weights() if self._averages else contextlib.nullcontext()
 
     def validation_counts(self) -> np.ndarray | None:
         """True positives, false positives and false negatives of each class in the last epoch's validation, int64

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from ..config.train import TrainConfig, default_run_dir
-from ..data.augment import A, load_augmentation, restore
+from ..data.augment import A, restore
 from ..data.dataset import Dataset
 from ..data.opening import open_configured
 from ..data.splits import part_of, split_dataset
@@ -33,7 +33,7 @@ from .device import choose_device, this_machine
 from .finishing import example_panels, finish
 from .planning import make_plan
 from .replicas import strategy_for
-from .samples import Samples
+from .samples import Samples, augmentation_of
 from .session import Session
 from .terminal import epoch_lines
 from .watching import Watch, nothing_learnt
@@ -145,8 +145,13 @@ class _Run:
 def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     """Check everything, build the network, and make the folder of a new run."""
     run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(datetime.now())
+    if augmentation is not None and config.augment_strength != 1:
+        raise InputError(
+            "`augment_strength` is for a preset, not for an augmentation of your own, got "
+            f"augment_strength={config.augment_strength}."
+        )
     if augmentation is None and config.augment != "auto":
-        augmentation = load_augmentation(config.augment, colours=config.has_colours)
+        augmentation = augmentation_of(config)
     if run_dir.exists():
         create_run(run_dir, 0)  # says so before the data set is read
     dataset = open_configured(config)
@@ -155,7 +160,7 @@ def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     plan = make_plan(config, dataset, split["train"], split["val"], this_machine(precision, config.gpus))
     config, dataset = plan.config, dataset.scaled(plan.config.scale)
     strategy, device = _strategy(config, device)
-    augmentation = augmentation or load_augmentation(config.augment, colours=config.has_colours)
+    augmentation = augmentation or augmentation_of(config)
     weights = plan.weights or find_weights(config)
     model = build_model(config, dataset.class_names, weights, precision)
     start = start_from(model, config)
@@ -164,8 +169,9 @@ def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     record = record_of(
         samples, model, run_dir, device=device, precision=precision, weights=weights, start=start, plan=plan.to_json()
     )
-    # The best model, and weights and moments of the state twice while one replaces the other.
-    start_run(run_dir, record, dataset, split, needed_bytes=8 * 4 * model.count_params())
+    # The best model, and weights, moments and averages of the state, twice while one replaces the other.
+    copies = 2 * (4 if config.ema is None else 5)
+    start_run(run_dir, record, dataset, split, needed_bytes=copies * 4 * model.count_params())
     return _Run(run_dir, record, model, samples, [], strategy, device)
 
 

@@ -76,9 +76,10 @@ class Watch(keras.callbacks.Callback):
     def _drift(self, epoch: int) -> dict[str, str]:
         """The same crops with BatchNorm's running statistics as with those of their batch, if that is much worse."""
         session, counts = self._session, 0
-        for images, truth in session.samples.training(epoch, epoch + 1).take(_BATCHES):
-            labels = to_labels(session.predicting.predict_on_batch(images), multilabel=self._multilabel)
-            counts = counts + confusion_counts(truth[..., 0], labels, len(self._names), self._multilabel)
+        with session.own_weights():
+            for images, truth in session.samples.training(epoch, epoch + 1).take(_BATCHES):
+                labels = to_labels(session.predicting.predict_on_batch(images), multilabel=self._multilabel)
+                counts = counts + confusion_counts(truth[..., 0], labels, len(self._names), self._multilabel)
         return drifted(
             session.history[-1]["dice"], foreground_mean(dice_from_counts(counts)), session.config.bn_momentum
         )
