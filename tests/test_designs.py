@@ -11,6 +11,7 @@ from segdrop.config.design import contrasts_of, references_of, seeds_of
 from segdrop.errors import InputError
 from segdrop.scoring.designs import Design
 from segdrop.scoring.statistics import Needed
+from segdrop.scoring.stopping import follow, levels_of, looks_of
 
 
 def spatial(rate, **others):
@@ -115,3 +116,49 @@ class TestDesign:
         for wrong in ({"arms": 0, "folds": 5}, {"arms": 1, "folds": 1}, {"arms": 1, "folds": 2, "repeats": 0}):
             with pytest.raises(InputError, match="needs an arm to compare and two folds"):
                 Design(**wrong)
+
+
+def grown(scores, seen):
+    """What `follow` says of a table of which so many columns have ended."""
+    scores = np.asarray(scores, np.float64)[:, :, None]
+    ended = np.zeros(scores.shape[:2], bool)
+    ended[:, :seen] = True
+    hidden = np.where(ended[:, :, None], scores, np.nan)
+    arms = len(scores)
+    return follow(hidden, ended, 5, [1 / 4] * arms, [0] * arms, 0.01)
+
+
+class TestStopping:
+    CLEAR = [[0.80, 0.82, 0.81, 0.80, 0.81], [0.95, 0.97, 0.961, 0.95, 0.962], [0.82, 0.83, 0.82, 0.82, 0.83]]
+
+    def test_two_folds_are_trained_before_the_first_look(self):
+        assert grown(self.CLEAR, 0).columns == grown(self.CLEAR, 1).columns == [2, 2, 2]
+
+    def test_what_is_told_is_trained_no_further_and_the_others_are(self):
+        course = grown(self.CLEAR, 3)
+        assert course.told[1].verdict == "helps" and 1 not in course.going
+        assert course.columns[1] <= 3 and course.columns[0] == max(course.columns)
+
+    def test_in_the_end_the_best_has_a_network_of_each_fold(self):
+        course = grown(self.CLEAR, 5)
+        assert course.going == [] and course.columns[1] == 5 and set(course.told) == {1, 2}
+
+    def test_what_a_look_has_told_stays_whatever_comes_after(self):
+        told = grown(self.CLEAR, 3).told[1]
+        later = [[*row[:3], 0.1, 0.9] if i == 1 else row for i, row in enumerate(self.CLEAR)]
+        assert grown(later, 5).told[1] == told
+
+    def test_the_last_look_has_nearly_the_whole_level_and_the_first_nearly_nothing(self):
+        levels = levels_of(4, folds=5, repeats=1)
+        assert levels[0] < 0.005 and 0.035 < levels[-1] < 0.05 and list(levels) == sorted(levels)
+        assert looks_of(10) == [2, 4, 6, 8, 10]
+
+    @pytest.mark.slow
+    def test_false_alarms_stay_at_one_in_twenty_and_trainings_are_saved(self):
+        rng, number = np.random.default_rng(1), 500
+        alike = math.sqrt(1 / 5) * rng.standard_normal((number, 5, 1))
+        tables = 0.8 + 0.01 * (alike + math.sqrt(4 / 5) * rng.standard_normal((number, 5, 5)))
+        courses = [grown(table, 5) for table in tables]
+        alarms = [any(told.verdict in ("helps", "hurts") for told in course.told.values()) for course in courses]
+        assert np.mean(alarms) < 0.055 + 2 * math.sqrt(0.05 * 0.95 / number)
+        assert np.mean([sum(course.columns) / 25 for course in courses]) < 0.7

@@ -18,6 +18,7 @@ from segdrop.folders.sweep import fold_runs, read_folds
 from segdrop.inference.ensemble import load_alike
 from segdrop.scoring.counts import dice as dice_of
 from segdrop.scoring.counts import foreground_mean
+from segdrop.sweeps.foresight import pilot_spread
 from segdrop.sweeps.state import _place, open_or_start
 from segdrop.sweeps.sweep import sweep
 from segdrop.training import folds
@@ -108,6 +109,44 @@ def test_every_arm_is_trained_on_the_same_folds_with_the_same_seeds(trained, cel
     assert set(seen) == {0.0, 0.1, 0.3} and all(len(trainings) == 2 * 2 * 2 for trainings in seen.values())
     assert sorted(seen[0.0]) == sorted(seen[0.1]) == sorted(seen[0.3])
     assert len({seed for seed, _, _ in seen[0.0]}) == 8  # another in each fold, of each repeat, for each seed
+
+
+def test_a_sweep_that_stops_when_told_trains_no_further_what_is_clear(trained, cells, tmp_path):
+    config = config_of(cells, folds=3, repeats=4, stop_when_told=True)
+    answer = sweep(tmp_path / "sweep", config)
+    assert [one.comparison.verdict for one in answer.arms[1:]] == ["helps", "hurts"]
+    assert len(trained) == answer.trained == answer.expected < 3 * 3 * 4
+    assert all(one.columns == 3 and one.progress == "ended after 3 of 12 folds" for one in answer.arms)
+    assert "Trained no further, because they were told" in " ".join(answer.about_the_sweep)
+    assert chosen_config(tmp_path / "sweep")[0].encoder_dropout == 0.1
+    assert len(fold_runs(tmp_path / "sweep")) == 3  # a network of each fold
+    again = sweep(tmp_path / "sweep", config)
+    assert again.headline == answer.headline and len(trained) == answer.trained
+
+
+def test_any_arm_can_be_what_the_others_are_compared_with(finished):
+    answer = sweep_report(finished, reference="element 0.1", margin=0.15)
+    assert [one.comparison and round(one.comparison.difference, 3) for one in answer.arms] == [-0.1, None, -0.2]
+    verdicts = [one.comparison and one.comparison.verdict for one in answer.arms]
+    assert verdicts == ["no difference beyond the margin", None, "hurts"]
+    with pytest.raises(InputError, match="`reference` must be the name of an arm, none; element 0.1; element 0.3"):
+        sweep_report(finished, reference="spatial 0.1")
+    with pytest.raises(InputError, match="`margin` must be in 0..0.5"):
+        sweep_report(finished, margin=-0.1)
+
+
+def test_a_reference_or_contrast_that_there_is_not_is_told_before_anything_is_trained(trained, cells, tmp_path):
+    for wrong in ({"reference": "x"}, {"contrasts": "kinds", "grid": {"encoder_dropout": [0.1]}}):
+        with pytest.raises(InputError, match="`reference` must be|`contrasts` kinds needs"):
+            sweep(tmp_path / "sweep", config_of(cells, **wrong))
+    assert not trained and not (tmp_path / "sweep").exists()
+
+
+def test_a_pilot_without_a_spread_says_what_one_needs(finished):
+    with pytest.raises(
+        InputError, match="`pilot` .*has 6 finished training.*two arms that are complete in the same two"
+    ):
+        pilot_spread(finished)
 
 
 def test_test_images_are_in_no_training_and_all_others_are_held_out_once(done):

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config.sweep import MARGIN, SweepConfig
 from ..config.train import TrainConfig
@@ -21,6 +22,9 @@ from .options import (
     SweepOptions,
     ViewOptions,
 )
+
+if TYPE_CHECKING:  # it imports Optuna
+    from ..sweeps.sweep import Price
 
 
 def run_train(config: TrainConfig) -> None:
@@ -79,6 +83,7 @@ def run_sweep(options: SweepOptions) -> None:
             f"{price.trainings} trainings, about {in_words(price.seconds)} one after the other on this machine"
             f"{', if no patience ends them earlier' if price.at_most else ''}."
         )
+        _tell_foresight(options, config, price)
         return
     if options.report or options.test:
         data = options.train.data if options.train != TrainConfig() else None
@@ -99,9 +104,45 @@ def run_sweep(options: SweepOptions) -> None:
     console.print(f"{answer.headline}\n\nAll of it: {options.folder / 'answer.md'}", highlight=False, markup=False)
 
 
+def _tell_foresight(options: SweepOptions, config: SweepConfig, price: "Price") -> None:
+    """What the sweep could tell, or which one could tell what is asked."""
+    from ..scoring.designs import Design
+    from ..show.tables import Table
+    from ..show.times import in_words
+    from ..sweeps.foresight import pilot_spread, proposals, stated_spread, what_it_tells
+
+    if options.pilot is None and options.spread is None:
+        if options.detect is not None:
+            raise InputError("`detect` needs the spread of a training: --spread, or an earlier sweep as --pilot.")
+        print("What it could tell depends on how much trainings vary: --spread 0.02, or an earlier sweep as --pilot.")
+        return
+    spread = stated_spread(options.spread) if options.pilot is None else pilot_spread(options.pilot)
+    if price.compared:
+        seeds = price.reference_seeds / len(config.seeds)
+        print(what_it_tells(Design(price.compared, config.folds, config.repeats, seeds), spread))
+    if options.detect is not None:
+        seconds = price.seconds / price.trainings
+        found = proposals(options.detect, spread, max(1, price.compared), seconds, options.hours)
+        rows = [
+            {
+                "arms": str(one.arms),
+                "folds": str(one.folds),
+                "repeats": str(one.repeats),
+                "seeds of the reference": str(one.reference_seeds),
+                "trainings": str(one.trainings),
+                "time": in_words(one.seconds),
+                "tells": f"{one.detectable:.3f}",
+            }
+            for one in found
+        ]
+        _console().print(
+            Table(rows, f"Sweeps that tell a difference of {options.detect:g} in four of five times").rich()
+        )
+
+
 def _sweep_config(options: SweepOptions) -> SweepConfig | None:
     """What the options ask to compare; None where they say nothing of it, for a sweep that is there."""
-    from ..config.arms import default_grid, read_grid
+    from ..config.arms import alternatives, default_grid, read_grid, subgrids_of
     from ..folders.run import is_sweep
 
     if not options.compares and is_sweep(options.folder):
@@ -119,6 +160,8 @@ def _sweep_config(options: SweepOptions) -> SweepConfig | None:
         grid = default_grid(options.train, given)
     elif given:
         raise InputError(f"`grid` is given beside {', '.join(given)}; put all into it.")
+    if options.alternatives:
+        grid = [*subgrids_of(grid), *alternatives(options.train)]
     shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(SweepConfig)}
     return SweepConfig(**{**shared, "grid": grid})
 

@@ -181,12 +181,24 @@ class SweepOptions(LoadsModels, SweepConfig):
     grid: str | None = None
     """Any fields of the training and their values as JSON, {"lr": [0.001, 0.0003]}, or a file of it; a list of such
     mappings is one grid after the other, and for --search {"low": 0.05, "high": 0.5} is a range."""
+    alternatives: bool = False
+    """Beside these, train what else is done against overfitting: averaged weights, stronger augmentation, smoothed
+    labels, more weight decay, pasted objects, mixed images."""
     storage: str | None = None
     """Database for many machines, postgresql://user@host/database; by default a file in the folder, for one machine."""
     workers: int | None = None
     """Processes on this machine, by default one for each GPU, else one; they share the cores."""
     dry_run: bool = False
-    """Tell the arms, the number of trainings and how long they would take, and train nothing."""
+    """Tell the arms, the number of trainings, how long they would take and what they could tell; train nothing."""
+    spread: float | None = None
+    """With --dry-run: standard deviation of a training's Dice about its arm and fold, as an earlier answer tells it."""
+    pilot: Path | None = None
+    """With --dry-run: a sweep's folder, finished or not, to take the spread from."""
+    detect: float | None = None
+    """With --dry-run: the difference of Dice to be told in four of five such sweeps; proposes folds, repeats and arms
+    that can."""
+    hours: float | None = None
+    """With --detect: what the sweep may take on this machine."""
     report: bool = False
     """Answer from what is finished by now, and train nothing."""
     test: bool = False
@@ -197,9 +209,9 @@ class SweepOptions(LoadsModels, SweepConfig):
     @property
     def compares(self) -> bool:
         """Whether anything is said of what to compare, and not only of how to run it."""
-        of_the_call = ("folder", "storage", "workers", "dry_run", "report", "test", "imports")
+        of_the_call = "folder storage workers dry_run spread pilot detect hours report test imports margin reference"
         silent = SweepOptions(folder=self.folder)
-        names = [field.name for field in dataclasses.fields(self) if field.name not in of_the_call]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in of_the_call.split()]
         return any(getattr(self, name) != getattr(silent, name) for name in names)
 
 

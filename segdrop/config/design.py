@@ -67,6 +67,17 @@ def seeds_of(sweep: SweepConfig, arms: Sequence[Mapping]) -> list[tuple[int, ...
     return all_seeds
 
 
+def shares_of(sweep: SweepConfig, arms: Sequence[Mapping]) -> list[float]:
+    """For each arm n_test / n_train of equal folds, which a sweep that stops when told reckons with.
+
+    Example:
+        >>> shares_of(segdrop.SweepConfig(folds=5), [{}, {"train_fraction": 0.5}])
+        [0.25, 0.5]
+    """
+    whole = sweep.train.train_fraction
+    return [1 / (sweep.folds - 1) / arm.get("train_fraction", whole) for arm in arms]
+
+
 def contrasts_of(kind: str, arms: Sequence[Mapping], references: Sequence[int]) -> dict[str, list[float]]:
     """Weights (arms,) of the contrasts, by name; a curve is what the arms have in common that differ in the rate alone.
 

@@ -62,6 +62,8 @@ class ArmAnswer:
         means: of a complete arm the means over all trainings of "dice", "iou", "gap" (Dice on training images less that
             on validation images), "ece", "ece_foreground", "brier", "best_epoch" (counted from 0), "epochs" and
             "seconds"; empty for others.
+        columns: folds and repeats after which it was trained no further, because it was told or hopeless; None where
+            all are trained.
         comparison: None for an arm that is its own reference, and unless all trainings of both have ended, in two
             folds at least with a Dice; None for all where no training of the sweep has learnt anything.
     """
@@ -76,10 +78,13 @@ class ArmAnswer:
     iou: np.ndarray
     means: Mapping[str, float]
     comparison: Comparison | None
+    columns: int | None = None
 
     @property
     def progress(self) -> str:
         """The state as it is told, with the number of trainings that are there of an arm that is not complete."""
+        if self.state == "complete" and self.columns is not None:
+            return f"ended after {self.columns} of {self.dice.size} folds"
         if self.state in ("complete", "pruned"):
             return {"complete": "complete", "pruned": "dropped after a fold"}[self.state]
         return f"{self.trained} of {self.expected} trained" + (f", {self.failed} failed" if self.failed else "")
@@ -101,6 +106,7 @@ class Answer:
         contrasts: what was to be compared beforehand, by name; empty until their arms are complete.
         std: standard deviation of a training's Dice about its arm and fold, pooled over the compared arms; NaN where
             nothing is compared.
+        degrees: degrees of freedom of that; 0 where it is not known.
         apart: the arms whose spread is larger than that of the others, so that they are compared by themselves.
         gained: by what share the references' further seeds have narrowed the intervals; 0 where there are none.
         blank, rising: the finished trainings that have learnt nothing, and those whose last epoch is the best.
@@ -120,6 +126,7 @@ class Answer:
     rising: Sequence[Training]
     contrasts: Mapping[str, ArmComparison] = dataclasses.field(default_factory=dict)
     std: float = math.nan
+    degrees: float = 0.0
     apart: Sequence[int] = ()
     gained: float = 0.0
     headline: str = ""

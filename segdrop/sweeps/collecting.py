@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from optuna.trial import TrialState
 
 from ..config.arms import DROPOUT_FIELDS, changes_of, curve_of, key_of, name_of
-from ..config.design import contrasts_of, references_of, seeds_of
+from ..config.design import contrasts_of, references_of, seeds_of, shares_of
 from ..config.train import TrainConfig
 from ..files import read_csv
 from ..folders.run import PER_IMAGE
@@ -83,6 +83,8 @@ def results(state: State, reference: str | None = None) -> Results:
         test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
         margin=config.margin,
         contrasts=contrasts_of(config.contrasts, arms, references),
+        stops=config.stop_when_told,
+        shares=shares_of(config, arms) if config.stop_when_told else (),
     )
 
 

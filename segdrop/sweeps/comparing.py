@@ -7,7 +7,7 @@ nor Keras is imported.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ..scoring.statistics import (
     paired_bootstrap,
     pooled_std,
 )
+from ..scoring.stopping import Course, follow
 from .answers import LEVEL, Answer, ArmAnswer, Comparison
 from .results import MEASURES, Failure, Results, Training, best_arm
 from .wording import about_the_arms, about_the_sweep, headline
@@ -55,7 +56,10 @@ def answer(results: Results) -> Answer:
 
     failed = Counter(failure.arm for failure in failures.values())
     reasons = {failure.arm: failure.reason for failure in reversed(failures.values())}
-    expected = [results.repeats * results.folds * len(results.seeds_of(i)) for i in range(len(results.arms))]
+    course = _course(results, scores["dice"], trainings, failures.values()) if results.stops else None
+    all_columns = results.repeats * results.folds
+    columns = [all_columns] * len(results.arms) if course is None else course.columns
+    expected = [columns[i] * len(results.seeds_of(i)) for i in range(len(results.arms))]
     ended = [len(done) + failed[i] == expected[i] and not results.arms[i].pruned for i, done in enumerate(trainings)]
     complete = [ended[i] and not failed[i] for i in range(len(expected))]
     by_fold = {name: _by_fold(scores[name], trainings, failures.values(), results) for name in ("dice", "iou")}
@@ -68,6 +72,9 @@ def answer(results: Results) -> Answer:
         for i, done in enumerate(trainings)
     ]
     table = None if nothing else _table(results, usable, scores["dice"])
+    if course is not None and table is not None:  # each arm as it was when it was looked at last
+        own = {i: told for i, told in course.told.items() if i not in course.going}
+        table = dataclasses.replace(table, arms=tuple(own.get(i, ArmComparison()) for i in range(len(results.arms))))
     comparisons = {} if table is None else _compare(results, table, by_fold["dice"], trainings)
     arms = [
         ArmAnswer(
@@ -81,10 +88,12 @@ def answer(results: Results) -> Answer:
             iou=by_fold["iou"][i],
             means={name: _mean(scores[name][i], trainings[i]) for name in scores} if complete[i] else {},
             comparison=comparisons.get(i),
+            columns=columns[i] if columns[i] < all_columns and not (course and i in course.going) else None,
         )
         for i, arm in enumerate(results.arms)
     ]
-    common = scores["dice"][..., : len(results.seeds)]
+    # Where arms are trained no further once they are told, the first repeat is what an arm needs to be chosen.
+    common = scores["dice"][:, : 1 if results.stops else None, :, : len(results.seeds)]
     candidates = [(common[i].ravel().tolist() if complete[i] else [], arm.rate) for i, arm in enumerate(results.arms)]
     images = {image for training in finished for image in training.images}
     without_words = Answer(
@@ -99,6 +108,7 @@ def answer(results: Results) -> Answer:
         rising=[training for training in finished if training.rising],
         contrasts={} if table is None else {k: v for k, v in table.contrasts.items() if not math.isnan(v.difference)},
         std=math.nan if table is None else table.std,
+        degrees=0.0 if table is None else table.degrees,
         apart=() if table is None else table.apart,
         gained=0.0 if table is None else _gained(results, table),
     )
@@ -107,6 +117,31 @@ def answer(results: Results) -> Answer:
         headline=headline(without_words),
         about_the_sweep=about_the_sweep(without_words),
         about_the_arms=about_the_arms(without_words),
+    )
+
+
+def _course(
+    results: Results,
+    dice: np.ndarray,
+    trainings: Sequence[Mapping[_Slot, Training]],
+    failures: Collection[Failure],
+) -> Course:
+    """How far a sweep has come whose arms are trained no further once they are told."""
+    shape = dice.shape[:3]
+    ended = np.zeros(shape, int)
+    for i, own in enumerate(trainings):
+        for repeat, fold, _ in own:
+            ended[i, repeat, fold] += 1
+    for failure in failures:
+        ended[failure.arm, failure.repeat, failure.fold] += 1
+    seeds = np.array([len(results.seeds_of(i)) for i in range(shape[0])])
+    return follow(
+        dice.reshape(shape[0], -1, dice.shape[3]),
+        (ended >= seeds[:, None, None]).reshape(shape[0], -1),
+        results.folds,
+        results.shares,
+        [arm.reference for arm in results.arms],
+        results.margin,
     )
 
 

@@ -48,9 +48,10 @@ def leading(state: State, trials: Sequence[FrozenTrial]) -> tuple[dict | None, s
     config, scored = state.config, scored_by_training(trials)
     complete, candidates = [], []
     for arm in arms_in(state, trials):
+        # Where arms are trained no further once they are told, the first repeat is what an arm needs to be chosen.
         places = [
             (key_of(arm), repeat, fold, seed)
-            for repeat in range(config.repeats)
+            for repeat in range(1 if config.stop_when_told else config.repeats)
             for fold in range(config.folds)
             for seed in config.seeds
         ]

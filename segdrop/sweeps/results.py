@@ -112,6 +112,7 @@ class Results:
             images (their number) and what (a phrase that says what was scored); None if there are none.
         margin: differences up to it do not matter.
         contrasts: weights (arms,) of what was to be compared beforehand, by name.
+        stops: whether arms were trained no further once they were told; n_test / n_train of each arm is then `shares`.
     """
 
     title: str
@@ -127,6 +128,8 @@ class Results:
     test: Mapping | None = None
     margin: float = MARGIN
     contrasts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    stops: bool = False
+    shares: Sequence[float] = ()
 
     def seeds_of(self, arm: int) -> Sequence[int]:
         """What an arm is trained with in every fold."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config.arms import DROPOUT_FIELDS, config_of, key_of, name_of, reference_of, subgrids_of
-from ..config.design import seeds_of
+from ..config.design import references_of, seeds_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
 from ..files import write_json
@@ -119,6 +119,8 @@ class Price:
         seconds: of all one after the other on this machine.
         at_most: whether patience may end trainings earlier.
         plan: what all trainings have in common, chosen from the data.
+        compared: the number of arms that are compared with another; of a search at most.
+        reference_seeds: how many seeds the arm has that most are compared with.
     """
 
     arms: tuple[str, ...]
@@ -126,6 +128,8 @@ class Price:
     seconds: float
     at_most: bool
     plan: dict
+    compared: int = 0
+    reference_seeds: int = 1
 
 
 def estimate(config: SweepConfig) -> Price:
@@ -165,8 +169,10 @@ def estimate(config: SweepConfig) -> Price:
         tuple(map(name_of, arms)),
         trainings + proposed * each,
         total,
-        at_most=config.train.patience < config.train.epochs,
+        at_most=config.train.patience < config.train.epochs or config.stop_when_told,
         plan=checked.plan.to_json(),
+        compared=sum(i != reference for i, reference in enumerate(references_of(arms, config.reference))) + proposed,
+        reference_seeds=max(map(len, seeds_of(config, arms))),
     )
 
 

@@ -11,15 +11,17 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning, TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.arms import arm_config, arms_of, changes_of, key_of, reference_of, subgrids_of, without_dropout
-from ..config.design import seeds_of
+from ..config.design import references_of, seeds_of, shares_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
+from ..scoring.stopping import follow
 from .storage import NothingWaiting
 
 ATTEMPTS = 3  # of a training that ends its worker with an error each time; then it counts as failed
@@ -103,14 +105,43 @@ class Trials:
                     arm = json.loads(trial.user_attrs["arm"])
                     arms |= {key_of(reference_of(arm)): None, key_of(arm): None}
         seeds = seeds_of(config, [json.loads(arm) for arm in arms])
+        columns = self._columns(list(arms), seeds, trials) if config.stop_when_told else None
         jobs = [
             Job(repeat, fold, seed, arm)
-            for arm, own_seeds in zip(arms, seeds, strict=True)
+            for i, (arm, own_seeds) in enumerate(zip(arms, seeds, strict=True))
             for repeat in range(config.repeats)
             for seed in own_seeds
             for fold in range(config.folds)
+            if columns is None or repeat * config.folds + fold < columns[i]
         ]
+        if columns is not None:
+            jobs.sort(key=lambda job: (job.repeat, job.fold))  # the next look is soon
         return [job for job in jobs if job not in first] + proposals
+
+    def _columns(self, arms: Sequence[str], seeds: Sequence[Sequence[int]], trials: Sequence[FrozenTrial]) -> list[int]:
+        """How many folds and repeats of each arm are to be trained, by the looks at what has ended so far."""
+        config = self.config
+        changes = [json.loads(arm) for arm in arms]
+        place = {
+            (arm, column // config.folds, column % config.folds, seed): (i, column, j)
+            for i, arm in enumerate(arms)
+            for column in range(config.folds * config.repeats)
+            for j, seed in enumerate(seeds[i])
+        }
+        scores = np.full((len(arms), config.folds * config.repeats, max(map(len, seeds))), np.nan)
+        open_places = set(place)
+        for trial in trials:
+            job = Job.of(trial)
+            key = (job.arm, job.repeat, job.fold, job.seed)
+            if key in place and is_settled(trial, trials):
+                open_places.discard(key)
+                if is_score(trial):
+                    scores[place[key]] = trial.value
+        ended = np.ones(scores.shape[:2], bool)
+        for key in open_places:
+            ended[place[key][:2]] = False
+        references = references_of(changes, config.reference)
+        return follow(scores, ended, config.folds, shares_of(config, changes), references, config.margin).columns
 
     def missing(self, trials: Sequence[FrozenTrial]) -> list[Job]:
         """The planned trainings that nobody has finished, runs, or can claim."""
