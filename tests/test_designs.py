@@ -128,24 +128,25 @@ def grown(scores, seen):
     return follow(hidden, ended, 5, [1 / 4] * arms, [0] * arms, 0.01)
 
 
-class TestStopping:
-    CLEAR = [[0.80, 0.82, 0.81, 0.80, 0.81], [0.95, 0.97, 0.961, 0.95, 0.962], [0.82, 0.83, 0.82, 0.82, 0.83]]
+CLEAR = [[0.80, 0.82, 0.81, 0.80, 0.81], [0.95, 0.97, 0.961, 0.95, 0.962], [0.82, 0.83, 0.82, 0.82, 0.83]]
 
+
+class TestStopping:
     def test_two_folds_are_trained_before_the_first_look(self):
-        assert grown(self.CLEAR, 0).columns == grown(self.CLEAR, 1).columns == [2, 2, 2]
+        assert grown(CLEAR, 0).columns == grown(CLEAR, 1).columns == [2, 2, 2]
 
     def test_what_is_told_is_trained_no_further_and_the_others_are(self):
-        course = grown(self.CLEAR, 3)
+        course = grown(CLEAR, 3)
         assert course.told[1].verdict == "helps" and 1 not in course.going
         assert course.columns[1] <= 3 and course.columns[0] == max(course.columns)
 
     def test_in_the_end_the_best_has_a_network_of_each_fold(self):
-        course = grown(self.CLEAR, 5)
+        course = grown(CLEAR, 5)
         assert course.going == [] and course.columns[1] == 5 and set(course.told) == {1, 2}
 
     def test_what_a_look_has_told_stays_whatever_comes_after(self):
-        told = grown(self.CLEAR, 3).told[1]
-        later = [[*row[:3], 0.1, 0.9] if i == 1 else row for i, row in enumerate(self.CLEAR)]
+        told = grown(CLEAR, 3).told[1]
+        later = [[*row[:3], 0.1, 0.9] if i == 1 else row for i, row in enumerate(CLEAR)]
         assert grown(later, 5).told[1] == told
 
     def test_the_last_look_has_nearly_the_whole_level_and_the_first_nearly_nothing(self):

@@ -74,16 +74,16 @@ def what_it_tells(design: Design, spread: Spread) -> str:
         >>> print(what_it_tells(Design(arms=4, folds=5, reference_seeds=2), stated_spread(0.02)))
         With a spread of 0.020 (as stated), a difference of Dice of 0.065 would be told in four of five such sweeps...
     """
-    found = design.detectable(spread.std, POWER)
+    found, least, most = (design.detectable(std, POWER) for std in (spread.std, spread.low, spread.high))
     bounds = (
-        f" ({design.detectable(spread.low, POWER):.3f} to {design.detectable(spread.high, POWER):.3f}, as the spread is "
-        f"known to {spread.low:.3f} to {spread.high:.3f} only)"
+        f" ({least:.3f} to {most:.3f}, as the spread is known to {spread.low:.3f} to {spread.high:.3f} only)"
         if spread.high > spread.low
         else ""
     )
     return (
         f"With a spread of {spread.std:.3f} ({spread.source}), a difference of Dice of {found:.3f} would be told in "
-        f"four of five such sweeps{bounds}; the intervals would reach {design.half_width(spread.std):.3f} to both sides."
+        f"four of five such sweeps{bounds}; the intervals would reach {design.half_width(spread.std):.3f} to both "
+        "sides."
     )
 
 
@@ -140,8 +140,8 @@ def proposals(
         least = best.detectable(spread.std, POWER)
         raise InputError(
             f"`detect` {detect:g} can be told by no sweep of one arm with a spread of {spread.std:.3f}: "
-            f"{best.repeats} repeats of {best.folds} folds tell {least:.3f}; about {(least / detect) ** 2:.2g} times as "
-            "many patients would be needed."
+            f"{best.repeats} repeats of {best.folds} folds tell {least:.3f}; about {(least / detect) ** 2:.2g} times "
+            "as many patients would be needed."
         )
     affordable = [one for one in found if hours is None or one.seconds <= 3600 * hours]
     if not affordable:
