@@ -12,10 +12,14 @@ fold. Two kinds of arms:
   initial weights. These are drawn for each fold anew, or once for all folds of an arm: then the luck of the draw is
   the same in all folds. The more images, the less else is left.
 
+To some rows luck is added that belongs to a training alone, a normal variable: several times as much for some arms than
+for others, or to see what further seeds of the reference do. In some, one training of ten is missing.
+
 Printed are the correlation of two folds' differences, the share of comparisons that each test at 5% finds significant,
-and the share of sweeps in which it does so for any of the ten (after Holm: the corrected test, adjusted), each with its
-standard error of simulation. The second table is what theory says of differences that are Gaussian with the same
-correlation between any two folds; the third, how large a difference must be for the corrected test to find it.
+and the share of sweeps in which it does so for any of the ten (after Holm: the corrected test, adjusted; by the table:
+`segdrop.compare`, which is what sweeps are answered by), each with its standard error of simulation. The second table is
+what theory says of differences that are Gaussian with the same correlation between any two folds; the third, how large
+a difference must be for the corrected test to find it.
 """
 
 import argparse
@@ -26,6 +30,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from segdrop import compare
 from segdrop.scoring.statistics import corrected_paired_test, fold_correlation, holm
 from segdrop.show.tables import Table
 
@@ -65,9 +70,37 @@ def random_layer(sweeps: int, images: int, parts, rng, anew: bool, seeds: int = 
     return scores
 
 
+def with_luck(sweeps: int, images: int, parts, rng, times: dict[int, float], seeds: int = 1, inputs: int = 30):
+    """`own_inputs` with luck of each training beside; scores (sweeps, folds, arms, seeds), NaN but for the reference's.
+
+    `times`: how many times as much some arms have.
+    """
+    scores = own_inputs(sweeps, images, parts, rng, inputs)
+    spread = np.full(ARMS, scores.std(axis=1).mean())
+    for arm, factor in times.items():
+        spread[arm] *= factor
+    lucky = scores[..., None] + spread[:, None] * rng.normal(size=(*scores.shape, seeds))
+    lucky[:, :, 1:, 1:] = np.nan
+    return lucky
+
+
+def with_gaps(sweeps: int, images: int, parts, rng, inputs: int = 30):
+    """`own_inputs`, one training of ten of which is missing."""
+    scores = own_inputs(sweeps, images, parts, rng, inputs)
+    return np.where(rng.uniform(size=scores.shape) < 0.1, np.nan, scores)
+
+
 SETTINGS: dict[str, tuple[int, Callable]] = {  # number of images, scores
     "own inputs, 2": (60, partial(own_inputs, inputs=2)),
     "own inputs, 30": (60, partial(own_inputs, inputs=30)),
+    "own inputs, 30, one of ten missing": (60, with_gaps),
+    "with luck": (60, partial(with_luck, times={})),
+    "with luck, three seeds of the reference": (60, partial(with_luck, times={}, seeds=3)),
+    "luck three times for one arm": (60, partial(with_luck, times={4: 3})),
+    "luck three times for half of the arms": (60, partial(with_luck, times=dict.fromkeys(range(6, 11), 3))),
+    "luck of 0.5 to 2 times": (60, partial(with_luck, times=dict(enumerate(np.linspace(0.5, 2, ARMS))))),
+    "luck three times for the reference": (60, partial(with_luck, times={0: 3})),
+    "luck three times for the reference, three seeds": (60, partial(with_luck, times={0: 3}, seeds=3)),
     "layer anew in each fold": (60, partial(random_layer, anew=True)),
     "same layer, mean of 5": (60, partial(random_layer, anew=False, seeds=5)),
     "same layer": (60, partial(random_layer, anew=False)),
@@ -83,11 +116,22 @@ def measure(name: str, folds: int, repeats: int, sweeps: int) -> dict:
     # The images of a sweep are exchangeable, so that all sweeps may have the same folds.
     parts = [part for _ in range(repeats) for part in np.array_split(rng.permutation(images), folds)]
     sizes = [min(AT_ONCE, sweeps - done) for done in range(0, sweeps, AT_ONCE)]
-    scores = np.concatenate([scores_of(size, images, parts, rng) for size in sizes])
+    tables = np.concatenate([scores_of(size, images, parts, rng) for size in sizes])
+    scores = tables if tables.ndim == 3 else np.nanmean(tables, axis=3)
     differences = np.moveaxis(scores[..., 1:] - scores[..., :1], 1, 2)  # (sweeps, arms, folds)
 
     def p_values(test_share: float) -> np.ndarray:
-        return np.array([[corrected_paired_test(arm, test_share).p for arm in sweep] for sweep in differences])
+        return np.array(
+            [[corrected_paired_test(arm[~np.isnan(arm)], test_share).p for arm in sweep] for sweep in differences]
+        )
+
+    def by_table() -> np.ndarray:
+        return np.array(
+            [
+                [arm.adjusted_p for arm in compare(np.moveaxis(table, 1, 0), 1 / (folds - 1)).arms[1:]]
+                for table in tables
+            ]
+        )
 
     plain, corrected = p_values(0), p_values(1 / (folds - 1))
     rates = {
@@ -96,8 +140,10 @@ def measure(name: str, folds: int, repeats: int, sweeps: int) -> dict:
         "any_plain": (plain < LEVEL).any(axis=1),
         "any_corrected": (corrected < LEVEL).any(axis=1),
         "any_after_holm": (np.array([holm(p) for p in corrected]) < LEVEL).any(axis=1),
+        "any_by_table": (by_table() < LEVEL).any(axis=1),
     }
-    correlation = np.mean([fold_correlation(differences[:, arm]) for arm in range(ARMS - 1)])
+    whole = differences[~np.isnan(differences).any(axis=(1, 2))]
+    correlation = np.mean([fold_correlation(whole[:, arm]) for arm in range(ARMS - 1)])
     shown = {key: f"{100 * rate.mean():.1f} ± {100 * rate.std() / np.sqrt(sweeps):.1f}%" for key, rate in rates.items()}
     return {
         "arms": name,
