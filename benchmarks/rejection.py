@@ -17,9 +17,9 @@ for others, or to see what further seeds of the reference do. In some, one train
 
 Printed are the correlation of two folds' differences, the share of comparisons that each test at 5% finds significant,
 and the share of sweeps in which it does so for any of the ten (after Holm: the corrected test, adjusted; by the table:
-`segdrop.compare`, which is what sweeps are answered by), each with its standard error of simulation. The second table is
-what theory says of differences that are Gaussian with the same correlation between any two folds; the third, how large
-a difference must be for the corrected test to find it.
+`segdrop.compare`, which is what sweeps are answered by), each with its standard error of simulation. The second table
+is what theory says of differences that are Gaussian with the same correlation between any two folds; the third, how
+large a difference must be for the corrected test to find it.
 """
 
 import argparse
