@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .inference.predict import predict_uncertainty as predict_uncertainty
     from .inference.ranking import Ranking as Ranking
     from .inference.ranking import rank as rank
+    from .inference.sensitivity import sensitivity as sensitivity
     from .nets.batchnorm import batchnorm_shift as batchnorm_shift
     from .nets.batchnorm import rebase_batchnorm as rebase_batchnorm
     from .nets.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
@@ -82,6 +83,7 @@ _HOME = {
     "Uncertainty": "scoring.uncertainty",
     "rank": "inference.ranking",
     "Ranking": "inference.ranking",
+    "sensitivity": "inference.sensitivity",
     "report": "reporting.page",
     "report_runs": "reporting.runs_page",
     "export": "inference.export",

@@ -34,6 +34,8 @@ ROOMS = [
     "data.tiles",
     "images.opening",
     "scoring.counts",
+    "scoring.falls",
+    "scoring.learning",
     "scoring.reliability",
     "scoring.statistics",
     "scoring.surfaces",

@@ -274,6 +274,9 @@ def run_inspect(options: InspectOptions) -> None:
     from ..surgery.dropout import remove_dropout
     from ..surgery.verification import verify
 
+    if options.sensitivity:
+        _show_sensitivity(options)
+        return
     path, side = options.model, options.image_size
     if path.is_dir():
         side = side or open_run(path).config.crop_size
@@ -296,6 +299,22 @@ def run_inspect(options: InspectOptions) -> None:
         table.to_json(options.json)
     if options.svg:
         draw_network(model, options.svg, size)
+
+
+def _show_sensitivity(options: InspectOptions) -> None:
+    from ..inference.sensitivity import sensitivity
+
+    if options.verify or options.svg or options.image_size:
+        raise InputError("`sensitivity` has a table of its own; leave --verify, --svg and --image-size out.")
+    given = {name: getattr(options, name) for name in ("rate", "samples", "images", "seed")}
+    table = sensitivity(options.model, **given)
+    console = _console()
+    console.print(table.rich())
+    console.print(table.reading, highlight=False, markup=False)
+    if options.csv:
+        table.to_csv(options.csv)
+    if options.json:
+        table.to_json(options.json)
 
 
 def _check_folder(out: Path | None) -> None:

@@ -217,7 +217,7 @@ class SweepOptions(LoadsModels, SweepConfig):
 
 @dataclasses.dataclass(frozen=True)
 class InspectOptions(LoadsModels):
-    """Show the dropout layers of a run or a model file, and which layers each affects."""
+    """Show the dropout layers of a run or a model file, and which layers each affects; or where dropout might help."""
 
     model: tyro.conf.Positional[Path]
     """A run's folder, or a .keras file."""
@@ -231,3 +231,14 @@ class InspectOptions(LoadsModels):
     """Write the table as CSV, with the names of all layers affected."""
     json: Path | None = None
     """Write the table as JSON."""
+    sensitivity: bool = False
+    """Of a run: how much Dice falls on its training and its validation images where dropout is on in one stage alone, a
+    hint where it might help; takes minutes."""
+    rate: float = 0.2
+    """Of --sensitivity: the rate of that dropout, in (0, 1)."""
+    samples: int = 5
+    """Of --sensitivity: predictions of each image, with other maps dropped."""
+    images: int = 100
+    """Of --sensitivity: images of the training and of the validation split as many at most."""
+    seed: int = 0
+    """Of --sensitivity: seed of the images, the samples and the intervals' resampling."""

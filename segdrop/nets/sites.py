@@ -44,6 +44,11 @@ def _units(model) -> list[str]:
     return list(units_in(layer.name for layer in model.layers))
 
 
+def stages(model) -> list[str]:
+    """The stages of residual units of the encoder in the order of depth: stage1, ...; empty where it has none."""
+    return list(dict.fromkeys(unit.split("_")[0] for unit in _units(model)))
+
+
 def _match_units(units: list[str], pattern: str, argument: str) -> list[str]:
     """The units that a pattern matches whole or up to an underscore: stage3 is that of stage3_unit1, too."""
     matched = [unit for unit in units if any(fnmatch.fnmatchcase(start, pattern) for start in _starts(unit))]

@@ -1,5 +1,7 @@
 """Monte Carlo dropout: the part of a network below its first dropout runs once, the rest once per sample."""
 
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 from keras import ops
@@ -100,7 +102,7 @@ class MonteCarlo:
         self._shared = any(kind_of(layer)[1] or is_custom(layer) for layer in layers)
         generators = [getattr(layer.layer, "seed_generator", None) for layer in layers]
         self._states = [generator.state for generator in generators if generator is not None]
-        self._samplers: dict[int, keras.Model] = {}
+        self._samplers: dict[tuple[int, bool], keras.Model] = {}
 
     def moments(self, images: np.ndarray, key: int = 0) -> np.ndarray:
         """Means over the samples, float32 (N, H, W, 2C + 1), see `from_moments`.
@@ -109,25 +111,45 @@ class MonteCarlo:
             images: float32 (N, H, W, 3), 0..255, sides multiples of 32.
             key: chooses the masks, together with the seed: a tile's number, for instance.
         """
+        total = 0.0
+        for _, part in self._draw(images, key, summed=True):
+            total = total + part
+        return np.asarray(total, np.float32) / np.float32(self.samples)
+
+    def each(self, images: np.ndarray, key: int = 0) -> np.ndarray:
+        """The probabilities of each sample, float32 (N, H, W, samples * C): those of the first, of the second, ...
+
+        Args:
+            images, key: as in `moments`.
+        """
+        parts = []
+        for count, part in self._draw(images, key, summed=False):
+            part = np.asarray(part, np.float32)
+            apart = np.moveaxis(part.reshape(-1, count, *part.shape[1:]), 1, 3)
+            parts.append(apart.reshape(*apart.shape[:3], -1))
+        return np.concatenate(parts, axis=-1)
+
+    def _draw(self, images: np.ndarray, key: int, *, summed: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """How many samples of each image, and what `_sampler` gives of them, until there are all."""
         words = np.random.SeedSequence((self.seed, key)).generate_state(2 * len(self._states))
         for state, pair in zip(self._states, words.reshape(-1, 2), strict=True):
             state.assign(pair.astype("uint32"))
         before = keras.tree.flatten(self._before.predict_on_batch(images))
         size = 1 if self._shared else max(1, BATCH_PIXELS // max(1, int(np.prod(images.shape[:3]))))
-        total, left = 0.0, self.samples
+        left = self.samples
         while left:
             count = min(size, left)
-            total = total + self._sampler(count).predict_on_batch(before)
+            yield count, self._sampler(count, summed).predict_on_batch(before)
             left -= count
-        return np.asarray(total, np.float32) / np.float32(self.samples)
 
-    def _sampler(self, count: int) -> keras.Model:
-        """From the unchanged tensors of N images to the sums over `count` samples of each."""
-        if count not in self._samplers:
+    def _sampler(self, count: int, summed: bool) -> keras.Model:
+        """From the unchanged tensors of N images to `count` samples of each, or to the sums of their moments."""
+        if (count, summed) not in self._samplers:
             inputs = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in self._after.inputs]
             outputs = self._after([_Repeat(count)(tensor) for tensor in inputs])
-            self._samplers[count] = keras.Model(inputs, _SumMoments(count, self._multilabel)(outputs))
-        return self._samplers[count]
+            outputs = _SumMoments(count, self._multilabel)(outputs) if summed else outputs
+            self._samplers[count, summed] = keras.Model(inputs, outputs)
+        return self._samplers[count, summed]
 
 
 def _split(twin: keras.Model) -> tuple[keras.Model, keras.Model, list]:
