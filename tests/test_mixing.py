@@ -189,6 +189,20 @@ def test_batches_depend_on_seed_epoch_and_step_alone(dataset, mixing):
             np.testing.assert_array_equal(masks, other_masks)
 
 
+def test_every_batch_is_mixed_by_draws_of_its_own(dataset, monkeypatch):
+    """Of four epochs, in each of which the images come round more than twice."""
+    seeds = []
+
+    def noting(self, images, masks, seed):
+        seeds.append(seed)
+        return images, masks[..., None]
+
+    monkeypatch.setattr(Mixing, "__call__", noting)
+    for seed in (3, 4):
+        made(dataset, Mixing(), epochs=4, seed=seed)
+    assert len(seeds) == len(set(seeds)) == 2 * 4 * 4
+
+
 def test_bytes_stay_bytes_unless_they_are_blended(dataset):
     kinds = [made(dataset, mixing, dtype="uint8")[0][0].dtype for mixing in MIXINGS]
     assert kinds == [np.uint8, np.uint8, np.float32, np.float32]
