@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from segdrop import compare, files
 from segdrop.scoring.designs import Design
+from segdrop.scoring.learning import fit_curves
 from segdrop.scoring.statistics import Needed
 from segdrop.show import plots
 from segdrop.sweeps import answer_files, wording
@@ -284,6 +285,25 @@ def test_the_margin_decides_what_does_not_matter():
     )
     assert about(found, 1).startswith("Spatial dropout of 0.1 makes no difference beyond 0.02: +0.005")
     assert answer(sweep(*near, margin=0.001)).headline.startswith("Dropout helps")
+
+
+def test_a_gain_is_told_in_labels_where_fractions_were_trained():
+    half = {"train_fraction": 0.5}
+    arms = [
+        dataclasses.replace(NONE, labelled=40.0),
+        dataclasses.replace(arm(0.1), labelled=40.0),
+        Arm("none, train_fraction=0.5", 0.0, "", 2, half, labelled=20.0),
+        Arm("spatial 0.1, train_fraction=0.5", 0.1, "", 2, {**arm(0.1).changes, **half}, labelled=20.0),
+    ]
+    levels = [FOLDS, [0.82, 0.84, 0.86], [0.76, 0.78, 0.80], [0.80, 0.82, 0.84]]
+    trainings = [one for i, dice in enumerate(levels) for one in trained(i, dice)]
+    found = answer(sweep(arms=arms, trainings=trainings))
+    expected = fit_curves([[levels[2], levels[0]], [levels[3], levels[1]]], [20, 40], 0.5)
+    assert found.worths == {1: expected[0].worth(expected[1])}
+    assert found.sentences[-1] == (
+        f"Spatial dropout of 0.1 is {found.worths[1].in_words('images')}, by the learning curve of what it is compared "
+        "with."
+    )
 
 
 def test_arms_without_dropout_are_told_apart_from_dropout():

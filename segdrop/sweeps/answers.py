@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..scoring.comparison import ArmComparison
+from ..scoring.learning import Worth
 from ..scoring.statistics import Needed, PairedTest
 from .results import Arm, Failure, Results, Training
 
@@ -104,6 +105,7 @@ class Answer:
         fold_std, seed_std: standard deviation of Dice over the folds of an arm (seeds averaged) and over the seeds of a
             fold, pooled over the complete arms; NaN where there are fewer than two.
         contrasts: what was to be compared beforehand, by name; empty until their arms are complete.
+        worths: by arm what its gain is worth in labels, where arms were trained on a part of them, too.
         std: standard deviation of a training's Dice about its arm and fold, pooled over the compared arms; NaN where
             nothing is compared.
         degrees: degrees of freedom of that; 0 where it is not known.
@@ -125,6 +127,7 @@ class Answer:
     blank: Sequence[Training]
     rising: Sequence[Training]
     contrasts: Mapping[str, ArmComparison] = dataclasses.field(default_factory=dict)
+    worths: Mapping[int, Worth] = dataclasses.field(default_factory=dict)
     std: float = math.nan
     degrees: float = 0.0
     apart: Sequence[int] = ()

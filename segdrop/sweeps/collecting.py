@@ -40,9 +40,11 @@ def results(state: State, reference: str | None = None) -> Results:
     path, config = state.folder / TEST, state.config
     test, (leader, _) = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None, leading(state, trials)
     shares: dict[str, list[float]] = {}
+    labelled: dict[str, list[float]] = {}
     for (arm, *_), trial in scored.items():
         scores = trial.user_attrs["scores"]
         shares.setdefault(arm, []).append(scores["val_images"] / scores["train_images"])
+        labelled.setdefault(arm, []).append(scores.get("train_groups") or scores["train_images"])
     share = {arm: statistics.fmean(values) for arm, values in shares.items()}
     whole = [share[key] for arm, key in zip(arms, keys, strict=True) if key in share and not arm.get("train_fraction")]
     return Results(
@@ -57,6 +59,7 @@ def results(state: State, reference: str | None = None) -> Results:
                 changes=arm,
                 pruned=key in pruned,
                 test_share=share.get(key) if "train_fraction" in arm else None,
+                labelled=statistics.fmean(labelled.get(key, [0])),
                 seeds=own_seeds if len(own_seeds) > len(config.seeds) else (),
             )
             for arm, key, reference, own_seeds in zip(arms, keys, references, seeds, strict=True)

@@ -24,6 +24,7 @@ from ..scoring.statistics import (
 )
 from ..scoring.stopping import Course, follow
 from .answers import LEVEL, Answer, ArmAnswer, Comparison
+from .learning import worths
 from .results import MEASURES, Failure, Results, Training, best_arm
 from .wording import about_the_arms, about_the_sweep, headline
 
@@ -107,6 +108,7 @@ def answer(results: Results) -> Answer:
         blank=blank,
         rising=[training for training in finished if training.rising],
         contrasts={} if table is None else {k: v for k, v in table.contrasts.items() if not math.isnan(v.difference)},
+        worths={} if table is None else worths(results, by_fold["dice"], complete),
         std=math.nan if table is None else table.std,
         degrees=0.0 if table is None else table.degrees,
         apart=() if table is None else table.apart,

@@ -25,6 +25,8 @@ class Arm:
         pruned: whether a search dropped it after its first fold: it is listed and never compared.
         test_share: images of validation for one of training, where it trains on fewer than the sweep's other arms.
         seeds: what it is trained with in every fold, where that is more than the sweep's seeds.
+        labelled: the number of patients (groups of images) that it trains on, or of images where there are no groups,
+            the mean over folds; 0 where it is not known.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Arm:
     pruned: bool = False
     test_share: float | None = None
     seeds: Sequence[int] = ()
+    labelled: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,12 @@ def about_the_arms(answer: Answer) -> list[str]:
             text += f"{comparison.difference:+.3f}{_interval(comparison)}, {_chances(answer, comparison)}."
             text += _what_would_tell(answer, comparison)
         said.append(text + _on_what(answer, one))
-    return said + [_contrast(answer, name, told) for name, told in answer.contrasts.items()]
+    said += [_contrast(answer, name, told) for name, told in answer.contrasts.items()]
+    unit = "images" if answer.results.groups is None else "patients"
+    for i, worth in answer.worths.items():
+        phrase = capital(_phrase(answer.arms[i].arm))
+        said.append(f"{phrase} is {worth.in_words(unit)}, by the learning curve of what it is compared with.")
+    return said
 
 
 def _what_would_tell(answer: Answer, comparison: Comparison) -> str:

@@ -39,7 +39,8 @@ def train_fold(
         dice, iou, ece, ece_foreground and brier of the best model on the validation images, None where undefined;
         train_dice, its Dice on as many training images, evenly spread, dropout off; constant_dice, the Dice of one
         class for all pixels of the validation images; best_epoch, counted from 0; epochs; train_images and val_images,
-        how many there were; device, in words.
+        how many there were; train_groups, the number of groups of the former, None where there are none; device, in
+        words.
 
     Raises:
         Diverged: the loss or the weights are no longer finite.
@@ -72,6 +73,7 @@ def train_fold(
         "epochs": len(session.history),
         "train_images": images["train"],
         "val_images": images["val"],
+        "train_groups": len({dataset.groups[i] for i in samples.split["train"]}) if dataset.grouped else None,
         "device": device,
     }
 
