@@ -617,7 +617,9 @@ def test_an_answer_is_written_without_tensorflow_and_keras(tmp_path):
 
 def test_the_page_says_what_the_text_says_and_draws_what_was_compared(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("segdrop.sweeps.answer_page.plots.forest", lambda arms: drawn.extend(arms) or Figure())
+    monkeypatch.setattr(
+        "segdrop.sweeps.answer_page.plots.forest", lambda tables, margin: drawn.extend(tables[""]) or Figure()
+    )
     odd = dataclasses.replace(arm(0.3), name="spatial <b>0.3")
     found = answer(sweep(CLEAR, WEAK, CLEAR, arms=[NONE, arm(0.1), arm(0.2), odd]))
     write_answer_page(tmp_path / "answer.html", found)
@@ -639,13 +641,20 @@ def test_a_page_without_a_comparison_has_no_plot(tmp_path):
     assert "<img" not in (tmp_path / "answer.html").read_text(encoding="utf-8")
 
 
-def test_a_forest_plot_marks_what_can_be_told_and_shows_every_interval():
-    one, two = ({"name": "a", "difference": 0.02, "low": -0.01, "high": 0.05, "verdict": "cannot be told"},) * 2
-    axes = plots.forest(
-        [one, {**two, "name": "b", "difference": 0.1, "low": 0.05, "high": 0.15, "verdict": "helps"}]
-    ).axes[0]
+def test_a_forest_plot_marks_what_can_be_told_and_shows_every_interval_and_the_margin():
+    told = [("cannot be told", -0.01, 0.05), ("helps", 0.05, 0.15), ("no difference beyond the margin", -0.01, 0.01)]
+    arms = [
+        {"name": name, "difference": (low + high) / 2, "low": low, "high": high, "verdict": verdict}
+        for name, (verdict, low, high) in zip("abc", told, strict=True)
+    ]
+    figure = plots.forest({"one": arms, "two": arms[:1]}, margin=0.02)
+    axes, other = figure.axes
     _, *lines = axes.lines
-    assert [line.get_xdata().tolist() for line in lines[::2]] == [[-0.01, 0.05], [0.05, 0.15]]
-    assert [line.get_markerfacecolor() for line in lines[1::2]] == ["white", "C0"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [line.get_xdata().tolist() for line in lines[::2]] == [[low, high] for _, low, high in told]
+    assert [line.get_markerfacecolor() for line in lines[1::2]] == ["white", "C0", "0.7"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     assert axes.yaxis_inverted()  # the first on top
+    [shaded] = axes.patches
+    assert (shaded.get_x(), shaded.get_x() + shaded.get_width()) == pytest.approx((-0.02, 0.02))
+    assert [one.get_title() for one in (axes, other)] == ["one", "two"]
+    assert not len(plots.forest({"": arms}).axes[0].patches)

@@ -262,21 +262,27 @@ def dice_by_rate(arms: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def forest(arms: Sequence[Mapping]) -> Figure:
-    """Draw each arm's difference of Dice from rate 0 with its interval, one below the other, and a line at 0.
+def forest(tables: Mapping[str, Sequence[Mapping]], margin: float | None = None) -> Figure:
+    """Draw each arm's difference of Dice with its interval, one below the other, and a line at 0; tables side by side.
 
     Args:
-        arms: name, difference, low and high (NaN where undefined) and verdict, by which its mark is filled or open.
+        tables: by title ("" for none) the arms: name, difference, low and high (NaN where undefined) and verdict, by
+            which its mark is filled, half filled for no difference beyond the margin, or open.
+        margin: shaded to both sides of 0.
     """
-    figure = Figure(figsize=(8, 1 + 0.32 * len(arms)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.axvline(0, color="0.3", linewidth=1)
-    for place, arm in enumerate(arms):
-        axes.plot([arm["low"], arm["high"]], [place, place], color="C0", linewidth=1.5)
-        inside = "white" if arm["verdict"] == "cannot be told" else "C0"
-        axes.plot(arm["difference"], place, "s", color="C0", markerfacecolor=inside, markersize=6)
-    axes.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
-    axes.tick_params(axis="y", length=0)
-    axes.set(xlabel="difference of Dice from rate 0", ylim=(len(arms) - 0.5, -0.5))
+    most = max(len(arms) for arms in tables.values())
+    figure = Figure(figsize=(4.5 + 3.5 * len(tables), 1.2 + 0.32 * most), layout="constrained")
+    for place, (title, arms) in enumerate(tables.items()):
+        axes = figure.add_subplot(1, len(tables), place + 1)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.axvline(0, color="0.3", linewidth=1)
+        if margin:
+            axes.axvspan(-margin, margin, color="0.9", linewidth=0, zorder=0)
+        for row, arm in enumerate(arms):
+            axes.plot([arm["low"], arm["high"]], [row, row], color="C0", linewidth=1.5)
+            inside = {"cannot be told": "white", "no difference beyond the margin": "0.7"}.get(arm["verdict"], "C0")
+            axes.plot(arm["difference"], row, "s", color="C0", markerfacecolor=inside, markersize=6)
+        axes.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
+        axes.tick_params(axis="y", length=0)
+        axes.set(title=title, xlabel="difference of Dice", ylim=(len(arms) - 0.5, -0.5))
     return figure

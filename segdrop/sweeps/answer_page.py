@@ -14,10 +14,9 @@ PAGE = "answer.html"
 
 def write_answer_page(path: Path, answer: Answer) -> None:
     """Write what answer.md says, with a forest plot of the comparisons, into one file that refers to no other."""
-    compared = [arm_answer for arm_answer in answer.arms if arm_answer.comparison]
     page = {
         "answer": answer,
-        "forest": svg(plots.forest([_row(arm_answer) for arm_answer in compared])) if compared else None,
+        "forest": _forest(answer),
         "sections": [
             {"section": section, "tables": [Table(rows) for rows in section.tables if rows]}
             for section in sections(answer)
@@ -25,6 +24,14 @@ def write_answer_page(path: Path, answer: Answer) -> None:
     }
     html = render("answer.html", page)
     write_atomically(path, lambda file: file.write_text(html, encoding="utf-8"))
+
+
+def _forest(answer: Answer) -> str | None:
+    """The comparisons as a picture; None where there are none."""
+    compared = [arm_answer for arm_answer in answer.arms if arm_answer.comparison]
+    if not compared:
+        return None
+    return svg(plots.forest({"": [_row(arm_answer) for arm_answer in compared]}, answer.results.margin))
 
 
 def _row(arm_answer) -> dict:
