@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from ..conventions import OVERLAPPING
 from ..errors import InputError
 from .checks import Seed, at_least, check_fields, check_rate, is_finite, is_whole
-from .fields import DROPOUT_KINDS as DROPOUT_KINDS  # for sweeps.wording
 from .fields import (
     ENCODER_RULE,
     AtLeastZero,

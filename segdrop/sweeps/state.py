@@ -34,6 +34,15 @@ _FILE = "a file in the sweep's folder"
 _OF_THE_MACHINE = ("data", "cache_mb", "augment_workers")
 
 
+# What two arms may differ in that have one network.
+_OF_THE_TRAINING = {
+    **dict.fromkeys(("lr", "encoder_lr", "augment_strength"), 1.0),
+    **dict.fromkeys(("weight_decay", "label_smoothing", "copy_paste"), 0.0),
+    **dict.fromkeys(("ema", "mixup", "cutmix")),
+    "augment": "medical",
+}
+
+
 @dataclasses.dataclass
 class State:
     """An open sweep.
@@ -256,16 +265,15 @@ def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
     from ..training.building import build_model, find_weights, start_from
 
     colours = configs[0].has_colours  # of all arms alike
-    for augment, size in {(config.augment, config.crop_size) for config in configs}:
-        Sampler(load_augmentation(augment, colours=colours), size).check(*dataset.read(0))
+    for augment, strength, size in {(one.augment, one.augment_strength, one.crop_size) for one in configs}:
+        Sampler(load_augmentation(augment, colours=colours, strength=strength), size).check(*dataset.read(0))
     built = set()
     for config in configs:
         rates = config.encoder_dropout
         structure = dataclasses.replace(
             config,
             encoder_dropout=rates if isinstance(rates, dict) else float(np.max(rates) > 0) / 2,
-            lr=1.0,
-            encoder_lr=1.0,
+            **_OF_THE_TRAINING,
         )
         if repr(structure) not in built:
             built.add(repr(structure))

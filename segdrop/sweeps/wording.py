@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ..config.train import DROPOUT_KINDS
+from ..config.fields import DROPOUT_KINDS
 from ..scoring.comparison import NO_DIFFERENCE, ArmComparison
 from .answers import LEVEL, Answer, ArmAnswer, Comparison
 from .results import Arm, Results
