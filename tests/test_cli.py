@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_line_with_advice(capsys, monkeypatch):
         ),
         (["evaluate", "--help"], ["--split", "--data"]),
         (["sweep", "--help"], ["--rates", "--grid", "--folds", "--storage", "--workers", "--dry-run", "--epochs"]),
-        (["inspect", "--help"], ["--svg", "--csv", "--json", "--verify", "--image-size"]),
+        (["inspect", "--help"], ["--svg", "--csv", "--json", "--verify", "--image-size", "--sensitivity", "--mc-rate"]),
     ],
 )
 def test_help_needs_no_tensorflow(arguments, words):

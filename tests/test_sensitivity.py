@@ -272,7 +272,7 @@ def test_a_data_set_that_has_changed_is_told(tmp_path, data):
 
 def test_the_command_shows_and_writes_what_the_function_gives(tmp_path, data, capsys):
     run = finished(tmp_path / "run", two_stages(second=0.0), data)
-    options = ["--rate", "0.5", "--samples", "3", "--images", "4", "--seed", "5"]
+    options = ["--mc-rate", "0.5", "--mc-samples", "3", "--mc-images", "4", "--seed", "5"]
     files = ["--json", str(tmp_path / "t.json"), "--csv", str(tmp_path / "t.csv")]
     assert main(["inspect", str(run), "--sensitivity", *options, *files]) == 0
     table = segdrop.sensitivity(run, rate=0.5, samples=3, images=4, seed=5)

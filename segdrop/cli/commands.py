@@ -306,8 +306,13 @@ def _show_sensitivity(options: InspectOptions) -> None:
 
     if options.verify or options.svg or options.image_size:
         raise InputError("`sensitivity` has a table of its own; leave --verify, --svg and --image-size out.")
-    given = {name: getattr(options, name) for name in ("rate", "samples", "images", "seed")}
-    table = sensitivity(options.model, **given)
+    table = sensitivity(
+        options.model,
+        rate=options.mc_rate,
+        samples=options.mc_samples,
+        images=options.mc_images,
+        seed=options.seed,
+    )
     console = _console()
     console.print(table.rich())
     console.print(table.reading, highlight=False, markup=False)

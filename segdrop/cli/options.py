@@ -234,11 +234,11 @@ class InspectOptions(LoadsModels):
     sensitivity: bool = False
     """Of a run: how much Dice falls on its training and its validation images where dropout is on in one stage alone, a
     hint where it might help; takes minutes."""
-    rate: float = 0.2
+    mc_rate: float = 0.2
     """Of --sensitivity: the rate of that dropout, in (0, 1)."""
-    samples: int = 5
+    mc_samples: int = 5
     """Of --sensitivity: predictions of each image, with other maps dropped."""
-    images: int = 100
+    mc_images: int = 100
     """Of --sensitivity: images of the training and of the validation split as many at most."""
     seed: int = 0
     """Of --sensitivity: seed of the images, the samples and the intervals' resampling."""
