@@ -20,7 +20,7 @@ _AGAIN = "_segdrop_again"  # of a tensor that is not held: how it is computed ag
 
 @contextlib.contextmanager
 def without_folding() -> Iterator[None]:
-    """TensorFlow's folding of constants switched off for what is run within: it undoes two thirds of the gain."""
+    """TensorFlow's folding of constants switched off for what is run within: with it most of the gain is lost."""
     import tensorflow as tf
 
     before = tf.config.optimizer.get_experimental_options()
