@@ -15,17 +15,17 @@ Run it on a machine that does nothing else.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import answering
 import cv2
 import numpy as np
+from answering import Process
 
 BATCH, IMAGES = 8, 32
 
@@ -139,51 +139,19 @@ def training(dataset, sampler, size: int, workers: int) -> Callable[[int], list[
 KINDS = {"raw": raw, "segdrop": segdrop, "DataLoader": dataloader, "training": training}
 
 
-def serve(kind: str, folder: str, size: int, workers: int) -> None:
+def compete(kind: str, folder: str, size: int, workers: int) -> None:
     """A contestant: reads numbers of batches, answers with seconds."""
     from segdrop.data.augment import Sampler, load_augmentation
     from segdrop.data.opening import open_dataset
 
     make = KINDS[kind](open_dataset(folder), Sampler(load_augmentation("medical"), size), size, workers)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(make(int(line))), flush=True)
+    answering.serve("ready", lambda batches: make(int(batches)))
 
 
-class Contestant:
-    """A process that makes batches when it is told to."""
-
-    def __init__(self, python: str, kind: str, folder: Path, size: int, workers: int):
-        self._process = subprocess.Popen(
-            [python, __file__, "--serve", kind, str(folder), str(size), str(workers)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={
-                **os.environ,
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-                "PYTHONPATH": str(Path(__file__).parents[1]),
-                **({} if kind == "training" else {"CUDA_VISIBLE_DEVICES": ""}),
-            },
-        )
-        self._answer()
-
-    def begin(self, batches: int) -> None:
-        print(batches, file=self._process.stdin, flush=True)
-
-    def measured(self):
-        """What `serve` measures for the batches that were begun."""
-        return json.loads(self._answer())
-
-    def end(self) -> None:
-        self._process.communicate()
-
-    def _answer(self) -> str:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(self._process.args)} has ended; run it by itself to see why.")
-        return line
+def contestant(python: str, kind: str, folder: Path, size: int, workers: int) -> Process:
+    """A process that makes batches when it is told how many."""
+    environment = {} if kind == "training" else {"CUDA_VISIBLE_DEVICES": ""}
+    return Process(python, __file__, "--serve", kind, str(folder), str(size), str(workers), **environment)
 
 
 def interval(ratios: np.ndarray) -> list[float]:
@@ -203,7 +171,7 @@ def measured(folder: Path, size: int, given) -> list[dict]:
     pythons = {"DataLoader": given.pytorch}
     contestants = {
         (kind, workers): [
-            Contestant(pythons.get(kind, sys.executable), kind, folder, size, workers)
+            contestant(pythons.get(kind, sys.executable), kind, folder, size, workers)
             for _ in range(workers if kind == "raw" else 1)
         ]
         for kind, workers in names
@@ -211,9 +179,9 @@ def measured(folder: Path, size: int, given) -> list[dict]:
 
     def rate(name: tuple[str, int], batches: int) -> float:
         """Images per second, of several loops together."""
-        for contestant in contestants[name]:
-            contestant.begin(batches // len(contestants[name]))
-        seconds = max(contestant.measured() for contestant in contestants[name])
+        for one in contestants[name]:
+            one.begin(str(batches // len(contestants[name])))
+        seconds = max(one.answer() for one in contestants[name])
         return batches // len(contestants[name]) * len(contestants[name]) * BATCH / seconds
 
     batches = max(12, round(given.seconds * rate(names[0], 4) / BATCH))
@@ -223,8 +191,8 @@ def measured(folder: Path, size: int, given) -> list[dict]:
             measured_rate = rate(names[index], batches)
             if number >= 0:
                 rates[names[index]].append(measured_rate)
-    for contestant in (one for several in contestants.values() for one in several):
-        contestant.end()
+    for one in (one for several in contestants.values() for one in several):
+        one.end()
     rows, one_core = [], np.array(rates[names[0]])
     for kind, workers in names:
         mine = np.array(rates[kind, workers])
@@ -241,12 +209,9 @@ def steps_of_training(folder: Path, size: int, given) -> list[dict]:
     """Seconds per step with each number of workers, and the ratio to those on one batch."""
     rows = []
     for workers in (0, *given.workers):
-        contestant = Contestant(sys.executable, "training", folder, size, workers)
-        rounds = []
-        for _ in range(max(4, given.rounds // 2)):
-            contestant.begin(given.steps)
-            rounds.append(contestant.measured())
-        contestant.end()
+        process = contestant(sys.executable, "training", folder, size, workers)
+        rounds = [process.ask(str(given.steps)) for _ in range(max(4, given.rounds // 2))]
+        process.end()
         del rounds[0]  # which traced the step
         piped, fixed = np.array(rounds).T / given.steps
         row = {"size": size, "workers": workers, "seconds": statistics.median(piped)}
@@ -267,7 +232,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.serve:
         kind, folder, size, workers = given.serve
-        return serve(kind, folder, int(size), int(workers))
+        return compete(kind, folder, int(size), int(workers))
     rows, steps = [], []
     with tempfile.TemporaryDirectory() as parent:
         print("| size | pipeline | workers | images/s | of workers x one raw loop |", end=" ")

@@ -21,14 +21,13 @@ Where there is a GPU all of them run on it. For one:
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from answering import Process
 
 HERE = Path(__file__).parent
 # Multiplications of the convolutions of a resnet34 U-Net, for each pixel of the image; a gradient takes two as many.
@@ -39,6 +38,7 @@ NETWORKS = {
         "PyTorch": ("step_pytorch.py", "training"),
         "segdrop": ("step_keras.py", "training", "fast"),
         "segdrop, `--deterministic off`": ("step_keras.py", "training", "fast", "off"),
+        "segdrop, `--checkpointing`": ("step_keras.py", "training", "checkpointing"),
         "segdrop, JAX": ("step_keras.py", "training", "fast"),
         "segdrop 0.4": ("step_keras.py", "training", "before"),
         "segmentation_models": ("step_keras.py", "training", "library", "off"),
@@ -55,47 +55,12 @@ NETWORKS = {
 }
 
 
-class Network:
-    """A process that takes a step when it is told to."""
-
-    def __init__(self, python: str, backend: str, program: str, *words: str, size: int, batch: int, precision: str):
-        numbers = [f"--size={size}", f"--batch={batch}", f"--precision={precision}"]
-        self._process = subprocess.Popen(
-            [python, str(HERE / program), *words, *numbers],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={
-                **os.environ,
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-                "PYTHONPATH": str(HERE.parent),
-                "KERAS_BACKEND": backend,
-                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take most of a GPU's memory
-            },
-        )
-        self.version = self._answer()
-
-    def step(self) -> float:
-        """Seconds of a step."""
-        return float(self._ask("step"))
-
-    def memory(self) -> float:
-        """The most memory that the process has held, in GB."""
-        return float(self._ask("memory"))
-
-    def end(self) -> None:
-        self._process.communicate()
-
-    def _ask(self, word: str) -> str:
-        print(word, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> str:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(self._process.args)} has ended; run it by itself to see why.")
-        return line.strip()
+def begun(python: str, backend: str, program: str, *words: str, size: int, batch: int, precision: str) -> Process:
+    """The process of a network."""
+    numbers = [f"--size={size}", f"--batch={batch}", f"--precision={precision}"]
+    # JAX would take most of a GPU's memory.
+    environment = {"KERAS_BACKEND": backend, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return Process(python, str(HERE / program), *words, *numbers, **environment)
 
 
 def measured(what: str, size: int, precision: str, given) -> list[dict]:
@@ -108,12 +73,12 @@ def measured(what: str, size: int, precision: str, given) -> list[dict]:
             continue
         if words[0] != "step_engine.py" or precision == "float32":
             python, backend = pythons.get(words[0], sys.executable), "jax" if "JAX" in name else "tensorflow"
-            networks[name] = Network(python, backend, *words, size=size, batch=batch, precision=precision)
+            networks[name] = begun(python, backend, *words, size=size, batch=batch, precision=precision)
     seconds = {name: [] for name in networks}
     for number in range(-3, given.rounds):  # the first ones trace and warm up
         for name in rng.permutation(list(networks)):
             time.sleep(0.05)  # threads of the one before are let go to sleep
-            step = networks[name].step()
+            step = networks[name].ask("step")
             if number >= 0:
                 seconds[name].append(step)
     rows, reference = [], next(iter(networks))
@@ -123,7 +88,7 @@ def measured(what: str, size: int, precision: str, given) -> list[dict]:
         told = {"what": what, "size": size, "batch": batch, "precision": precision, "network": name}
         row = {"seconds": statistics.median(seconds[name]), "speed": np.median(ratios), "low": low, "high": high}
         row["tflops"] = 2 * MULTIPLICATIONS * batch * size**2 * (3 if what == "training" else 1) / row["seconds"] / 1e12
-        rows.append({**told, **row, "memory_gb": network.memory(), "version": network.version})
+        rows.append({**told, **row, "memory_gb": network.ask("memory"), "version": network.hello})
         network.end()
     return rows
 

@@ -4,6 +4,7 @@ import json
 import sys
 
 import cv2
+import keras
 import numpy as np
 import pytest
 from conftest import randomise, write_run
@@ -96,6 +97,35 @@ def test_by_default_a_run_is_run_by_keras_and_an_exported_file_by_onnxruntime(ru
     expected = segdrop.load(run).predict(image)
     for source, engine in ((run, "keras"), (exported, "auto"), (exported, "onnxruntime")):
         np.testing.assert_allclose(segdrop.load(source, engine=engine).predict(image), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_an_engine_builds_no_network_of_keras_s_beside_its_own(run, engine, monkeypatch):
+    def fails(*_):
+        raise AssertionError("Keras's network")
+
+    expected = segdrop.load(run).probabilities(np.zeros((1, 32, 32, 3), np.float32))
+    for name in ("folded", "fast"):
+        monkeypatch.setattr(f"segdrop.inference.network.{name}", fails)
+    found = segdrop.load(run, engine=engine).probabilities(np.zeros((1, 32, 32, 3), np.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    segdrop.load(keras.saving.load_model(run / "model.keras"), engine=engine)
+
+
+def test_openvino_opens_an_exported_file_without_onnxruntime(exported, monkeypatch):
+    def fails(*_):
+        raise AssertionError("onnxruntime")
+
+    for module in ("onnx", "engines"):
+        monkeypatch.setattr(f"segdrop.inference.{module}.onnx_session", fails)
+    assert segdrop.load(exported, engine="openvino").channels == 1
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_a_file_that_is_none_is_refused_by_either_engine(exported, tmp_path, engine):
+    (tmp_path / "cut.onnx").write_bytes(exported.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"cut\.onnx is not an ONNX file that can be read; export it again"):
+        segdrop.load(tmp_path / "cut.onnx", engine=engine)
 
 
 def test_an_engine_that_gives_something_else_is_not_used(run, monkeypatch):

@@ -1,7 +1,9 @@
 """export: what onnxruntime and TensorFlow make of the written files, against the network in Keras."""
 
+import gc
 import json
 import sys
+import weakref
 
 import conftest
 import cv2
@@ -20,7 +22,7 @@ from segdrop.data.opening import open_dataset
 from segdrop.files import write_csv, write_json
 from segdrop.inference import export as exporting
 from segdrop.inference.export import export
-from segdrop.inference.onnx import open_onnx
+from segdrop.inference.onnx import _garbage_collected_soon, open_onnx
 from segdrop.inference.predict import predict
 from segdrop.nets.stored import load_model
 from segdrop.surgery.rebuild import in_float32, rebuild
@@ -420,6 +422,22 @@ def test_a_missing_package_is_an_error(run, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf'ONNX needs {package}: `pip install "segdrop\[onnx\]"`'):
         export(run, tmp_path / "network.onnx")
+
+
+def test_while_a_file_is_written_garbage_is_collected_and_afterwards_as_before(monkeypatch):
+    """Each of tf2onnx's passes leaves a copy of all weights in circles of references."""
+
+    class Copy:
+        def __init__(self):
+            self.itself, self.nodes = self, [[] for _ in range(20_000)]
+            alive.add(self)
+
+    alive, most, before = weakref.WeakSet(), 0, gc.get_threshold()
+    with _garbage_collected_soon():
+        for _ in range(40):
+            Copy()
+            most = max(most, len(alive))
+    assert most < 10 and gc.get_threshold() == before and not gc.get_freeze_count()
 
 
 def test_opening_without_onnxruntime_is_an_error(small_onnx, monkeypatch):

@@ -1,5 +1,7 @@
 """The fast twin: the same network with the same weights, of operations that take less time."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from standin import build_small_unet
 
 import segdrop
 import segdrop.surgery.fast as fast_module
-from segdrop import build_unet, fast
+from segdrop import InputError, build_unet, fast
+from segdrop.surgery.checkpointing import without_folding
 from segdrop.training.device import precision_policy
+from segdrop.training.replicas import copy_state
 
 tensorflow_only = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="fused under TensorFlow alone")
 
@@ -363,3 +367,83 @@ def test_the_twin_works_under_jax():
 
 def test_it_is_public():
     assert segdrop.fast is fast
+
+
+# Gradient checkpointing
+
+
+def step_of(model, checkpointing):
+    """A compiled step, losses and gradients of two of them, and the variables afterwards."""
+    twin = fast(model, checkpointing=checkpointing)
+    x, y = images(4, 64), np.random.default_rng(1).integers(0, 2, (4, 64, 64, 1)).astype("float32")
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((twin(x, training=True) - y) ** 2)
+        return loss, *tape.gradient(loss, [variable.value for variable in twin.trainable_variables])
+
+    with without_folding() if checkpointing else contextlib.nullcontext():
+        told = [[value.numpy() for value in step()] for _ in range(2)]
+    return step, told, [np.asarray(variable) for variable in twin.variables]
+
+
+NETWORKS = {
+    "resnet18": {"encoder_dropout": 0.3, "spatial": True},
+    "vgg16": {},
+    "densenet121": {},
+    "mobilenetv2": {"encoder_dropout": 0.3, "placement": "bottleneck"},
+}
+
+
+@tensorflow_only
+@pytest.mark.parametrize("encoder", NETWORKS)
+def test_checkpointing_changes_neither_gradients_nor_statistics_nor_masks_of_dropout(encoder):
+    """In two steps, between which statistics and the states of dropout move on."""
+    models = [build_unet(encoder, encoder_weights=None, seed=0, **NETWORKS[encoder]) for _ in range(2)]
+    copy_state(*models)
+    before = [np.asarray(variable) for variable in models[0].variables]
+    (_, expected, variables), (_, found, ours) = step_of(models[0], False), step_of(models[1], True)
+    for step, our_step in zip(expected, found, strict=True):
+        for theirs, mine in zip(step, our_step, strict=True):
+            assert np.linalg.norm(mine - theirs) <= 1e-3 * np.linalg.norm(theirs) + 1e-7
+    for theirs, mine in zip(variables, ours, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert any((value != now).any() for value, now in zip(before, ours, strict=True))
+
+
+def held(step):
+    """The operations whose maps the backward pass takes from the forward one."""
+    operations = step.get_concrete_function().graph.get_operations()
+    loss = step.get_concrete_function().graph.outputs[0].op
+    forward, stack = set(), [loss]
+    while stack:
+        operation = stack.pop()
+        if operation not in forward:
+            forward.add(operation)
+            stack += [tensor.op for tensor in operation.inputs]
+    taken = (t for o in operations if o not in forward and not o.type.startswith("Shape") for t in o.inputs)
+    return {tensor.op.type for tensor in taken if tensor.op in forward and tensor.shape.rank == 4}
+
+
+@tensorflow_only
+def test_checkpointing_holds_no_map_of_activations_pooling_upsampling_concatenation_or_norms():
+    model = build_unet("resnet18", encoder_weights=None, encoder_dropout=0.3)
+    cheap = {"Relu", "MaxPool", "ConcatV2", "Pad", "FusedBatchNormV3"}
+    assert held(step_of(model, False)[0]) >= {"Relu", "MaxPool", "ConcatV2"}
+    kept = held(step_of(model, True)[0])
+    assert not kept & cheap and kept >= {"Conv2D", "AddV2"}, kept
+
+
+@tensorflow_only
+def test_folding_is_as_before_after_what_is_run_without_it():
+    before = tf.config.optimizer.get_experimental_options()
+    with without_folding():
+        assert tf.config.optimizer.get_experimental_options()["constant_folding"] is False
+    assert tf.config.optimizer.get_experimental_options() == {"constant_folding": True, **before}
+
+
+def test_checkpointing_is_refused_under_another_backend(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(InputError, match="^`checkpointing` needs Keras's TensorFlow backend, not jax"):
+        fast(build_small_unet(), checkpointing=True)

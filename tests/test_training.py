@@ -380,6 +380,8 @@ def test_resuming_with_another_option_names_it(finished, cells):
         ({"val_fraction": 0.4}, r"`val_fraction` must be in \(0, 1/3\], got val_fraction=0.4"),
         ({"seed": 2**32}, r"`seed` must be below 2\^32"),
         ({"resume": True}, "`resume` needs run_dir"),
+        ({"accumulate": 2, "gpus": "all"}, "`accumulate` needs gpus='one', got accumulate=2 with gpus='all'"),
+        ({"checkpointing": True, "gpus": "all"}, "`checkpointing` needs gpus='one', got checkpointing=True with gpus="),
         ({"intensity": "range"}, "`intensity` must be one of auto, dtype, percentiles, window"),
         ({"intensity_percentiles": (1,)}, "`intensity_percentiles` must be two numbers"),
         ({"intensity_percentiles": (99, 1)}, "`intensity_percentiles` must rise from low to high"),
@@ -629,6 +631,28 @@ def test_stopping_early_keeps_the_course_of_the_learning_rate(fold):
     course = WarmupCosine(1e-3, 8)
     rates = [float(row["learning_rate"]) for row in read_history(fold[0])]
     assert rates == pytest.approx([float(course(2)), float(course(4))], rel=1e-5)
+
+
+def test_with_checkpointing_a_training_is_the_same_also_when_it_is_resumed(cells, tmp_path, small_unet, monkeypatch):
+    options = {"epochs": 3, "encoder_dropout": 0.3}
+    expected = train(tiny(cells, tmp_path / "plain", **options))
+    config = tiny(cells, tmp_path / "ours", checkpointing=True, **options)
+    original = Session.record_epoch
+
+    def record_epoch(session, row):
+        original(session, row)
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "record_epoch", record_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    found = train(dataclasses.replace(config, resume=True))
+    rows, ours = read_history(expected.run_dir), read_history(found.run_dir)
+    assert len(ours) == 3
+    for name in ("loss", "val_loss"):
+        assert [float(row[name]) for row in ours] == pytest.approx([float(row[name]) for row in rows], rel=1e-4)
 
 
 @pytest.fixture(scope="module")

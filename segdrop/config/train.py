@@ -96,6 +96,8 @@ class TrainConfig:
     """Crops per training step; auto: 8, fewer where they are large or memory is small."""
     accumulate: Count = 1
     """Steps whose mean gradient moves the weights, for larger batches than memory holds; BatchNorm sees each alone."""
+    checkpointing: bool = False
+    """Take less memory: most maps are computed again for the gradient instead of being held. Steps take longer."""
     crop_size: Crop | Auto = "auto"
     """Height and width of the training crops in pixels, a multiple of 32; smaller images are padded. auto: by the size
     of the objects."""
@@ -266,10 +268,9 @@ class TrainConfig:
                 )
         if self.epochs != "auto" and self.freeze_epochs > self.epochs:
             raise InputError(f"`freeze_epochs` must be at most epochs={self.epochs}, got {self.freeze_epochs}.")
-        if self.accumulate > 1 and self.gpus != "one":
-            raise InputError(
-                f"`accumulate` needs gpus='one', got accumulate={self.accumulate} with gpus={self.gpus!r}."
-            )
+        asked = {"accumulate": self.accumulate > 1, "checkpointing": self.checkpointing}
+        for name in (name for name in asked if asked[name] and self.gpus != "one"):
+            raise InputError(f"`{name}` needs gpus='one', got {name}={getattr(self, name)} with gpus={self.gpus!r}.")
         if self.resume and self.run_dir is None:
             raise InputError("`resume` needs run_dir, the folder of the run to continue.")
 

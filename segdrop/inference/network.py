@@ -27,6 +27,7 @@ from ..scoring.counts import to_labels
 from ..surgery.fast import fast
 from ..surgery.folding import folded
 from .engines import check_engine, function_of_file, function_of_model
+from .onnx import open_onnx, read_metadata
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,24 +219,17 @@ def load(run: str | os.PathLike | keras.Model, *, precision: str = "stored", eng
     if precision not in ("stored", "float32"):
         raise InputError(f"`precision` must be stored or float32, got precision={precision!r}.")
     check_engine(engine)
-    network = _load(run, precision)
-    if engine == "keras" and network.model is None:
-        raise InputError(f"`engine` keras runs a run's network; {network.path} is an ONNX file, for another engine.")
-    if engine in ("onnxruntime", "openvino") and network.model is not None:
-        return dataclasses.replace(network, probabilities=function_of_model(network.model, engine))
-    if engine == "openvino":
-        return dataclasses.replace(network, probabilities=function_of_file(network.path, engine))
-    return network
-
-
-def _load(run: str | os.PathLike | keras.Model, precision: str) -> Network:
     if isinstance(run, keras.Model):
-        return _of_model(run, Path(run.name), precision)
+        return _of_model(run, Path(run.name), precision, engine)
     path = Path(run)
     if path.suffix == ".keras" and path.is_file():
-        return _of_model(load_model(path), path, precision)
+        return _of_model(load_model(path), path, precision, engine)
     if path.is_file():
-        return _load_onnx(path)
+        return _load_onnx(path, engine)
+    return _load_run(path, precision, engine)
+
+
+def _load_run(path: Path, precision: str, engine: Engine) -> Network:
     record = open_run(path)
     temperature = stored_temperature(path)
     multilabel = record.config.multilabel
@@ -263,11 +257,11 @@ def _load(run: str | os.PathLike | keras.Model, precision: str) -> Network:
         temperature=temperature,
         threshold=0.5,
         model=model,
-        probabilities=_probabilities(folded(model)),
+        probabilities=_probabilities(model, engine, folded),
     )
 
 
-def _of_model(model: keras.Model, path: Path, precision: str) -> Network:
+def _of_model(model: keras.Model, path: Path, precision: str, engine: Engine) -> Network:
     """A network that no run describes."""
     shapes = [model.input_shape, model.output_shape]
     if any(not isinstance(shape, tuple) or len(shape) != 4 for shape in shapes):
@@ -302,7 +296,7 @@ def _of_model(model: keras.Model, path: Path, precision: str) -> Network:
         threshold=0.5,
         model=model,
         # The caller's own model may be trained on: the twin shares its weights.
-        probabilities=_probabilities(fast(model)),
+        probabilities=_probabilities(model, engine, fast),
     )
 
 
@@ -314,16 +308,23 @@ def _in_precision(model: keras.Model, precision: str) -> keras.Model:
     return in_float32(model)
 
 
-def _probabilities(twin: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+def _probabilities(model: keras.Model, engine: Engine, faster: Callable) -> Callable[[np.ndarray], np.ndarray]:
+    """What a model gives, by an engine; by Keras it is the twin that `faster` makes of it that gives it."""
+    if engine in ("onnxruntime", "openvino"):
+        return function_of_model(model, engine)
+    twin = faster(model)
     return lambda images: np.asarray(twin.predict_on_batch(images), np.float32)
 
 
-def _load_onnx(path: Path) -> Network:
+def _load_onnx(path: Path, engine: Engine) -> Network:
     if path.suffix.lower() != ".onnx":
         raise InputError(f"`run` must be a run's folder, or an .onnx or .keras file, got {path}.")
-    from .onnx import open_onnx
-
-    metadata, probabilities = open_onnx(path)
+    if engine == "keras":
+        raise InputError(f"`engine` keras runs a run's network; {path} is an ONNX file, for another engine.")
+    if engine == "openvino":
+        metadata, probabilities = read_metadata(path), function_of_file(path, engine)
+    else:
+        metadata, probabilities = open_onnx(path)
     try:
         rule, channels, context = metadata["intensity"], metadata.get("channels"), metadata.get("context_slices", 0)
         inputs = count_inputs(channels, context)

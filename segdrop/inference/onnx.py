@@ -1,10 +1,12 @@
 """ONNX files: written, opened, run."""
 
+import contextlib
+import gc
 import importlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import keras
@@ -42,14 +44,30 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
     if not path.exists():
         raise FileNotFoundError(f"There is no ONNX file: {path}.")
     session = onnx_session(path, providers())
+    return _checked(path, session.get_modelmeta().custom_metadata_map), onnx_function(session)
+
+
+def read_metadata(path: Path) -> dict:
+    """The metadata that `open_onnx` gives, for whoever runs the file otherwise."""
+    if not path.exists():
+        raise FileNotFoundError(f"There is no ONNX file: {path}.")
     try:
-        metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
+        stored = require_package("onnx").load(path).metadata_props
+    except Exception as error:  # protobuf's own, which is no dependency
+        raise InputError(f"{path} is not an ONNX file that can be read; export it again.") from error
+    return _checked(path, {entry.key: entry.value for entry in stored})
+
+
+def _checked(path: Path, stored: Mapping[str, str]) -> dict:
+    """segdrop's metadata of a file."""
+    try:
+        metadata = json.loads(stored[KEY])
         version = metadata["format"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} was not written by segdrop: it has no {KEY} metadata; see segdrop export.") from error
     if version not in READABLE:
         raise InputError(f"{path} was written by segdrop {metadata.get('segdrop')}, which this version cannot read.")
-    return metadata, onnx_function(session)
+    return metadata
 
 
 def check_opset(opset: int, format: str) -> None:
@@ -76,9 +94,27 @@ def providers() -> list[str]:
 
 def export_onnx(model: keras.Model, signature: list, path: Path, opset: int | None = None) -> None:
     """Write a model as Keras and tf2onnx do it."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _garbage_collected_soon():
         warnings.simplefilter("ignore")  # Keras asks NumPy for names that it has no more
         model.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=opset)
+
+
+@contextlib.contextmanager
+def _garbage_collected_soon() -> Iterator[None]:
+    """Within it, Python looks more often for objects that only know each other, and among the new ones alone.
+
+    Each of tf2onnx's forty passes works on a copy of the graph, weights and all, which refers to itself; as seldom as
+    Python looks for such by itself, dozens of them lie about.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(before[0] or 700, 10, 2)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def drawn_images(channels: int, count: int) -> list[np.ndarray]:

@@ -10,6 +10,8 @@ from collections import Counter
 import keras
 from keras import ops
 
+from ..errors import InputError
+from .checkpointing import checkpointed, is_cheap
 from .graph import consumers, functional_view, trace
 from .rebuild import rebuild
 
@@ -17,7 +19,7 @@ DEEP = 256  # channels of a convolution whose kernels may be larger than its map
 FEWEST = 8  # channels of a BatchNorm to be fused: of an image's three Keras's own took a fifth of the time in bfloat16
 
 
-def fast(model: keras.Model) -> keras.Model:
+def fast(model: keras.Model, *, checkpointing: bool = False) -> keras.Model:
     """Return a twin of `model` that shares its weights, computes the same, and trains faster.
 
     Fit the twin and save the model, which is of Keras's own layers and loads anywhere: what one learns the other has.
@@ -35,12 +37,17 @@ def fast(model: keras.Model) -> keras.Model:
 
     Args:
         model: a functional or Sequential Keras 3 model; nested models are entered for their BatchNorms.
+        checkpointing: take less memory in training, under TensorFlow: what activations, BatchNorms, pooling, upsampling
+            and concatenations give is computed again for the gradient, from what convolutions, additions and dropout
+            gave, which is held. Steps take a little longer. Switch TensorFlow's `constant_folding` off, or most of the
+            gain is lost (docs/performance.md#memory).
 
     Returns:
         A functional model, not compiled, with the layer names and the variables of `model`, in the same order.
 
     Raises:
         TypeError: `model` is neither functional nor Sequential.
+        InputError: `checkpointing` under another backend than TensorFlow.
 
     Example:
         >>> model = segdrop.build_unet("resnet18", encoder_weights=None)
@@ -50,14 +57,24 @@ def fast(model: keras.Model) -> keras.Model:
         >>> all(ours is theirs for ours, theirs in zip(model.weights, twin.weights, strict=True))
         True
     """
+    if checkpointing and keras.backend.backend() != "tensorflow":
+        raise InputError(f"`checkpointing` needs Keras's TensorFlow backend, not {keras.backend.backend()}.")
     view = functional_view(model)
     padding_of = _paddings_within(view)
     skipped = set(padding_of.values())
+    results = {id(tensor._keras_history.operation) for tensor in view.outputs}
 
     def convert(path, layer):
         if path in padding_of or _has_large_kernels(layer):
-            return _Conv(layer)
-        return _FusedBatchNorm(layer) if _can_be_fused(layer) else layer
+            return _Conv(layer, checkpointing)
+        if _can_be_fused(layer):
+            return _FusedBatchNorm(layer, checkpointing)
+        if checkpointing and id(layer) not in results:
+            if is_cheap(layer):
+                return _Cheap(layer)
+            if _is_convolution(layer):
+                return _CheckpointedConv(layer, checkpointing)
+        return layer
 
     def call(path, layer, args, kwargs):
         return args[0] if path in skipped else layer(*args, **kwargs)
@@ -98,6 +115,10 @@ def _is_plain(layer) -> bool:
     """Whether a layer is a convolution that `_Conv` can stand for, but for its padding."""
     # Of a stride of 2 "same" pads at the other end, and TensorFlow's explicit padding took 35 times as long on a CPU.
     return type(layer) is keras.layers.Conv2D and layer.strides == (1, 1) and layer.activity_regularizer is None
+
+
+def _is_convolution(layer) -> bool:
+    return type(layer) is keras.layers.Conv2D and layer.built and layer.activity_regularizer is None
 
 
 def _has_large_kernels(layer) -> bool:
@@ -141,30 +162,51 @@ def _can_be_fused(layer) -> bool:
 class _Twin(keras.layers.Layer):
     """Does what `layer` does, in another way, with its name, its policy and its variables."""
 
-    def __init__(self, layer):
+    def __init__(self, layer, checkpointing: bool = False):
         super().__init__(name=layer.name, dtype=layer.dtype_policy)
-        self.layer = layer
+        self.layer, self.checkpointing = layer, checkpointing
+        self.supports_masking = layer.supports_masking
         self.built = True
 
     def compute_output_spec(self, *args, **kwargs):
         return self.layer.compute_output_spec(*args, **kwargs)
 
 
-class _Conv(_Twin):
-    """A convolution of stride 1 together with the padding before it."""
+class _Cheap(_Twin):
+    """A layer without weights, whose result is computed again for the gradient."""
+
+    def call(self, inputs):
+        return checkpointed(
+            lambda *maps: self.layer.call(keras.tree.pack_sequence_as(inputs, maps)), *keras.tree.flatten(inputs)
+        )
+
+
+class _CheckpointedConv(_Twin):
+    """A convolution whose gradient does not hold what it was given."""
 
     def call(self, inputs):
         conv, kernel = self.layer, ops.cast(self.layer.kernel, self.compute_dtype)
-        if _gains_by_product(conv) and _are_small(inputs.shape):
-            output = _conv_of_small_maps(inputs, kernel)
+        if self.checkpointing:
+            output = checkpointed(self._convolve, inputs, kernel, cheap=False)
         else:
-            output = ops.conv(
-                inputs, kernel, padding="same", dilation_rate=conv.dilation_rate, data_format=conv.data_format
-            )
+            output = self._convolve(inputs, kernel)
         if conv.use_bias:
             shape = (1, 1, 1, -1) if conv.data_format == "channels_last" else (1, -1, 1, 1)
             output += ops.reshape(ops.cast(conv.bias, self.compute_dtype), shape)
         return conv.activation(output)
+
+    def _convolve(self, inputs, kernel):
+        return self.layer.convolution_op(inputs, kernel)
+
+
+class _Conv(_CheckpointedConv):
+    """A convolution of stride 1 together with the padding before it."""
+
+    def _convolve(self, inputs, kernel):
+        conv = self.layer
+        if _gains_by_product(conv) and _are_small(inputs.shape):
+            return _conv_of_small_maps(inputs, kernel)
+        return ops.conv(inputs, kernel, padding="same", dilation_rate=conv.dilation_rate, data_format=conv.data_format)
 
     def compute_output_spec(self, inputs):
         shape = list(inputs.shape)
@@ -208,10 +250,6 @@ def _conv_of_small_maps(images, kernel):
 class _FusedBatchNorm(_Twin):
     """A BatchNorm by `FusedBatchNormV3`."""
 
-    def __init__(self, layer):
-        super().__init__(layer)
-        self.supports_masking = True
-
     def call(self, inputs, training=False, mask=None):
         norm = self.layer
         if mask is not None:
@@ -219,17 +257,27 @@ class _FusedBatchNorm(_Twin):
         import tensorflow as tf
 
         mean, variance = (tf.convert_to_tensor(value) for value in (norm.moving_mean, norm.moving_variance))
+        scale = tf.convert_to_tensor(norm.gamma) if norm.scale else tf.ones_like(mean)
+        offset = tf.convert_to_tensor(norm.beta) if norm.center else tf.zeros_like(mean)
         by_batch = bool(training and norm.trainable)
-        output, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=tf.convert_to_tensor(norm.gamma) if norm.scale else tf.ones_like(mean),
-            offset=tf.convert_to_tensor(norm.beta) if norm.center else tf.zeros_like(mean),
-            mean=mean,
-            variance=variance,
-            epsilon=norm.epsilon,
-            is_training=by_batch,
-        )
+
+        def normalise(maps, scale, offset):
+            return tuple(
+                tf.raw_ops.FusedBatchNormV3(
+                    x=maps,
+                    scale=scale,
+                    offset=offset,
+                    mean=mean,
+                    variance=variance,
+                    epsilon=norm.epsilon,
+                    is_training=by_batch,
+                )
+            )
+
+        given = inputs, scale, offset
+        outputs = checkpointed(normalise, *given) if self.checkpointing else normalise(*given)
         if by_batch:
+            _, batch_mean, batch_variance, *_ = outputs
             # The operation tells the variance that the batch is a sample of, Keras's remembers the batch's own.
             count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], batch_variance.dtype)
             batch_variance *= (count - 1) / count
@@ -238,4 +286,4 @@ class _FusedBatchNorm(_Twin):
                 (norm.moving_variance, variance, batch_variance),
             ):
                 moving.assign(old * norm.momentum + new * (1 - norm.momentum))
-        return output
+        return outputs[0]

@@ -14,6 +14,7 @@ from ..folders.run import HISTORY, MODEL
 from ..folders.state import best_epoch, restore_state, save_state
 from ..nets.batchnorm import statistics_of
 from ..nets.sites import encoder_layers, set_encoder_trainable
+from ..surgery.checkpointing import without_folding
 from ..surgery.fast import fast
 from ..surgery.rebuild import rebuild
 from ..surgery.schedules import DropoutSchedule
@@ -58,7 +59,7 @@ class Session:
         self.epochs = min(self.config.epochs, self.config.stop_after or self.config.epochs)
         self.validation = samples.evaluation("val")
         # What is fitted, and what predicts meanwhile: twins of `model` that share its weights, or replicas of it.
-        self.trained = self.predicting = fast(model)
+        self.trained = self.predicting = fast(model, checkpointing=self.config.checkpointing)
         self._averages = None if self.config.ema is None else Averages()
         self._background = Background()
         self._best: keras.Model | None = None  # the best model yet, from which it is written
@@ -78,7 +79,12 @@ class Session:
             if self._out_of_patience():
                 break
             try:
-                with self.samples.augmenters(count_augmenters(self.config.augment_workers)) as augmenters:
+                with contextlib.ExitStack() as stack:
+                    augmenters = stack.enter_context(
+                        self.samples.augmenters(count_augmenters(self.config.augment_workers))
+                    )
+                    if self.config.checkpointing:
+                        stack.enter_context(without_folding())
                     self._fit_phase(max(first, len(self.history)), last, augmenters)
             finally:
                 self._background.wait()
@@ -91,7 +97,9 @@ class Session:
         set_encoder_trainable(self.model, not frozen)
         self._best = rebuild(self.model)  # with the flags of this phase
         # On a CPU, XLA's convolutions took 1.6 times as long as oneDNN's; it does not go with several devices.
-        jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
+        # It would merge what is computed again for the gradient with what was computed first.
+        on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        jit_compile = "auto" if on_gpu and not self.config.checkpointing else False
         if self.strategy is not None:
             self.trained = replicate(self.model, self.strategy)
             self.predicting.compile(loss=self._loss(), metrics=self._metrics(), jit_compile=jit_compile)
