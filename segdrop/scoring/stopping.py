@@ -40,7 +40,7 @@ def levels_of(arms: int, folds: int, repeats: int, level: float = 0.05) -> tuple
 
     Example:
         >>> [round(value, 3) for value in levels_of(4, folds=5, repeats=1)]
-        [0.004, 0.01, 0.022, 0.039]
+        [0.004, 0.008, 0.019, 0.038]
 
     References:
         Lan and DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 70, 1983.
@@ -98,9 +98,9 @@ def follow(
         test_share, references, margin: as for `comparison.compare`, one for each arm.
 
     Example:
-        >>> scores = np.repeat([[[0.8], [0.81], [0.79]], [[0.9], [0.91], [0.9]]], 1, axis=0)
+        >>> scores = np.array([[[0.80], [0.81], [0.79]], [[0.90], [0.91], [0.90]]])  # told after two folds
         >>> follow(scores, np.isfinite(scores[..., 0]), 3, [0.5, 0.5], [0, 0], 0.01).columns
-        [3, 3]
+        [2, 3]
     """
     arms, columns = scores.shape[:2]
     active = [i for i, reference in enumerate(references) if reference != i]

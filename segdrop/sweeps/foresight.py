@@ -71,6 +71,7 @@ def what_it_tells(design: Design, spread: Spread) -> str:
     """A sentence on the difference that a design can detect.
 
     Example:
+        >>> from segdrop.scoring.designs import Design
         >>> print(what_it_tells(Design(arms=4, folds=5, reference_seeds=2), stated_spread(0.02)))
         With a spread of 0.020 (as stated), a difference of Dice of 0.065 would be told in four of five such sweeps...
     """
@@ -128,7 +129,7 @@ def proposals(
     Example:
         >>> best, *_ = proposals(0.03, stated_spread(0.01), arms=4, seconds=60)
         >>> best.folds, best.repeats, best.trainings, round(best.detectable, 3)
-        (10, 1, 60, 0.024)
+        (5, 2, 60, 0.028)
     """
     if not is_finite(detect) or not 0 < detect <= 0.5:
         raise InputError(f"`detect` must be a difference of Dice in (0, 0.5], got detect={detect!r}.")
