@@ -2,7 +2,7 @@
 
     python benchmarks/step_keras.py training|inference fast|checkpointing|before|library [off]
 
-`fast` is what `segdrop train` fits or `segdrop predict` runs, `checkpointing` what `segdrop train --checkpointing` fits,
+`fast` is what `segdrop train` fits or `segdrop predict` runs, `checkpointing` what `train --checkpointing` fits,
 `before` what 0.4 did, and `library` plain
 segmentation_models with Keras's own optimizer. "off" lets TensorFlow run operations side by side.
 """
