@@ -2,15 +2,9 @@
 
     python benchmarks/step_keras.py training|inference fast|checkpointing|before|library [off]
 
-<<<<<<< HEAD
 `fast` is what `segdrop train` fits or `segdrop predict` runs, `checkpointing` what `segdrop train --checkpointing`
 fits, `before` what 0.4 did, and `library` plain segmentation_models with Keras's own optimizer. "off" lets TensorFlow
 run operations side by side.
-=======
-`fast` is what `segdrop train` fits or `segdrop predict` runs, `checkpointing` what `train --checkpointing` fits,
-`before` what 0.4 did, and `library` plain
-segmentation_models with Keras's own optimizer. "off" lets TensorFlow run operations side by side.
->>>>>>> 29ad5de8ab167b477778aa4ec1fa7a314be15e0d
 """
 
 import argparse
