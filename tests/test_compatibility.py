@@ -97,6 +97,7 @@ def test_a_finished_sweep_is_answered_by_all_arms_together_and_keeps_the_answer_
             told = new[moved.get(name, name)]
             assert told == old[name] or float(told) == _number(old[name]), name
     assert answer.expected == 4  # its reference has no further seeds
+    assert "started by segdrop 0.4.0, which compared each arm by itself" in " ".join(answer.about_the_sweep)
     assert json.loads((copied / "sweep" / "chosen.json").read_text()) == chosen
 
 

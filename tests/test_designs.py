@@ -21,6 +21,24 @@ def spatial(rate, **others):
 RATES = [{}, *map(spatial, (0.1, 0.2, 0.3, 0.5))]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"margin": -0.01}, "`margin` must be in 0..0.5, got margin=-0.01"),
+        ({"margin": 0.51}, "`margin` must be in 0..0.5"),
+        ({"reference_seeds": 0}, "`reference_seeds` must be a whole number of at least 1, or auto"),
+        ({"contrasts": "all"}, "`contrasts` must be one of none, kinds, trend"),
+        ({"contrasts": "kinds", "search": 3}, "`contrasts` is for a grid"),
+        ({"stop_when_told": True, "search": 3}, "`stop_when_told` is for a grid"),
+        ({"stop_when_told": True, "contrasts": "trend"}, "`contrasts` are compared when all is trained"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_told_in_one_line(wrong, message):
+    with pytest.raises(InputError, match=message) as error:
+        SweepConfig(**wrong)
+    assert "\n" not in str(error.value)
+
+
 class TestReferences:
     def test_dropout_is_compared_with_the_same_training_without_and_all_else_with_training_as_it_is(self):
         arms = [{}, spatial(0.2), {"ema": 0.99}, spatial(0.2, ema=0.99)]

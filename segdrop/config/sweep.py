@@ -64,8 +64,11 @@ class SweepConfig:
             raise InputError(f"`seeds` must be one or more different numbers below 2^32, got seeds={self.seeds!r}.")
         if self.prune and not self.search:
             raise InputError("`prune` belongs to a search; a grid trains every fold of every arm.")
-        if self.search and self.stop_when_told:
-            raise InputError("`stop_when_told` is for a grid; a search chooses its arms by their scores itself.")
+        for name, given in (("stop_when_told", self.stop_when_told), ("contrasts", self.contrasts != "none")):
+            if self.search and given:
+                raise InputError(f"`{name}` is for a grid, whose arms are known beforehand, and not for a search.")
+        if self.stop_when_told and self.contrasts != "none":
+            raise InputError("`contrasts` are compared when all is trained; leave out stop_when_told, or them.")
         if self.train.gpus != "one":
             raise InputError("`gpus` is not for a sweep, whose workers each take a GPU.")
         for name in ("resume", "run_dir", "from_sweep"):

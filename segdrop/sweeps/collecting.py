@@ -86,6 +86,7 @@ def results(state: State, reference: str | None = None) -> Results:
         test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
         margin=config.margin,
         contrasts=contrasts_of(config.contrasts, arms, references),
+        before="" if "margin" in state.record["config"] else state.record["segdrop"],
         stops=config.stop_when_told,
         shares=shares_of(config, arms) if config.stop_when_told else (),
     )

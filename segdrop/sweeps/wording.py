@@ -132,6 +132,11 @@ def about_the_sweep(answer: Answer) -> list[str]:
     if not math.isnan(answer.seed_std):
         folds = "" if math.isnan(answer.fold_std) else f" and of {answer.fold_std:.3f} over the folds of an arm"
         said.append(f"Dice has a standard deviation of {answer.seed_std:.3f} over the seeds of a fold{folds}.")
+    if results.before:
+        said.append(
+            f"The sweep was started by segdrop {results.before}, which compared each arm by itself; here all arms are "
+            'compared together, and the numbers of then stand under "Each arm by itself".'
+        )
     early = [one.arm.name for one in answer.arms if one.columns is not None]
     if early:
         said.append(f"Trained no further, because they were told or could hardly be told any more: {'; '.join(early)}.")
