@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ..config.arms import DROPOUT_FIELDS, changes_of, curve_of, key_of, name_of
 from ..config.design import contrasts_of, references_of, seeds_of, shares_of
@@ -68,19 +68,7 @@ def results(state: State, reference: str | None = None) -> Results:
         repeats=config.repeats,
         seeds=config.seeds,
         test_share=statistics.fmean(whole) if whole else 1 / (config.folds - 1),
-        trainings=[
-            Training(
-                arm=keys.index(arm),
-                repeat=repeat,
-                fold=fold,
-                seed=seed,
-                seconds=trial.user_attrs["seconds"],
-                images=_per_image(state, trial.number),
-                constant_dice=_none_to_nan(trial.user_attrs["scores"].get("constant_dice")),
-                **{name: _none_to_nan(trial.user_attrs["scores"][name]) for name in STORED},
-            )
-            for (arm, repeat, fold, seed), trial in scored.items()
-        ],
+        trainings=[_training(state, keys.index(arm), place, trial) for (arm, *place), trial in scored.items()],
         failures=[Failure(keys.index(arm), *place, reason) for (arm, *place), reason in failed.items() if arm in keys],
         groups={row["id"]: row["group"] for row in rows} if "group" in rows[0] else None,
         test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
@@ -89,6 +77,19 @@ def results(state: State, reference: str | None = None) -> Results:
         before="" if "margin" in state.record["config"] else state.record["segdrop"],
         stops=config.stop_when_told,
         shares=shares_of(config, arms) if config.stop_when_told else (),
+    )
+
+
+def _training(state: State, arm: int, place: Sequence[int], trial: FrozenTrial) -> Training:
+    """A finished trial; `place`: repeat, fold and seed."""
+    attributes = trial.user_attrs
+    return Training(
+        arm,
+        *place,
+        seconds=attributes["seconds"],
+        images=_per_image(state, trial.number),
+        constant_dice=_none_to_nan(attributes["scores"].get("constant_dice")),
+        **{name: _none_to_nan(attributes["scores"][name]) for name in STORED},
     )
 
 

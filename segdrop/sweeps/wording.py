@@ -132,6 +132,13 @@ def about_the_sweep(answer: Answer) -> list[str]:
     if not math.isnan(answer.seed_std):
         folds = "" if math.isnan(answer.fold_std) else f" and of {answer.fold_std:.3f} over the folds of an arm"
         said.append(f"Dice has a standard deviation of {answer.seed_std:.3f} over the seeds of a fold{folds}.")
+    said += _about_the_comparison(answer)
+    return said
+
+
+def _about_the_comparison(answer: Answer) -> list[str]:
+    """What the comparison rests on, where it is not as usual."""
+    said, results = [], answer.results
     if results.before:
         said.append(
             f"The sweep was started by segdrop {results.before}, which compared each arm by itself; here all arms are "
