@@ -38,7 +38,7 @@ def fast(model: keras.Model, *, checkpointing: bool = False) -> keras.Model:
     Args:
         model: a functional or Sequential Keras 3 model; nested models are entered for their BatchNorms.
         checkpointing: take less memory in training, under TensorFlow: what is cheap to compute (activations,
-            BatchNorms, pooling, ...) is computed again for the gradient. Steps take a little longer; switch TensorFlow's
+            BatchNorms, pooling, ...) is computed again for the gradient. Steps take longer; switch TensorFlow's
             `constant_folding` off, or most of the gain is lost (docs/performance.md#memory).
 
     Returns:
