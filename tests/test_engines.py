@@ -108,7 +108,7 @@ def test_an_engine_builds_no_network_of_keras_s_beside_its_own(run, engine, monk
     for name in ("folded", "fast"):
         monkeypatch.setattr(f"segdrop.inference.network.{name}", fails)
     found = segdrop.load(run, engine=engine).probabilities(np.zeros((1, 32, 32, 3), np.float32))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=engines.TOLERANCE)
     segdrop.load(keras.saving.load_model(run / "model.keras"), engine=engine)
 
 

@@ -37,10 +37,9 @@ def fast(model: keras.Model, *, checkpointing: bool = False) -> keras.Model:
 
     Args:
         model: a functional or Sequential Keras 3 model; nested models are entered for their BatchNorms.
-        checkpointing: take less memory in training, under TensorFlow: what activations, BatchNorms, pooling, upsampling
-            and concatenations give is computed again for the gradient, from what convolutions, additions and dropout
-            gave, which is held. Steps take a little longer. Switch TensorFlow's `constant_folding` off, or most of the
-            gain is lost (docs/performance.md#memory).
+        checkpointing: take less memory in training, under TensorFlow: what is cheap to compute (activations,
+            BatchNorms, pooling, ...) is computed again for the gradient. Steps take longer; switch TensorFlow's
+            `constant_folding` off, or most of the gain is lost (docs/performance.md#memory).
 
     Returns:
         A functional model, not compiled, with the layer names and the variables of `model`, in the same order.
