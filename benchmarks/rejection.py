@@ -155,7 +155,7 @@ def measure(name: str, folds: int, repeats: int, sweeps: int) -> dict:
 
 
 def gaussian_sweeps(folds: int, correlation: float, sweeps: int) -> dict[str, str]:
-    """Share of sweeps in which the table finds something, where an arm's folds are normal and alike by `correlation`."""
+    """Share of sweeps in which the table finds something; scores are normal, an arm's folds alike by `correlation`."""
     found = {}
     for name, times in (("alike", {}), ("one arm three times as variable", {4: 3}), ("the reference", {0: 3})):
         rng, spread = np.random.default_rng(0), np.ones(ARMS)
