@@ -227,23 +227,24 @@ def _conv_of_small_maps(images, kernel):
     channels that takes as long again.
     """
     import tensorflow as tf
+    from tensorflow.python.eager import record  # tf.custom_gradient would keep the traced step for good
 
-    @tf.custom_gradient
-    def conv(images, kernel):
-        def gradient(above):
-            height, width = images.shape[1:3]
-            padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
-            spots = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-            patches = tf.reshape(tf.concat(spots, axis=-1), (-1, 9 * images.shape[3]))
-            product = tf.matmul(patches, tf.reshape(above, (-1, above.shape[3])), transpose_a=True)
-            below = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=images.shape, filter=kernel, out_backprop=above, strides=[1, 1, 1, 1], padding="SAME"
-            )
-            return below, tf.reshape(product, kernel.shape)
+    def gradient(above):
+        height, width = images.shape[1:3]
+        padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        spots = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        patches = tf.reshape(tf.concat(spots, axis=-1), (-1, 9 * images.shape[3]))
+        product = tf.matmul(patches, tf.reshape(above, (-1, above.shape[3])), transpose_a=True)
+        below = tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=images.shape, filter=kernel, out_backprop=above, strides=[1, 1, 1, 1], padding="SAME"
+        )
+        return below, tf.reshape(product, kernel.shape)
 
-        return tf.nn.conv2d(images, kernel, 1, "SAME"), gradient
-
-    return conv(images, kernel)
+    images, kernel = tf.convert_to_tensor(images), tf.convert_to_tensor(kernel)
+    with record.stop_recording():
+        result = tf.nn.conv2d(images, kernel, 1, "SAME")
+    record.record_operation("ConvOfSmallMaps", [result], [images, kernel], gradient)
+    return result
 
 
 class _FusedBatchNorm(_Twin):
