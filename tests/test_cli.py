@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from segdrop import build_unet, load
 from segdrop.cli.main import main, read_options
+from segdrop.config.arms import arms_of, name_of
 from segdrop.files import read_csv
 from segdrop.folders.sweep import chosen_config, fold_runs
 from segdrop.sweeps.state import open_state
@@ -591,11 +592,32 @@ def test_the_chosen_arm_is_trained_on_all_folds_and_scored_on_request(answered, 
 def test_a_dry_run_tells_arms_trainings_and_time_and_makes_nothing(cells, tmp_path, capsys):
     arguments = ["--kinds", "spatial", "element", "--seeds", "0", "1", "--dry-run"]
     assert main(["sweep", str(tmp_path / "sweep"), "--data", str(cells), *SWEEP, *arguments]) == 0
-    plan, *arms, last = capsys.readouterr().out.rstrip().split("\n")[-5:]
+    plan, *arms, time, last = capsys.readouterr().out.rstrip().split("\n")[-6:]
     assert plan.strip() == ""
     assert arms == ["none", "spatial 0.2", "element 0.2"]
-    assert last.startswith("12 trainings, about ") and last.endswith(" one after the other on this machine.")
+    # Two folds and seeds of each, and a third seed of what both others are compared with.
+    assert time.startswith("14 trainings, about ") and time.endswith(" one after the other on this machine.")
+    assert last.startswith("What it could tell depends on how much trainings vary: --spread 0.02")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_tells_what_the_sweep_could_tell_and_which_one_tells_what_is_asked(cells, tmp_path, capsys):
+    words = ["sweep", str(tmp_path / "sweep"), "--data", str(cells), *SWEEP, "--dry-run"]
+    assert main([*words, "--spread", "0.01", "--detect", "0.05"]) == 0
+    told = capsys.readouterr().out
+    assert "With a spread of 0.010 (as stated), a difference of Dice of" in told
+    assert "Sweeps that tell a difference of 0.05 in four of five times" in told and "seeds of the reference" in told
+    assert main([*words, "--detect", "0.05"]) == 2
+    assert "`detect` needs the spread of a training" in capsys.readouterr().err
+
+
+def test_alternatives_are_arms_beside_those_of_dropout():
+    from segdrop.cli.commands import _sweep_config
+
+    config = _sweep_config(read_options("sweep F --rates 0.1 --alternatives --loss dice".split()))
+    names = [name_of(arm) for arm in arms_of(config)]
+    assert names[:3] == ["none", "spatial 0.1", "weight averaging 0.99"]
+    assert "augmentation x2" in names and not any("smoothing" in name for name in names)  # Dice has no cross-entropy
 
 
 def test_options_of_a_sweep_become_its_grid():
