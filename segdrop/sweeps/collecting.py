@@ -49,7 +49,7 @@ def results(state: State, reference: str | None = None) -> Results:
     whole = [share[key] for arm, key in zip(arms, keys, strict=True) if key in share and not arm.get("train_fraction")]
     return Results(
         title=state.folder.absolute().name,
-        facts=_facts(state, [trial.user_attrs["scores"]["device"] for trial in scored.values()]),
+        facts=_facts(state, [trial.user_attrs["scores"]["device"] for trial in scored.values()], max(map(len, seeds))),
         arms=[
             Arm(
                 name=name_of(arm),
@@ -93,9 +93,11 @@ def _training(state: State, arm: int, place: Sequence[int], trial: FrozenTrial) 
     )
 
 
-def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
+def _facts(state: State, devices: Sequence[str], most: int) -> dict[str, str]:
+    """The small table of the answer; `most`: the number of seeds of the arm that has most."""
     config, record, train = state.config, state.record, state.config.train
     seeds = ", ".join(map(str, config.seeds))
+    further = f"; {most} of what most arms are compared with" if most > len(config.seeds) else ""
     groups = "" if record["groups"] is None else f" of {record['groups']} groups"
     weights = "random" if record["random_weights"] else train.encoder_weights
     told = ("data", "epochs", "crop_size", "batch_size", "encoder", "encoder_weights", "mixed_precision", "cache_mb")
@@ -109,7 +111,7 @@ def _facts(state: State, devices: Sequence[str]) -> dict[str, str]:
         "data": train.data,
         "images in the folds": f"{record['images']}{groups}",
         "classes": ", ".join(record["class_names"]),
-        "cross-validation": f"{config.folds} folds, {config.repeats} repeat(s), seeds {seeds}",
+        "cross-validation": f"{config.folds} folds, {config.repeats} repeat(s), seeds {seeds}{further}",
         "training": f"{train.epochs} epochs at most, crops of {train.crop_size} in batches of {train.batch_size}",
         "encoder": f"{train.encoder}, weights: {'none (random)' if weights == 'none' else weights}",
         **({"plan": ", ".join(f"{name}={value}" for name, value in chosen.items())} if chosen else {}),

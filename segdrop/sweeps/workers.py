@@ -149,7 +149,7 @@ class Progress:
         words = [f"fold {attributes['fold'] + 1} of {config.folds}"]
         if config.repeats > 1:
             words.append(f"repeat {attributes['repeat'] + 1}")
-        if len(config.seeds) > 1:
+        if len(config.seeds) > 1 or attributes["seed"] not in config.seeds:
             words.append(f"seed {attributes['seed']}")
         arm = name_of(json.loads(attributes["arm"])) if "arm" in attributes else "an arm not yet proposed"
         return ", ".join([arm, *words])
