@@ -47,7 +47,7 @@ Worker(open_state(Path(folder), storage or None, heartbeat=1, grace=4)).work()
 
 def config(data, rates, seeds):
     grid = {"encoder_dropout": rates, "dropout_kind": ["spatial"]}
-    return SweepConfig(tiny_training(data, batch_size=2), grid, folds=2, seeds=seeds, hold_out=False)
+    return SweepConfig(tiny_training(data, batch_size=2), grid, folds=2, seeds=seeds, reference_seeds=1, hold_out=False)
 
 
 def worker(folder, storage, log):
