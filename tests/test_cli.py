@@ -611,6 +611,10 @@ def test_a_dry_run_tells_what_the_sweep_could_tell_and_which_one_tells_what_is_a
     assert "`detect` needs the spread of a training" in capsys.readouterr().err
 
 
+def test_the_reference_may_be_the_arm_called_none():
+    assert read_options("sweep F --reference none".split()).reference == "none"
+
+
 def test_alternatives_are_arms_beside_those_of_dropout():
     from segdrop.cli.commands import _sweep_config
 

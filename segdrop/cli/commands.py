@@ -94,7 +94,7 @@ def run_sweep(options: SweepOptions) -> None:
             test=options.test,
             data=data,
             margin=margin,
-            reference=options.reference,
+            reference=options.reference or None,
         )
     else:
         answer = sweep(options.folder, config, storage=options.storage, workers=options.workers)

@@ -30,7 +30,7 @@ def references_of(arms: Sequence[Mapping], reference: str | None = None) -> list
         ([0, 0, 1], [1, 1, 1])
     """
     names = [name_of(arm) for arm in arms]
-    if reference is not None:
+    if reference:
         if reference not in names:
             raise InputError(f"`reference` must be the name of an arm, {'; '.join(names)}, got {reference!r}.")
         return [names.index(reference)] * len(arms)

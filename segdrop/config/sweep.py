@@ -36,7 +36,7 @@ class SweepConfig:
     """Times that the images are divided into folds anew; a finished sweep can be asked for more."""
     seeds: tuple[int, ...] = (0,)
     """Seeds, with every one of which each fold of each arm is trained; a finished sweep can be asked for more."""
-    reference: str | None = None
+    reference: str = ""
     """Name of the arm that all others are compared with, as the answer writes it; by default an arm with dropout is
     compared with the same without, and all else with training as it is."""
     reference_seeds: Annotated[int, at_least(1)] | Literal["auto"] = "auto"
