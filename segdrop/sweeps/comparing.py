@@ -41,13 +41,13 @@ def answer(results: Results) -> Answer:
     finished = [training for done in found.trainings for training in done.values()]
     blank = [training for training in finished if training.learnt_nothing]
     nothing = len(blank) == len(finished)  # is learnt: the differences are those of noise
-    dice = found.by_fold("dice")
+    dice, iou = found.by_fold("dice"), found.by_fold("iou")
     table = None if nothing else _table(found)
     comparisons = {} if table is None else _compare(found, table, dice)
     images = {image for training in finished for image in training.images}
     without_words = Answer(
         results=results,
-        arms=[_arm_answer(found, i, dice[i], comparisons.get(i)) for i in range(len(results.arms))],
+        arms=[_arm_answer(found, i, dice[i], iou[i], comparisons.get(i)) for i in range(len(results.arms))],
         chosen=best_arm(found.candidates()),
         failures=found.failures,
         independent=len(images if results.groups is None else {results.groups[image] for image in images}),
@@ -74,7 +74,9 @@ def answer(results: Results) -> Answer:
     )
 
 
-def _arm_answer(found: Gathered, arm: int, dice: np.ndarray, comparison: Comparison | None) -> ArmAnswer:
+def _arm_answer(
+    found: Gathered, arm: int, dice: np.ndarray, iou: np.ndarray, comparison: Comparison | None
+) -> ArmAnswer:
     done, failed, pruned = found.trainings[arm], found.failed[arm], found.results.arms[arm].pruned
     complete, going = found.complete[arm], found.course is not None and arm in found.course.going
     return ArmAnswer(
@@ -85,7 +87,7 @@ def _arm_answer(found: Gathered, arm: int, dice: np.ndarray, comparison: Compari
         expected=len(done) + failed if pruned else found.expected[arm],
         reason=next((failure.reason for failure in found.failures if failure.arm == arm), ""),
         dice=dice,
-        iou=found.by_fold("iou")[arm],
+        iou=iou,
         means={name: float(np.mean([table[arm][slot] for slot in done])) for name, table in found.scores.items()}
         if complete
         else {},

@@ -153,7 +153,8 @@ def estimate(config: SweepConfig) -> Price:
     each = config.folds * config.repeats * len(config.seeds)
     seconds: dict[str, float] = {}
     total, trainings = 0.0, 0
-    for arm, seeds in zip(arms, seeds_of(config, arms), strict=True):
+    all_seeds = seeds_of(config, arms)
+    for arm, seeds in zip(arms, all_seeds, strict=True):
         train = config_of(config.train, arm)
         # What dropout costs a step is not worth a measurement of its own.
         effort = key_of(reference_of(arm))
@@ -172,7 +173,7 @@ def estimate(config: SweepConfig) -> Price:
         at_most=config.train.patience < config.train.epochs or config.stop_when_told,
         plan=checked.plan.to_json(),
         compared=sum(i != reference for i, reference in enumerate(references_of(arms, config.reference))) + proposed,
-        reference_seeds=max(map(len, seeds_of(config, arms))),
+        reference_seeds=max(map(len, all_seeds)),
     )
 
 
