@@ -51,8 +51,3 @@ def write_csv(path: Path, rows: Sequence[Mapping], columns: Sequence[str] | None
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, lambda p: p.write_text(buffer.getvalue(), encoding="utf-8"))
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

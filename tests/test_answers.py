@@ -13,9 +13,10 @@ import textwrap
 
 import numpy as np
 import pytest
+from conftest import read_csv
 from matplotlib.figure import Figure
 
-from segdrop import compare, files
+from segdrop import compare
 from segdrop.scoring.designs import Design
 from segdrop.scoring.learning import fit_curves
 from segdrop.scoring.statistics import Needed
@@ -549,7 +550,7 @@ def test_the_markdown_reads_back(tmp_path):
 def test_the_csv_holds_all_numbers_in_all_digits(tmp_path):
     found = answer(sweep(UNCLEAR, WEAK))
     write_answer(tmp_path, found)
-    none, one, two = files.read_csv(tmp_path / "answer.csv")
+    none, one, two = read_csv(tmp_path / "answer.csv")
     comparison = found.arms[1].comparison
     assert one["arm"] == "spatial 0.1" and one["reference"] == "none" and one["chosen"] == "True"
     assert [float(one[name]) for name in ("difference", "p", "adjusted_p", "own_low", "own_p", "images_high")] == [
@@ -571,7 +572,7 @@ def test_the_csv_holds_all_numbers_in_all_digits(tmp_path):
 def test_the_csv_has_empty_cells_where_there_is_no_number(tmp_path):
     results = sweep(CLEAR)
     write_answer(tmp_path, answer(sweep(arms=results.arms, trainings=results.trainings[:-1])))
-    row = files.read_csv(tmp_path / "answer.csv")[1]
+    row = read_csv(tmp_path / "answer.csv")[1]
     shown = [row[name] for name in ("state", "trained", "dice", "dice_std", "dice_repeat1_fold3")]
     assert shown == ["incomplete", "2", "", "", ""]
 

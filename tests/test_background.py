@@ -5,12 +5,11 @@ import threading
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_training
+from conftest import read_csv, tiny_training
 from standin import build_small_unet
 
 from segdrop.data.augment import load_augmentation
 from segdrop.data.opening import open_dataset
-from segdrop.files import read_csv
 from segdrop.folders import state as states
 from segdrop.training import session as sessions
 from segdrop.training.background import Background

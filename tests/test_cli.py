@@ -12,13 +12,12 @@ import keras
 import numpy as np
 import pytest
 import tifffile
-from conftest import brightness_model, write_pairs, write_run
+from conftest import brightness_model, read_csv, write_pairs, write_run
 from optuna.trial import TrialState
 
 from segdrop import build_unet, load
 from segdrop.cli.main import main, read_options
 from segdrop.config.arms import arms_of, name_of
-from segdrop.files import read_csv
 from segdrop.folders.sweep import chosen_config, fold_runs
 from segdrop.sweeps.state import open_state
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import read_csv
 
 import segdrop
 import segdrop.layers  # registers them
 from segdrop import SweepConfig
-from segdrop.files import read_csv
 from segdrop.sweeps.state import open_or_start
 
 MADE = Path(__file__).parent / "made_by_0_4"

@@ -6,7 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import brightness_model, write_pairs, write_table
+from conftest import brightness_model, read_csv, write_pairs, write_table
 from rich.console import Console
 from sklearn.metrics import brier_score_loss, f1_score, precision_score, recall_score, roc_auc_score
 
@@ -14,7 +14,7 @@ from segdrop import InputError, TrainConfig, evaluate
 from segdrop.data.batches import evaluation_batches
 from segdrop.data.dataset import Dataset
 from segdrop.data.opening import open_dataset
-from segdrop.files import read_csv, write_csv, write_json
+from segdrop.files import write_csv, write_json
 from segdrop.folders.run import store_scores
 from segdrop.scoring.score import score, score_images
 from segdrop.scoring.surfaces import hausdorff95, surface_dice
@@ -278,12 +278,13 @@ def test_the_threshold_is_the_best_on_validation(graded):
 
 
 def test_the_threshold_of_an_earlier_validation_is_taken(graded):
-    store_scores(graded, "val", {"tuned_threshold": 0.9})
+    validated = {"images": 1, "dice": 0.5, "iou": 0.4, "classes": {}, "tuned_threshold": 0.9}
+    store_scores(graded, "val", validated)
     truth, p = (np.ravel(x) for x in probabilities_by_hand(graded, [4, 5, 6, 7]))
     tuned = evaluate(graded)["tuned"]
     assert tuned["threshold"] == 0.9
     assert tuned["dice"] == pytest.approx(f1_score(truth, p >= 0.9), rel=1e-9)
-    assert stored(graded)["val"] == {"tuned_threshold": 0.9}
+    assert stored(graded)["val"] == validated
 
 
 def test_another_data_set_gets_the_runs_own_threshold(graded, run):

@@ -10,11 +10,10 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from conftest import brightness_model, write_run
+from conftest import brightness_model, read_csv, write_run
 
 import segdrop
 from segdrop import InputError
-from segdrop.files import read_csv
 from segdrop.inference import canvas, ensemble
 from segdrop.inference.predict import predict, predict_uncertainty
 

@@ -5,13 +5,12 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import brightness_model, randomise, write_run
+from conftest import brightness_model, randomise, read_csv, write_run
 from standin import build_small_unet
 
 import segdrop
 from segdrop import InputError
 from segdrop.cli.main import main
-from segdrop.files import read_csv
 from segdrop.inference.ranking import choose
 
 RNG = np.random.default_rng(0)

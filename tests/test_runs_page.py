@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import read_csv
 from test_reporting import browser, decode, in_browser, make_run, read, squares
 
 from segdrop import InputError
 from segdrop.cli.main import main
-from segdrop.files import read_csv, write_csv, write_json
+from segdrop.files import write_csv, write_json
 from segdrop.reporting.runs_page import report_runs
 
 NAMES = ["a", "b", "c", "d"]

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import randomise, tiny_training, write_pairs, write_run
+from conftest import randomise, read_csv, tiny_training, write_pairs, write_run
 from keras import layers
 from standin import build_small_unet
 
@@ -13,7 +13,7 @@ import segdrop
 from segdrop import InputError, build_unet
 from segdrop.cli.main import main
 from segdrop.data.opening import open_dataset
-from segdrop.files import read_csv, write_csv, write_json
+from segdrop.files import write_csv, write_json
 from segdrop.scoring.falls import compare_falls, dice_of_present
 from segdrop.scoring.statistics import paired_bootstrap
 from segdrop.show.sensitivity import Sensitivities

@@ -9,11 +9,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import brightness_model, write_run, write_table
+from conftest import brightness_model, read_csv, write_run, write_table
 
 from segdrop import InputError, SweepConfig, TrainConfig, chosen_config, estimate, sweep_report
 from segdrop.data.opening import open_dataset
-from segdrop.files import read_csv, write_csv
+from segdrop.files import write_csv
 from segdrop.folders.sweep import fold_runs, read_folds
 from segdrop.inference.ensemble import load_alike
 from segdrop.scoring.counts import dice as dice_of

@@ -31,7 +31,7 @@ from segdrop.data.splits import part_of
 from segdrop.files import write_json
 from segdrop.folders import run
 from segdrop.folders.state import best_epoch
-from segdrop.folders.sweep import write_folds
+from segdrop.folders.sweep import SweepRecord, write_folds
 from segdrop.images.intensity import Intensity, rule_of
 from segdrop.nets.sites import encoder_layers
 from segdrop.nets.unet import build_unet
@@ -661,7 +661,20 @@ def without_validation(cells, tmp_path_factory):
     home = tmp_path_factory.mktemp("sweeps")
     dataset = open_dataset(cells)
     write_folds(home, dataset, [[np.array([0, 2, 3]), np.array([1, 4, 5])]])
-    write_json(home / "sweep.json", {"config": SweepConfig().to_json(), "data_sha256": dataset.digest})
+    record = SweepRecord(
+        segdrop="0.4.0",
+        config=SweepConfig(TrainConfig(encoder_dropout=0.1), folds=2),
+        study="sweeps",
+        storage="a file in the sweep's folder",
+        data_sha256=dataset.digest,
+        grouping_sha256="",
+        images=6,
+        groups=None,
+        class_names=dataset.class_names,
+        mixed_precision="off",
+        random_weights=True,
+    )
+    write_json(home / "sweep.json", record.to_json())
     config = tiny(cells, home / "run", from_sweep=str(home), epochs=5, stop_after=2, patience=1)
     original, weights = Session.record_epoch, []
 

@@ -74,7 +74,7 @@ def run_sweep(options: SweepOptions) -> None:
     config = _sweep_config(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request to end is as good as Ctrl-C
     if options.dry_run:
-        config = config or SweepConfig.from_json(open_sweep(options.folder)["config"])
+        config = config or open_sweep(options.folder).config
         price = estimate(config)
         if price.plan["choices"]:
             _console().print(plan_table(price.plan).rich())

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from ..errors import InputError
+from ..typed import fit
 from .checks import at_least, check_fields, check_whole, within
 from .train import TrainConfig
 
@@ -56,6 +57,8 @@ class SweepConfig:
     hold_out: bool = True
     """Keep test images out of the folds: those of the given split, else some that are cut off."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
     def __post_init__(self):
         check_fields(self)
         seeds = self.seeds if isinstance(self.seeds, (tuple, list)) else (self.seeds,)
@@ -82,4 +85,9 @@ class SweepConfig:
     @classmethod
     def from_json(cls, stored: Mapping) -> "SweepConfig":
         """The configuration that a sweep has stored; what its version had no option for is as it was then."""
-        return cls(**{**_BEFORE, **stored, "train": TrainConfig.from_json(stored["train"])})
+        return fit(cls, cls.upgraded(stored), "The stored configuration")
+
+    @staticmethod
+    def upgraded(stored: Mapping) -> dict:
+        """What a version has stored, with what it had no option for as it was then."""
+        return {**_BEFORE, **stored, "train": TrainConfig.upgraded(stored["train"])}

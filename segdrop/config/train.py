@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from ..conventions import OVERLAPPING
 from ..errors import InputError
+from ..typed import fit
 from .checks import Seed, at_least, check_fields, check_rate, is_finite, is_whole
 from .fields import (
     ENCODER_RULE,
@@ -227,6 +228,8 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in --run-dir after its last finished epoch."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
     def __post_init__(self):
         for name in (*_PATHS, "images", "masks", "annotator"):
             if isinstance(getattr(self, name), os.PathLike):
@@ -367,7 +370,12 @@ class TrainConfig:
             >>> segdrop.TrainConfig.from_json({"data": "data/cells", "crop_size": 96}).scale
             1.0
         """
-        return cls(**{**_BEFORE, **stored})
+        return fit(cls, cls.upgraded(stored), "The stored configuration")
+
+    @staticmethod
+    def upgraded(stored: Mapping) -> dict:
+        """What a version has stored, with what it had no option for as it was then."""
+        return {**_BEFORE, **stored}
 
     def continuing(self, stored: "TrainConfig") -> "TrainConfig":
         """This configuration for going on with what `stored` began: "auto" is what was chosen then."""

@@ -4,26 +4,34 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import MinLen
+from pydantic import AfterValidator
 
 from ..config.train import TrainConfig
 from ..data.dataset import Dataset
+from ..data.values import Values
 from ..errors import InputError
-from ..files import read_csv, write_csv, write_json
+from ..files import write_csv, write_json
+from ..typed import SCHEMA, fit, is_number, read_json, read_table
+from .records import FittedTemperature, Plan, Recalibration, Scores, StartFile, WeightsFile
 
 CONFIG, MODEL, HISTORY, METRICS, SPLIT = "config.json", "model.keras", "history.csv", "metrics.json", "split.csv"
 PER_IMAGE = "per_image.csv"
 TEMPERATURE = "temperature"  # in metrics.json: of a run's probabilities
 SWEEP = "sweep.json"  # of a sweep's folder, whose trainings are runs
-STATE = "state.npz"  # everything that a resumed run needs; removed when the run is finished
+ADVICE = "restore it from a copy, or train the run anew"  # where a run's file is damaged
+RECALIBRATION = "batchnorm_recalibration"  # in metrics.json, like TEMPERATURE no scores
+_BESIDES = {TEMPERATURE: FittedTemperature, RECALIBRATION: Recalibration}
+_NAME, _NUMBER = Annotated[str, MinLen(1)], Annotated[str, AfterValidator(is_number)]
 PACKAGES = ("segdrop", "tensorflow", "keras", "segmentation-models", "albumentations", "opencv-python-headless")
 
 
@@ -91,19 +99,19 @@ class RunRecord:
     images: Mapping[str, int] = field(default_factory=dict)
     data_sha256: str | None = None
     encoder_weights: str = "unknown"
-    weights: Mapping | None = None
-    start: Mapping | None = None
-    plan: Mapping | None = None
+    weights: WeightsFile | None = None
+    start: StartFile | None = None
+    plan: Plan | None = None
     warnings: tuple[str, ...] = ()
-    mixed_precision: str = "unknown"
+    mixed_precision: Literal["off", "float16", "bfloat16", "unknown"] = "unknown"
     device: str = "unknown"
-    values: Mapping | None = None
-    augmentation: dict | None = None
+    values: Values | None = None
+    augmentation: dict[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict:
         """A JSON-ready dict, from which `open_run` makes an equal record."""
-        return dataclasses.asdict(self)
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
 
 
 def open_run(path: str | os.PathLike) -> RunRecord:
@@ -121,31 +129,25 @@ def open_run(path: str | os.PathLike) -> RunRecord:
             f"{path} is the folder of a sweep; name one of its trainings (chosen.json tells the best arm's), or a run "
             "that `segdrop train --from-sweep` has made of it."
         )
-    try:
-        stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        config, classes = stored["config"], stored["classes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a run of segdrop: it has no readable {CONFIG}.") from error
-    try:
-        config = TrainConfig.from_json(config)
-    except TypeError as error:  # a field that this version does not have
-        raise InputError(f"{path} was made by another version of segdrop: {error}.") from error
-    names = [part.name for part in dataclasses.fields(RunRecord)]
-    told = {name: stored[name] for name in names if name in stored} | {"config": config, "classes": classes}
-    for name in ("class_names", "warnings"):
-        told[name] = tuple(told.get(name, ()))
-    return RunRecord(**told)
+    if not (path / CONFIG).exists():
+        raise InputError(f"{path} is not a run of segdrop: it has no {CONFIG}.")
+    return read_json(path / CONFIG, RunRecord, ADVICE, _upgraded)
+
+
+def _upgraded(stored: dict) -> dict:
+    return {**stored, "config": TrainConfig.upgraded(stored["config"])}
 
 
 def add_warning(path: Path, warning: str) -> None:
     """Put what the user has to know of a training into its config.json while it runs."""
-    stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    write_json(path / CONFIG, {**stored, "warnings": [*stored.get("warnings", ()), warning]})
+    record = open_run(path)
+    write_json(path / CONFIG, dataclasses.replace(record, warnings=(*record.warnings, warning)).to_json())
 
 
 def stored_temperature(run: Path) -> float:
     """What a run's probabilities are tempered by; 1 where nothing is known."""
-    return float(stored_scores(run).get(TEMPERATURE, {}).get("value", 1.0))
+    fitted = read_metrics(run).get(TEMPERATURE)
+    return 1.0 if fitted is None else fitted["value"]
 
 
 def model_file(path: Path) -> Path:
@@ -176,13 +178,12 @@ def store_scores(run: Path, key: str, result: Mapping, rows: Sequence[Mapping] =
     """Put a result into the run's metrics.json, and its images' rows into per_image.csv, beside the other splits'."""
     if rows:
         _store_rows(run, key, rows)
-    write_json(run / METRICS, {**stored_scores(run), key: result})
+    write_json(run / METRICS, {**read_metrics(run), key: result})
 
 
 def recorded_split(run: Path, dataset: Dataset, split: str) -> np.ndarray:
     """Indices of the images that the run's split.csv has in `split` ("all": in any)."""
-    rows = read_csv(run / SPLIT)
-    wanted = [row["id"] for row in rows if split in (row["split"], "all")]
+    wanted = [row["id"] for row in read_split(run) if split in (row["split"], "all")]
     position = {name: i for i, name in enumerate(dataset.ids)}
     missing = [name for name in wanted if name not in position]
     if missing:
@@ -192,20 +193,56 @@ def recorded_split(run: Path, dataset: Dataset, split: str) -> np.ndarray:
 
 def _store_rows(run: Path, key: str, rows: Sequence[Mapping]) -> None:
     """Replace the rows of a split in per_image.csv; those of an own split get the group of the run's split.csv."""
-    path = run / PER_IMAGE
-    recorded = read_csv(run / SPLIT) if key in OWN_SPLITS and (run / SPLIT).is_file() else []
+    recorded = read_split(run) if key in OWN_SPLITS and (run / SPLIT).exists() else []
     groups = {row["id"]: row["group"] for row in recorded if "group" in row}
     fresh = [
         {"split": key, "id": row["id"], **({"group": groups.get(row["id"])} if groups else {}), **row} for row in rows
     ]
-    kept = [row for row in (read_csv(path) if path.is_file() else []) if row["split"] != key]
+    kept = [row for row in read_images(run) if row["split"] != key]
     columns = list(dict.fromkeys(itertools.chain.from_iterable([*fresh, *kept])))
-    write_csv(path, [*kept, *fresh], columns)
+    write_csv(run / PER_IMAGE, [*kept, *fresh], columns)
 
 
-def stored_scores(run: Path) -> dict:
+def read_metrics(run: Path) -> dict[str, Any]:
+    """What metrics.json holds: `Scores` by split, and what is besides; {} where nothing is scored yet."""
     path = run / METRICS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    stored = read_json(path, dict[str, Any], ADVICE)
+    return {key: fit(_BESIDES.get(key, Scores), value, f"{path}, {key}", ADVICE) for key, value in stored.items()}
+
+
+def stored_scores(run: Path) -> dict[str, Scores]:
+    """The scores of a run, by split."""
+    return {key: scores for key, scores in read_metrics(run).items() if key not in _BESIDES}
+
+
+def read_split(run: Path) -> list[dict[str, str]]:
+    """The rows of split.csv: id, split and, where there are groups, group."""
+    columns = {"id": _NAME, "split": Literal["train", "val", "test"]}
+    return read_table(run / SPLIT, columns, ADVICE, unique="id")
+
+
+def read_images(run: Path, split: str | None = None) -> list[dict[str, str]]:
+    """The rows of per_image.csv, all or those of a split: id, split and numbers as text; none where there is none."""
+    path = run / PER_IMAGE
+    if not path.exists():
+        return []
+    rows = read_table(path, {"split": _NAME, "id": _NAME, "dice": _NUMBER}, ADVICE, _NUMBER)
+    return [row for row in rows if split in (None, row["split"])]
+
+
+def read_history(run: Path) -> list[dict[str, float]]:
+    """The rows of history.csv: the epoch, counted from 0, and what was measured in it; none where there is none."""
+    path = run / HISTORY
+    if not path.exists():
+        return []
+    rows = read_table(path, {"epoch": int}, ADVICE, _NUMBER)
+    if [row["epoch"] for row in rows] != list(range(len(rows))):
+        raise InputError(f"{path} is damaged: its epochs are not 0, 1, 2 ...; {ADVICE}.")
+    return [
+        {key: value if key == "epoch" else float(value) for key, value in row.items() if value != ""} for row in rows
+    ]
 
 
 def write_split(path: Path, dataset: Dataset, split: Mapping[str, np.ndarray]) -> None:

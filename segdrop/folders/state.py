@@ -1,53 +1,120 @@
-"""What a resumed training needs, in one file."""
+"""What a resumed training needs, in one file, with the one before beside it."""
 
+import io
 import json
 import math
+import os
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import write_atomically
-from .run import METRICS, STATE
+from ..typed import fit
+from .run import METRICS
+
+STATE, PREVIOUS = "state.npz", "state.previous.npz"  # removed when the run is finished
+
+
+def is_interrupted(run: Path) -> bool:
+    """Whether a run has not finished, and has a state to go on from."""
+    return any((run / name).exists() for name in (STATE, PREVIOUS))
 
 
 def save_state(path: Path, variables: Sequence, history: Sequence[Mapping]) -> None:
-    """Store the values of Keras variables and the history of the epochs that led to them."""
+    """Store the values of Keras variables and the history of the epochs that led to them; the state before is kept."""
     arrays = {f"v{i}": np.asarray(variable) for i, variable in enumerate(variables)}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             np.savez(file, history=np.array(json.dumps(list(history))), **arrays)  # pyright: ignore[reportArgumentType]
+        if (path / STATE).exists():
+            os.replace(path / STATE, path / PREVIOUS)
 
     write_atomically(path / STATE, write)
+
+
+def remove_states(run: Path) -> None:
+    """Declare a run finished: nothing is left to resume."""
+    for name in (PREVIOUS, STATE):
+        (run / name).unlink(missing_ok=True)
 
 
 def load_history(path: Path) -> list[dict]:
     """The history in the stored state.
 
     Raises:
-        InputError: the run is finished, or was stopped before its first epoch ended.
+        InputError: the run is finished, was stopped before its first epoch ended, or its states are damaged.
     """
-    if not (path / STATE).is_file():
+    if not is_interrupted(path):
         if (path / METRICS).is_file():
             raise InputError(f"{path} is a finished run; there is nothing to resume.")
         raise InputError(f"{path} ended before its first epoch did; delete it and start again without --resume.")
-    with np.load(path / STATE) as state:
-        return json.loads(str(state["history"]))
+    return _load(path, says=True)[0]
 
 
 def restore_state(path: Path, variables: Sequence) -> None:
-    """Assign the first `len(variables)` values of the stored state."""
-    with np.load(path / STATE) as state:
-        for i, variable in enumerate(variables):
-            variable.assign(state[f"v{i}"])
+    """Assign the first `len(variables)` values of the stored state.
+
+    Raises:
+        InputError: they are not those of such a network.
+    """
+    _, values = _load(path)
+    shapes = [tuple(variable.shape) for variable in variables]
+    if [value.shape for value in values[: len(shapes)]] != shapes:
+        raise InputError(f"{path / STATE} is another network's; restore it from a copy, or start the run again.")
+    for variable, value in zip(variables, values, strict=False):
+        variable.assign(value)
+
+
+def _load(path: Path, says: bool = False) -> tuple[list[dict], list[np.ndarray]]:
+    """History and values of the state, or of the one before it where that is damaged, which is said."""
+    faults = []
+    for name in (STATE, PREVIOUS):
+        if (path / name).exists():
+            try:
+                found = _read(path / name)
+            except (OSError, ValueError, LookupError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+                faults.append(f"{path / name} is damaged: {first_line(error)}")
+                continue
+            if faults and says:
+                warnings.warn(f"{faults[0]}; going on from the state of the epoch before.", stacklevel=3)
+            return found
+    raise InputError(f"{faults[0]}; there is no whole state to resume, start the run again.")
+
+
+def _read(path: Path) -> tuple[list[dict], list[np.ndarray]]:
+    """History and values of a file, no more of it than it has; ZIP's checksums tell whether it is as it was written."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > size or members[0].header_offset:
+            raise ValueError("it holds more, or less, than it says")
+        arrays = {member.filename: _array(archive.read(member)) for member in members}
+    history = fit(list[dict[str, float | int | None]], json.loads(str(arrays.pop("history.npy"))), "its history")
+    if not history or [row.get("epoch") for row in history] != list(range(len(history))):
+        raise ValueError("its epochs are not 0, 1, 2 ...")
+    return history, [arrays[f"v{i}.npy"] for i in range(len(arrays))]
+
+
+def _array(content: bytes) -> np.ndarray:
+    """An array in NumPy's format; one that claims to be larger than its file is none."""
+    stream = io.BytesIO(content)
+    np.lib.format.read_magic(stream)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject or stream.tell() + math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError("an array in it is not what its header says")
+    stream.seek(0)
+    return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def best_epoch(history: Sequence[Mapping]) -> int:
     """The first epoch with the highest validation Dice, an undefined one being the lowest; the last one where there was
     no validation."""
     if "val_dice" not in history[0]:
-        return history[-1]["epoch"]
+        return int(history[-1]["epoch"])
     scores = [-math.inf if math.isnan(row["val_dice"]) else row["val_dice"] for row in history]
-    return history[int(np.argmax(scores))]["epoch"]
+    return int(history[int(np.argmax(scores))]["epoch"])

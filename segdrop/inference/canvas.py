@@ -4,13 +4,17 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import tifffile
+from typing_extensions import TypedDict
 
+from ..errors import InputError
 from ..files import write_atomically, write_json
 from ..images.picture import Picture
+from ..typed import read_json
 from ..version import __version__
 
 HUGE_PIXELS = 2**26  # larger images are kept on disk while they are worked on, and written as tiled TIFF
@@ -79,6 +83,16 @@ def _write_all(file, values: np.ndarray) -> None:
         data = data[file.write(data) :]
 
 
+class _Progress(TypedDict):
+    """How far an image has come whose rows are kept on disk."""
+
+    digest: str
+    slice: int
+    row: int
+    sums: dict[str, float]
+    layout: dict[Literal["mask", "probabilities", "uncertainty"], tuple[int, Literal["uint8", "float16"]]]
+
+
 class Work:
     """What is being made of one file, and how far it has come: kept on disk for what is too large to do again."""
 
@@ -121,11 +135,12 @@ class Work:
 
     def _restore(self) -> None:
         try:
-            state = json.loads(_hidden(self._home, "progress.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            state = {}
-        paths = [_hidden(self._home, f"{name}.partial") for name in state.get("layout", ())]
-        if state.get("digest") != self._digest or not all(path.is_file() for path in paths):
+            state = read_json(_hidden(self._home, "progress.json"), _Progress, "it is begun anew")
+        except (OSError, InputError):
+            clear(self._home)
+            return
+        paths = [_hidden(self._home, f"{name}.partial") for name in state["layout"]]
+        if state["digest"] != self._digest or not all(path.is_file() for path in paths):
             clear(self._home)
             return
         self.slice, self.row, self.sums = state["slice"], state["row"], state["sums"]

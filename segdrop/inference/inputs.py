@@ -8,20 +8,33 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
+from typing_extensions import TypedDict
 
 from ..config.predict import PredictOptions
 from ..errors import InputError
-from ..files import file_digest, read_csv, write_json
+from ..files import file_digest, write_json
 from ..folders.run import MODEL
 from ..images.opening import is_image, stem
+from ..typed import fit, open_ended, read_json, read_table
 from ..version import __version__
 from .canvas import file_version
 from .network import Network
 
 SETTINGS, PREDICTIONS, LOG = "predict.json", "predictions.csv", ".predictions.partial.jsonl"
+ADVICE = "choose a new folder, and predict anew"  # where what an interrupted call has left is damaged
 ENDINGS = ("_overlay", "_uncertainty", "_probabilities")  # of the names of further results
+
+
+@open_ended
+class _Row(TypedDict):
+    """A line of the log; `mask` and what was measured are in it, too, where the file could be read."""
+
+    file: str
+    status: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +90,7 @@ def _matches(given, out: Path) -> list[tuple[Path, Path]]:
 
 def is_current(row: dict, job: Job, out: Path) -> bool:
     """Whether a finished file's mask is there and is that of the file as it is now."""
-    return (out / row["mask"]).is_file() and job.file.exists() and row.get("version") == file_version(job.file)
+    return (out / row.get("mask", "")).is_file() and job.file.exists() and row.get("version") == file_version(job.file)
 
 
 def _is_within(path: Path, folder: Path) -> bool:
@@ -122,17 +135,14 @@ def prepare_jobs(out: Path, settings: dict, resume: bool) -> dict[str, dict]:
         return {}
     if not resume:
         raise FileExistsError(f"`out` holds predictions: {out}; continue them with --resume or choose a new folder.")
-    try:
-        stored = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"`out` cannot be resumed: {out / SETTINGS} is damaged; choose a new folder.") from error
+    stored = read_json(out / SETTINGS, dict[str, Any], ADVICE)
     for key, value in json.loads(json.dumps(settings)).items():
         if key != "segdrop" and stored.get(key) != value:
             raise InputError(f"`{key}` is {value!r}, but {out} was started with {stored.get(key)!r}; resume with that.")
-    rows = {row["file"]: row for row in read_csv(out / PREDICTIONS)} if (out / PREDICTIONS).is_file() else {}
+    table = out / PREDICTIONS
+    told = read_table(table, {"file": str, "status": str}, ADVICE, unique="file") if table.exists() else []
     if (out / LOG).is_file():
-        for line in (out / LOG).read_text(encoding="utf-8").splitlines():
+        for line in (out / LOG).read_bytes().splitlines():
             with contextlib.suppress(ValueError):  # the last one may have been cut off
-                row = json.loads(line)
-                rows[row["file"]] = row
-    return rows
+                told.append(fit(_Row, from_json(line), str(out / LOG)))
+    return {row["file"]: row for row in told}

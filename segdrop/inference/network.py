@@ -248,7 +248,7 @@ def _load_run(path: Path, precision: str, engine: Engine) -> Network:
         channels=channels,
         multilabel=multilabel,
         intensity=rule_of(record.config),
-        values=record.values and Values.from_json(record.values),
+        values=record.values,
         spacing=record.config.spacing,
         scale=record.config.scale,
         slice_axis=record.config.slice_axis,

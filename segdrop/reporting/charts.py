@@ -4,19 +4,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..files import read_csv
-from ..folders.run import HISTORY
 from ..folders.state import best_epoch
 from ..nets.drawing import draw_network
 from ..show import plots
 from .embedding import data_uri, svg
 from .scores import UNCERTAINTIES, calibrations, detections
-
-
-def history_of(run: Path) -> list[dict[str, float]]:
-    path = run / HISTORY
-    rows = read_csv(path) if path.is_file() else []
-    return [{key: float(value) for key, value in row.items() if value} | {"epoch": int(row["epoch"])} for row in rows]
 
 
 def best_row(history: list[dict]) -> int | None:

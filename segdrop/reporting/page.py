@@ -13,8 +13,19 @@ from ..config.train import TrainConfig
 from ..data.dataset import Dataset
 from ..data.opening import open_configured
 from ..errors import InputError
-from ..files import read_csv, write_atomically
-from ..folders.run import PER_IMAGE, SPLIT, STATE, RunRecord, open_run, recorded_split, stored_scores
+from ..files import write_atomically
+from ..folders.run import (
+    RECALIBRATION,
+    RunRecord,
+    open_run,
+    read_history,
+    read_images,
+    read_metrics,
+    read_split,
+    recorded_split,
+    stored_scores,
+)
+from ..folders.state import is_interrupted
 from ..inference.evaluate import evaluate
 from ..inference.network import load
 from ..nets.inspection import dropout_table
@@ -24,7 +35,6 @@ from ..version import __version__
 from .charts import (
     best_row,
     curves_chart,
-    history_of,
     network_drawing,
     reliability_chart,
     risk_coverage_chart,
@@ -100,7 +110,7 @@ def report(
     result, rows = scores_of(run, split, samples, seed, evaluates=dataset is not None)
     background, *foreground = network.class_names
     kind = best_uncertainty(result, samples)
-    history = history_of(run)
+    history = read_history(run)
     page = {
         "name": run.resolve().name,
         "made": f"segdrop {__version__}, {datetime.now():%Y-%m-%d %H:%M}",
@@ -121,8 +131,8 @@ def report(
         "epochs": len(history),
         "score_columns": columns_of(result),
         "undefined": undefined(result, foreground),
-        "others": {k: v for k, v in stored_scores(run).items() if k != split and isinstance(v, dict) and "images" in v},
-        "recalibration": stored_scores(run).get("batchnorm_recalibration"),
+        "others": {key: scores for key, scores in stored_scores(run).items() if key != split},
+        "recalibration": read_metrics(run).get(RECALIBRATION),
         "calibrations": calibrations(result),
         "detections": {UNCERTAINTIES.get(key, key): scores for key, scores in detections(result).items()},
         "misleading": misleading(result),
@@ -152,21 +162,16 @@ def open_data(run: Path, record: RunRecord, split: str) -> tuple[Dataset | None,
 
 def scores_of(run: Path, split: str, samples: int, seed: int, evaluates: bool) -> tuple[dict, list[dict[str, str]]]:
     """The split's result in metrics.json and rows of per_image.csv, computed where something is missing."""
-
-    def rows() -> list[dict[str, str]]:
-        path = run / PER_IMAGE
-        return [row for row in read_csv(path) if row["split"] == split] if path.is_file() else []
-
     result = stored_scores(run).get(split, {})
-    if evaluates and (not result or not rows() or (samples and "uncertainty" not in result)):
+    if evaluates and (not result or not read_images(run, split) or (samples and "uncertainty" not in result)):
         result = evaluate(run, split=split, mc_samples=samples, seed=seed)
-    return result, rows()
+    return result, read_images(run, split)
 
 
 def warnings_of(run: Path, record: RunRecord, result: Mapping, dataset: Dataset | None) -> list[str]:
     """What has to be known before a run's scores are believed."""
     warnings = list(record.warnings)
-    if (run / STATE).is_file():
+    if is_interrupted(run):
         warnings.append("The training is not finished; this is its best model so far.")
     if "warning" in result or (dataset is not None and dataset.digest != record.data_sha256):
         warnings.append("The data set has changed since the training: these are not the images that the run saw.")
@@ -215,7 +220,7 @@ def _commands(run, config, split, samples, mc_samples, images, seed) -> list[str
 def _members(run: Path) -> list[dict]:
     """Images and groups of each split."""
     members: dict[str, list[dict[str, str]]] = {}
-    for row in read_csv(run / SPLIT):
+    for row in read_split(run):
         members.setdefault(row["split"], []).append(row)
     return [
         {

@@ -15,14 +15,14 @@ from ..config.train import TrainConfig
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..files import write_atomically
-from ..folders.run import RunRecord, open_run
+from ..folders.run import RunRecord, open_run, read_history
 from ..inference.network import load
 from ..scoring.statistics import paired_bootstrap
 from ..show import plots
 from ..show.scores import difference_in_words
 from ..show.tables import Table
 from ..version import __version__
-from .charts import best_row, curves_together, history_of
+from .charts import best_row, curves_together
 from .embedding import hex_colour, jpeg, render
 from .page import SPLITS, open_data, scores_of, warnings_of, words_of
 from .pictures import views
@@ -124,7 +124,7 @@ def _open(paths: Sequence[str | os.PathLike], split: str) -> list[_Run]:
         dataset, problem = open_data(path, record, split)
         result, rows = scores_of(path, split, 0, 0, evaluates=dataset is not None)
         by_image = {row["id"]: row for row in rows}
-        opened.append(_Run(path, name, record, dataset, problem, result, by_image, history_of(path)))
+        opened.append(_Run(path, name, record, dataset, problem, result, by_image, read_history(path)))
     return opened
 
 

@@ -1,6 +1,5 @@
 """The results of a sweep, read from its trials and its folder."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -10,9 +9,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ..config.arms import DROPOUT_FIELDS, changes_of, curve_of, key_of, name_of
 from ..config.design import contrasts_of, references_of, seeds_of, shares_of
 from ..config.train import TrainConfig
-from ..files import read_csv
-from ..folders.run import PER_IMAGE
-from ..folders.sweep import FOLDS, TEST, training_dir
+from ..errors import InputError
+from ..folders.run import read_images
+from ..folders.sweep import SWEEP, groups_in, read_fold_rows, read_test, training_dir
 from .outcome import arms_in, leading, rate_in, scored_by_training, training_in
 from .results import STORED, Arm, Failure, Results, Training
 from .state import State
@@ -36,9 +35,9 @@ def results(state: State, reference: str | None = None) -> Results:
         for trial in trials
         if trial.state == TrialState.FAIL and is_settled(trial, trials)
     }
-    rows = read_csv(state.folder / FOLDS)
-    path, config = state.folder / TEST, state.config
-    test, (leader, _) = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None, leading(state, trials)
+    if unknown := {arm for arm, *_ in scored} - set(keys):
+        raise InputError(f"{state.folder / SWEEP} has no arm {min(unknown)}, which has been trained; restore the file.")
+    test, (leader, _), config = read_test(state.folder), leading(state, trials), state.config
     shares: dict[str, list[float]] = {}
     labelled: dict[str, list[float]] = {}
     for (arm, *_), trial in scored.items():
@@ -70,11 +69,11 @@ def results(state: State, reference: str | None = None) -> Results:
         test_share=statistics.fmean(whole) if whole else 1 / (config.folds - 1),
         trainings=[_training(state, keys.index(arm), place, trial) for (arm, *place), trial in scored.items()],
         failures=[Failure(keys.index(arm), *place, reason) for (arm, *place), reason in failed.items() if arm in keys],
-        groups={row["id"]: row["group"] for row in rows} if "group" in rows[0] else None,
+        groups=groups_in(read_fold_rows(state.folder)),
         test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
         margin=config.margin,
         contrasts=contrasts_of(config.contrasts, arms, references),
-        before="" if "margin" in state.record["config"] else state.record["segdrop"],
+        before=state.record.segdrop if state.record.single_tests else "",
         stops=config.stop_when_told,
         shares=shares_of(config, arms) if config.stop_when_told else (),
     )
@@ -98,10 +97,10 @@ def _facts(state: State, devices: Sequence[str], most: int) -> dict[str, str]:
     config, record, train = state.config, state.record, state.config.train
     seeds = ", ".join(map(str, config.seeds))
     further = f"; {most} of what most arms are compared with" if most > len(config.seeds) else ""
-    groups = "" if record["groups"] is None else f" of {record['groups']} groups"
-    weights = "random" if record["random_weights"] else train.encoder_weights
+    groups = "" if record.groups is None else f" of {record.groups} groups"
+    weights = "random" if record.random_weights else train.encoder_weights
     told = ("data", "epochs", "crop_size", "batch_size", "encoder", "encoder_weights", "mixed_precision", "cache_mb")
-    chosen = {name: choice["value"] for name, choice in record.get("plan", {}).get("choices", {}).items()}
+    chosen = {name: choice["value"] for name, choice in (record.plan or {}).get("choices", {}).items()}
     other_options = {
         k: v
         for k, v in changes_of(train, TrainConfig.from_json({})).items()
@@ -109,8 +108,8 @@ def _facts(state: State, devices: Sequence[str], most: int) -> dict[str, str]:
     }
     return {
         "data": train.data,
-        "images in the folds": f"{record['images']}{groups}",
-        "classes": ", ".join(record["class_names"]),
+        "images in the folds": f"{record.images}{groups}",
+        "classes": ", ".join(record.class_names),
         "cross-validation": f"{config.folds} folds, {config.repeats} repeat(s), seeds {seeds}{further}",
         "training": f"{train.epochs} epochs at most, crops of {train.crop_size} in batches of {train.batch_size}",
         "encoder": f"{train.encoder}, weights: {'none (random)' if weights == 'none' else weights}",
@@ -120,17 +119,14 @@ def _facts(state: State, devices: Sequence[str], most: int) -> dict[str, str]:
             if other_options
             else {}
         ),
-        "precision": record["mixed_precision"],
+        "precision": record.mixed_precision,
         "device": "; ".join(sorted(set(devices))) or "nothing trained yet",
-        "segdrop": record["segdrop"],
+        "segdrop": record.segdrop,
     }
 
 
 def _per_image(state: State, number: int) -> dict[str, float]:
-    path = training_dir(state.folder, number) / PER_IMAGE
-    if not path.is_file():
-        return {}
-    return {row["id"]: float(row["dice"] or "nan") for row in read_csv(path)}
+    return {row["id"]: float(row["dice"] or "nan") for row in read_images(training_dir(state.folder, number))}
 
 
 def _none_to_nan(value) -> float:

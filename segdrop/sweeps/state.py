@@ -21,9 +21,9 @@ from ..data.splits import cross_validation, split_dataset
 from ..errors import InputError
 from ..files import write_json
 from ..folders.run import SWEEP, is_sweep
-from ..folders.sweep import CHOSEN, FOLDS, open_sweep, read_folds, write_folds
+from ..folders.sweep import ADVICE, CHOSEN, FOLDS, SweepRecord, open_sweep, read_folds, write_folds
 from ..version import __version__
-from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, without_password
+from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, reading, without_password
 from .trials import Trials, distributions
 
 if TYPE_CHECKING:  # it imports TensorFlow
@@ -49,13 +49,13 @@ class State:
 
     Attributes:
         folder: its folder.
-        record: the contents of sweep.json.
+        record: what sweep.json says.
         trials: its trainings.
         storage: address of the database, None for the file in the folder.
     """
 
     folder: Path
-    record: dict
+    record: SweepRecord
     trials: Trials
     storage: str | None
 
@@ -66,7 +66,7 @@ class State:
 
     def precision_of(self, train: TrainConfig) -> str:
         """All machines compute alike: as the one that started the sweep, unless the arm says how."""
-        return self.record["mixed_precision"] if train.mixed_precision == "auto" else train.mixed_precision
+        return self.record.mixed_precision if train.mixed_precision == "auto" else train.mixed_precision
 
     def arm_config(self, changes: Mapping) -> TrainConfig:
         return config_of(self.config.train, changes)
@@ -99,20 +99,22 @@ def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None,
 def open_state(folder: Path, storage: str | None, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> State:
     """Open the sweep of a folder."""
     record = open_sweep(folder)
-    if (storage is None) != (record["storage"] == _FILE):
-        where = "without `storage`" if storage else f"with `storage` {record['storage']}"
+    if (storage is None) != (record.storage == _FILE):
+        where = "without `storage`" if storage else f"with `storage` {record.storage}"
         raise InputError(f"{folder} was started {where}; give the same.")
-    config = SweepConfig.from_json(record["config"])
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    database = open_storage(storage or file_url(folder), heartbeat, grace)
-    try:
-        study = optuna.load_study(study_name=record["study"], storage=database)
-    except KeyError:
-        raise InputError(
-            f"{record['storage']} does not know the sweep of {folder} ({record['study']}); give the storage that it "
-            "was started with, or start anew in another folder."
-        ) from None
-    return State(folder, record, Trials(study, config), storage)
+    if storage is None and not (folder / DATABASE).is_file():  # which would be made
+        raise InputError(f"{folder} has no {DATABASE}; {ADVICE}.")
+    with reading(str(folder / DATABASE) if storage is None else record.storage):
+        database = open_storage(storage or file_url(folder), heartbeat, grace)
+        try:
+            study = optuna.load_study(study_name=record.study, storage=database)
+        except KeyError:
+            raise InputError(
+                f"{record.storage} does not know the sweep of {folder} ({record.study}); give the storage that it "
+                "was started with, or start anew in another folder."
+            ) from None
+    return State(folder, record, Trials(study, record.config), storage)
 
 
 def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
@@ -128,38 +130,38 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
     checked = check(config)
     config, dataset, folds = checked.config, checked.dataset, checked.folds
     train = config.train
-    record = {
-        "segdrop": __version__,
-        "config": config.to_json(),
-        "study": f"{folder.absolute().name}-{os.urandom(4).hex()}",
-        "storage": _FILE if storage is None else without_password(storage),
+    record = SweepRecord(
+        segdrop=__version__,
+        config=config,
+        study=f"{folder.absolute().name}-{os.urandom(4).hex()}",
+        storage=_FILE if storage is None else without_password(storage),
         **_identity(dataset),
-        "images": sum(len(part) for part in folds[0]),
-        "groups": len({dataset.groups[i] for part in folds[0] for i in part}) if dataset.grouped else None,
-        "class_names": list(dataset.class_names),
-        "mixed_precision": checked.precision,
-        "plan": checked.plan.to_json(),
-        "random_weights": train.encoder_weights == "auto" and find_weights(train) == "random",
-    }
+        images=sum(len(part) for part in folds[0]),
+        groups=len({dataset.groups[i] for part in folds[0] for i in part}) if dataset.grouped else None,
+        class_names=tuple(dataset.class_names),
+        mixed_precision=checked.precision,
+        plan=checked.plan.to_json(),
+        random_weights=train.encoder_weights == "auto" and find_weights(train) == "random",
+    )
     folder.mkdir(parents=True, exist_ok=True)
     database = open_storage(storage or file_url(folder))
     try:
-        study = optuna.create_study(study_name=record["study"], storage=database, direction="maximize")
+        study = optuna.create_study(study_name=record.study, storage=database, direction="maximize")
         trials = Trials(study, config)
         trials.enqueue(trials.missing([]))
         if _place(record, folder):
             write_folds(folder, dataset, folds)
         else:
-            optuna.delete_study(study_name=record["study"], storage=database)
+            optuna.delete_study(study_name=record.study, storage=database)
             _grow(folder, config, _check_same(folder, config))
     finally:
         database.engine.dispose()
 
 
-def _place(record: dict, folder: Path) -> bool:
+def _place(record: SweepRecord, folder: Path) -> bool:
     """Write sweep.json, once its study is there; False where another machine that started at once was quicker."""
-    temporary = folder / f".{record['study']}.json"
-    write_json(temporary, record)
+    temporary = folder / f".{record.study}.json"
+    write_json(temporary, record.to_json())
     try:
         os.link(temporary, folder / SWEEP)
     except FileExistsError:
@@ -286,8 +288,7 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
     from ..data.opening import open_configured
 
     record = open_sweep(folder)
-    # Read and written again, so that fields that an earlier version did not have are there.
-    kept = SweepConfig.from_json(record["config"])
+    kept = record.config
     config = dataclasses.replace(config, train=config.train.continuing(kept.train))
     if config.reference_seeds == "auto":
         config = dataclasses.replace(config, reference_seeds=kept.reference_seeds)
@@ -310,9 +311,9 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
     dataset = open_configured(config.train)
     identity = _identity(dataset)
     for key, what in (("data_sha256", "other images or masks"), ("grouping_sha256", "other groups, splits or strata")):
-        if identity[key] != record[key]:
+        if identity[key] != getattr(record, key):
             raise InputError(
-                f"{config.train.data} has {what} than {folder} was started with ({record['images']} images in its "
+                f"{config.train.data} has {what} than {folder} was started with ({record.images} images in its "
                 "folds); choose another folder."
             )
     return dataset
@@ -321,11 +322,12 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
 def _grow(folder: Path, config: SweepConfig, dataset: Dataset) -> None:
     """Take over more repeats and seeds than the folder has, and write the folds where its start was cut off before."""
     record = open_sweep(folder)
-    stored = record["config"]
+    stored = record.config
     if not (folder / FOLDS).is_file():
-        write_folds(folder, dataset, _divide(dataset, SweepConfig.from_json(stored)))
-    if config.repeats > stored["repeats"] or len(config.seeds) > len(stored["seeds"]):
+        write_folds(folder, dataset, _divide(dataset, stored))
+    if config.repeats > stored.repeats or len(config.seeds) > len(stored.seeds):
         folds, _, _ = read_folds(folder, dataset)  # what is trained already keeps its folds, whatever divided them
         write_folds(folder, dataset, folds + _divide(dataset, config)[len(folds) :])
-        write_json(folder / SWEEP, {**record, "config": {**stored, "repeats": config.repeats, "seeds": config.seeds}})
+        grown = dataclasses.replace(stored, repeats=config.repeats, seeds=config.seeds)
+        write_json(folder / SWEEP, dataclasses.replace(record, config=grown).to_json())
         (folder / CHOSEN).unlink(missing_ok=True)

@@ -1,9 +1,11 @@
 """Where a sweep's trials are kept: Optuna's database storage, which here outlives an outage of the database."""
 
+import contextlib
 import functools
 import random
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -23,6 +25,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import NullPool
 
 from ..errors import InputError, first_line
+from ..folders.sweep import ADVICE
 
 HEARTBEAT, GRACE = 30, 150  # seconds between signs of life, and without one until a trial counts as stale
 PATIENCE = 900  # seconds that a call waits for a database that does not answer
@@ -74,6 +77,22 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RD
         raise InputError(f"`storage` {without_password(url)} cannot be reached: {reason}.") from error
     storage.patience = PATIENCE
     return storage
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever a database that is damaged makes Optuna and SQLAlchemy raise becomes one line.
+
+    Raises:
+        InputError: `what` cannot be read.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (SQLAlchemyError, StorageInternalError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = first_line(getattr(error.__cause__ or error, "orig", None) or error)
+        raise InputError(f"{what} cannot be read: {reason}; {ADVICE}.") from error
 
 
 def file_url(folder: Path) -> str:

@@ -1,7 +1,6 @@
 """Sweeps: does dropout help on these data? Start or join one, report it, and tell its price in advance."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ..config.design import references_of, seeds_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
 from ..files import write_json
-from ..folders.sweep import TEST, check_data, fold_runs, read_chosen, read_folds
+from ..folders.sweep import TEST, check_data, fold_runs, read_chosen, read_folds, read_test
 from .answer_files import write_answer
 from .answer_page import PAGE, write_answer_page
 from .answers import Answer
@@ -193,15 +192,13 @@ def _score_test(state: State) -> None:
     from ..inference.ensemble import combine, load_alike
     from ..scoring.score import score_images
 
-    path = state.folder / TEST
     if not choose(state):
         raise InputError(f"`test` is for the arm that a finished sweep has chosen; {state.folder} is not finished.")
     chosen = read_chosen(state.folder)
-    if path.is_file():
-        scored = json.loads(path.read_text(encoding="utf-8"))["arm"]
-        if scored != chosen["arm"]:
+    if scored := read_test(state.folder):
+        if scored["arm"] != chosen["arm"]:
             raise InputError(
-                f"`test` was asked when {scored!r} was the chosen arm of {state.folder}, by now it is "
+                f"`test` was asked when {scored['arm']!r} was the chosen arm of {state.folder}, by now it is "
                 f"{chosen['arm']!r}; test images are scored once."
             )
         return
@@ -213,4 +210,7 @@ def _score_test(state: State) -> None:
         raise InputError(f"{state.folder} has no test images: all are in its folds.")
     batches = evaluation_batches(dataset, members, train.batch_size * train.crop_size**2)
     scores, _ = score_images(combine(load_alike(runs)), batches, dataset.class_names)
-    write_json(path, {"what": "the test images", "arm": chosen["arm"], "runs": [str(run) for run in runs], **scores})
+    write_json(
+        state.folder / TEST,
+        {"what": "the test images", "arm": chosen["arm"], "runs": [str(run) for run in runs], **scores},
+    )

@@ -21,8 +21,11 @@ from ..config.arms import arm_config, arms_of, changes_of, key_of, reference_of,
 from ..config.design import references_of, seeds_of, shares_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
+from ..folders.records import Attributes
+from ..folders.sweep import ADVICE
 from ..scoring.stopping import follow
-from .storage import NothingWaiting
+from ..typed import fit, shortened
+from .storage import NothingWaiting, reading
 
 ATTEMPTS = 3  # of a training that ends its worker with an error each time; then it counts as failed
 _FIRST_FOLDS = 4  # of other arms, before one is dropped for its own
@@ -81,10 +84,22 @@ class Trials:
 
     def __init__(self, study: optuna.Study, config: SweepConfig):
         self.study, self.config = study, config
+        self._fitting: set[int] = set()  # finished trials that hold what they should
 
     def all(self) -> list[FrozenTrial]:
-        """Every trial, by number."""
-        return self.study.get_trials(deepcopy=False)
+        """Every trial, by number.
+
+        Raises:
+            InputError: the database cannot be read, or holds what is no sweep's.
+        """
+        with reading("the sweep's database"):
+            trials = self.study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.number not in self._fitting:
+                    _check(trial)
+                    if trial.state.is_finished():
+                        self._fitting.add(trial.number)
+        return trials
 
     def planned(self, trials: Sequence[FrozenTrial]) -> list[Job]:
         """Every distinct training, arm by arm; of a search those of the arms that are proposed, then the proposals.
@@ -281,6 +296,22 @@ class Trials:
             trial.value for trial in first_trainings(self.all()) if is_score(trial) and trial.number != number
         ]
         return len(other_scores) >= _FIRST_FOLDS and value < statistics.median(other_scores)
+
+
+def _check(trial: FrozenTrial) -> None:
+    """Raise InputError unless a trial holds what a sweep has put there."""
+    where = f"trial {trial.number} of the sweep's database"
+    attributes = fit(Attributes, trial.user_attrs, where, ADVICE)
+    needed = {"repeat", "fold", "seed"} | ({"arm", "seconds", "scores"} if is_score(trial) else set())
+    for name in sorted(needed - attributes.keys()):
+        raise InputError(f"{where} lacks `{name}`; {ADVICE}.")
+    if "arm" in attributes:
+        try:
+            arm = json.loads(attributes["arm"])
+        except ValueError:
+            arm = None
+        if not isinstance(arm, dict):
+            raise InputError(f"{where} does not fit: `arm` is none, {shortened(attributes['arm'])}; {ADVICE}.")
 
 
 def first_trainings(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

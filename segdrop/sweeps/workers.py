@@ -81,7 +81,7 @@ class Worker:
         inside = np.sort(np.concatenate(repeats[job.repeat]))
         split = {"train": np.setdiff1d(inside, held_out), "val": np.sort(held_out), "test": np.empty(0, int)}
         # Where a machine lacks the weights that the others have, this is an error and no training from random ones.
-        wanted = "none" if state.record["random_weights"] else "imagenet"
+        wanted = "none" if state.record.random_weights else "imagenet"
         automatic = config.encoder_weights == "auto" and not config.encoder_from_run
         weights = find_weights(dataclasses.replace(config, encoder_weights=wanted) if automatic else config)
         run_dir = training_dir(state.folder, number)
@@ -118,7 +118,7 @@ class Progress:
 
     def __init__(self, state: State):
         self.state, self.started, self.told = state, time.monotonic(), set()
-        if state.record["random_weights"]:
+        if state.record.random_weights:
             _console.print("The encoder starts from RANDOM weights: no ImageNet weights could be had.")
         # What an earlier call has finished is no news.
         self.before = {trial.number for trial in state.trials.all() if trial.state.is_finished()}

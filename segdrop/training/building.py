@@ -168,7 +168,7 @@ def record_of(
         ),
         mixed_precision=precision,
         device=device,
-        values=dataclasses.asdict(values),
+        values=values,
         augmentation=describe(samples.augmentation),
         versions=package_versions(),
     )

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from ..files import remove_partial, write_atomically, write_json
-from ..folders.run import METRICS, MODEL, STATE, TEMPERATURE, store_scores
+from ..folders.run import METRICS, MODEL, RECALIBRATION, TEMPERATURE, store_scores
+from ..folders.state import remove_states
 from ..nets.batchnorm import recalibrate_batchnorm
 from ..scoring.counts import to_labels
 from ..scoring.score import predictions, score, score_images
@@ -77,8 +78,8 @@ def finish(
     if fitted:
         store_scores(run_dir, TEMPERATURE, dataclasses.asdict(fitted))
     if recalibration:
-        store_scores(run_dir, "batchnorm_recalibration", recalibration)
-    (run_dir / STATE).unlink(missing_ok=True)
+        store_scores(run_dir, RECALIBRATION, recalibration)
+    remove_states(run_dir)
     remove_partial(run_dir)
     return Finished(model, twin, metrics, recalibration, fitted)
 
