@@ -81,7 +81,7 @@ def report(data: str, folder: Path, epochs: int) -> None:
     place = folder / "large"
     with mock.patch.object(Trials, "enqueue"):  # the trials are written as finished ones
         state = open_or_start(place, config, None)
-    study = optuna.load_study(study_name=state.record["study"], storage=open_storage(file_url(place)))
+    study = optuna.load_study(study_name=state.record.study, storage=open_storage(file_url(place)))
     rng = np.random.default_rng(0)
     jobs = state.trials.missing([])
     for number, job in enumerate(jobs):

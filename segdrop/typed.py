@@ -75,8 +75,9 @@ def read_json(path: Path, kind: type[T], advice: str, upgrade: Upgrade | None = 
     """
     from pydantic_core import from_json
 
+    text = read_text(path, advice)
     try:
-        content = from_json(read_text(path, advice))
+        content = from_json(text)
     except ValueError as error:  # not JSON, or nested beyond all measure
         raise InputError(f"{path} is damaged: {first_line(error)}; {advice}.") from error
     if not isinstance(content, dict):
@@ -183,5 +184,5 @@ def _told(error: Exception, where: str, advice: str, named: bool = False) -> str
         return f"{where} lacks{place}{ending}."
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where} has{place}, which this version of segdrop does not know{ending}."
-    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("Tuple ")
     return f"{where} does not fit:{place} {rule}, got {shortened(first['input'])}{ending}."

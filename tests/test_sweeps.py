@@ -55,7 +55,9 @@ def stand_in(network):
             record = json.loads((run_dir / "config.json").read_text())
             (run_dir / "config.json").write_text(json.dumps({**record, "config": config.to_json()}))
             dice = {0.0: 0.5, 0.1: 0.6, 0.3: 0.4}[config.encoder_dropout] - fold / 10
-            write_csv(run_dir / "per_image.csv", [{"id": dataset.ids[i], "dice": dice} for i in split["val"]])
+            write_csv(
+                run_dir / "per_image.csv", [{"split": "val", "id": dataset.ids[i], "dice": dice} for i in split["val"]]
+            )
             return {
                 **dict.fromkeys(("dice", "iou", "ece", "ece_foreground", "brier", "train_dice"), dice),
                 "best_epoch": BEST_EPOCHS[config.encoder_dropout] + 3 * fold,
@@ -347,9 +349,9 @@ def test_another_storage_is_refused(trained, finished, cells, tmp_path):
     [
         ({"notes.txt": "mine"}, FileExistsError, "`folder` exists and is not a sweep's: "),
         ({"config.json": "{}", "history.csv": ""}, FileExistsError, "`folder` exists and is not a sweep's: "),
-        ({"sweep.json": "{"}, InputError, "is damaged, or of another version of segdrop"),
-        ({"sweep.json": "[]"}, InputError, "is damaged, or of another version of segdrop"),
-        ({"sweep.json": '{"config": {"train": {"colour": 1}}}'}, InputError, "is damaged, or of another version"),
+        ({"sweep.json": "{"}, InputError, "sweep.json is damaged"),
+        ({"sweep.json": "[]"}, InputError, "sweep.json is damaged"),
+        ({"sweep.json": '{"config": {"train": {"colour": 1}}}'}, InputError, "sweep.json lacks `segdrop`"),
         (None, NotADirectoryError, "Not a directory"),
     ],
 )
@@ -419,7 +421,7 @@ def test_of_two_different_sweeps_that_start_at_once_in_a_folder_one_is_refused_a
 def test_of_two_that_start_at_once_both_take_part_in_one_sweep(trained, cells, tmp_path, monkeypatch):
     first = overtake(monkeypatch, tmp_path / "sweep", config_of(cells))
     second = open_or_start(tmp_path / "sweep", config_of(cells), None)
-    assert second.record["study"] == first[0].record["study"]
+    assert second.record.study == first[0].record.study
     assert len(second.trials.all()) == 6
     assert len(second.trials.study._storage.get_all_studies()) == 1  # the other is removed
 

@@ -209,7 +209,7 @@ class Attributes(TypedDict, total=False):
     rebuilt: int
     drawn: dict[str, Any]
     worker: str
-    scores: FoldScores
+    scores: dict[str, Any]  # `FoldScores`, of a training that is finished
     seconds: float
     failure: str
     error: str

@@ -10,9 +10,10 @@ from ..config.arms import DROPOUT_FIELDS, changes_of, curve_of, key_of, name_of
 from ..config.design import contrasts_of, references_of, seeds_of, shares_of
 from ..config.train import TrainConfig
 from ..errors import InputError
+from ..folders.records import FoldScores
 from ..folders.run import read_images
 from ..folders.sweep import SWEEP, groups_in, read_fold_rows, read_test, training_dir
-from .outcome import arms_in, leading, rate_in, scored_by_training, training_in
+from .outcome import arms_in, fold_scores, leading, rate_in, scored_by_training, training_in
 from .results import STORED, Arm, Failure, Results, Training
 from .state import State
 from .trials import first_trainings, is_pruned, is_settled
@@ -30,6 +31,7 @@ def results(state: State, reference: str | None = None) -> Results:
     references, seeds = references_of(arms, reference or state.config.reference), seeds_of(state.config, arms)
     pruned = {trial.user_attrs["arm"] for trial in first_trainings(trials) if is_pruned(trial)}
     scored = scored_by_training(trials)
+    scores = {trial.number: fold_scores(trial) for trial in scored.values()}
     failed = {
         training_in(trial): trial.user_attrs.get("failure") or trial.user_attrs["error"]
         for trial in trials
@@ -41,14 +43,14 @@ def results(state: State, reference: str | None = None) -> Results:
     shares: dict[str, list[float]] = {}
     labelled: dict[str, list[float]] = {}
     for (arm, *_), trial in scored.items():
-        scores = trial.user_attrs["scores"]
-        shares.setdefault(arm, []).append(scores["val_images"] / scores["train_images"])
-        labelled.setdefault(arm, []).append(scores.get("train_groups") or scores["train_images"])
+        told = scores[trial.number]
+        shares.setdefault(arm, []).append(told["val_images"] / told["train_images"])
+        labelled.setdefault(arm, []).append(told.get("train_groups") or told["train_images"])
     share = {arm: statistics.fmean(values) for arm, values in shares.items()}
     whole = [share[key] for arm, key in zip(arms, keys, strict=True) if key in share and not arm.get("train_fraction")]
     return Results(
         title=state.folder.absolute().name,
-        facts=_facts(state, [trial.user_attrs["scores"]["device"] for trial in scored.values()], max(map(len, seeds))),
+        facts=_facts(state, [told["device"] for told in scores.values()], max(map(len, seeds))),
         arms=[
             Arm(
                 name=name_of(arm),
@@ -67,7 +69,10 @@ def results(state: State, reference: str | None = None) -> Results:
         repeats=config.repeats,
         seeds=config.seeds,
         test_share=statistics.fmean(whole) if whole else 1 / (config.folds - 1),
-        trainings=[_training(state, keys.index(arm), place, trial) for (arm, *place), trial in scored.items()],
+        trainings=[
+            _training(state, keys.index(arm), place, trial, scores[trial.number])
+            for (arm, *place), trial in scored.items()
+        ],
         failures=[Failure(keys.index(arm), *place, reason) for (arm, *place), reason in failed.items() if arm in keys],
         groups=groups_in(read_fold_rows(state.folder)),
         test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
@@ -79,16 +84,15 @@ def results(state: State, reference: str | None = None) -> Results:
     )
 
 
-def _training(state: State, arm: int, place: Sequence[int], trial: FrozenTrial) -> Training:
+def _training(state: State, arm: int, place: Sequence[int], trial: FrozenTrial, scores: FoldScores) -> Training:
     """A finished trial; `place`: repeat, fold and seed."""
-    attributes = trial.user_attrs
     return Training(
         arm,
         *place,
-        seconds=attributes["seconds"],
+        seconds=trial.user_attrs.get("seconds", math.nan),
         images=_per_image(state, trial.number),
-        constant_dice=_none_to_nan(attributes["scores"].get("constant_dice")),
-        **{name: _none_to_nan(attributes["scores"][name]) for name in STORED},
+        constant_dice=_none_to_nan(scores.get("constant_dice")),
+        **{name: _none_to_nan(scores[name]) for name in STORED},
     )
 
 

@@ -8,11 +8,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..config.arms import arms_of, key_of, name_of, reference_of
 from ..files import write_json
+from ..folders.records import FoldScores
 from ..folders.run import MODEL
-from ..folders.sweep import CHOSEN, training_dir
+from ..folders.sweep import ADVICE, CHOSEN, training_dir
+from ..typed import fit
 from .results import best_arm
 from .state import State
-from .trials import Job, first_trainings, is_pruned, is_score, is_settled
+from .trials import Job, first_trainings, is_pruned, is_score, is_settled, place_of
 
 
 def arms_in(state: State, trials: Sequence[FrozenTrial]) -> list[dict]:
@@ -41,6 +43,15 @@ def scored_by_training(trials: Sequence[FrozenTrial]) -> dict[tuple, FrozenTrial
         if is_score(trial):
             scored.setdefault(training_in(trial), trial)
     return scored
+
+
+def fold_scores(trial: FrozenTrial) -> FoldScores:
+    """The scores that are kept with a finished training's trial.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    return fit(FoldScores, trial.user_attrs.get("scores"), f"`scores` of {place_of(trial)}", ADVICE)
 
 
 def leading(state: State, trials: Sequence[FrozenTrial]) -> tuple[dict | None, set[str]]:
@@ -115,7 +126,7 @@ def choose(state: State) -> bool:
         return False
     arm = json.loads(ensemble[0].user_attrs["arm"])
     epochs = [
-        trial.user_attrs["scores"]["best_epoch"] + 1
+        fold_scores(trial)["best_epoch"] + 1
         for (key, *_), trial in scored_by_training(trials).items()
         if key == key_of(arm)
     ]

@@ -298,12 +298,16 @@ class Trials:
         return len(other_scores) >= _FIRST_FOLDS and value < statistics.median(other_scores)
 
 
+def place_of(trial: FrozenTrial) -> str:
+    """What a message calls a trial."""
+    return f"trial {trial.number} of the sweep's database"
+
+
 def _check(trial: FrozenTrial) -> None:
-    """Raise InputError unless a trial holds what a sweep has put there."""
-    where = f"trial {trial.number} of the sweep's database"
+    """Raise InputError unless a trial says which training it is."""
+    where = place_of(trial)
     attributes = fit(Attributes, trial.user_attrs, where, ADVICE)
-    needed = {"repeat", "fold", "seed"} | ({"arm", "seconds", "scores"} if is_score(trial) else set())
-    for name in sorted(needed - attributes.keys()):
+    for name in sorted({"repeat", "fold", "seed", *(["arm"] if is_score(trial) else [])} - attributes.keys()):
         raise InputError(f"{where} lacks `{name}`; {ADVICE}.")
     if "arm" in attributes:
         try:
