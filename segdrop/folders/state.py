@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import write_atomically
-from .run import METRICS, STATE
+from .run import HISTORY, METRICS, STATE
 
 
 def save_state(path: Path, variables: Sequence, history: Sequence[Mapping]) -> None:
@@ -24,15 +24,17 @@ def save_state(path: Path, variables: Sequence, history: Sequence[Mapping]) -> N
 
 
 def load_history(path: Path) -> list[dict]:
-    """The history in the stored state.
+    """The history in the stored state; empty where the run was stopped before its first epoch ended.
 
     Raises:
-        InputError: the run is finished, or was stopped before its first epoch ended.
+        InputError: the run is finished, or keeps no state.
     """
     if not (path / STATE).is_file():
         if (path / METRICS).is_file():
             raise InputError(f"{path} is a finished run; there is nothing to resume.")
-        raise InputError(f"{path} ended before its first epoch did; delete it and start again without --resume.")
+        if (path / HISTORY).is_file():
+            raise InputError(f"{path} keeps no state to go on from, as trainings of a sweep do not; start a new run.")
+        return []
     with np.load(path / STATE) as state:
         return json.loads(str(state["history"]))
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from ..config.train import TrainConfig
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..files import read_csv, write_csv
+from ..locks import locked
 from .run import SWEEP
 
 FOLDS, CHOSEN, TEST, TRAININGS = "folds.csv", "chosen.json", "test.json", "trainings"
 HELD_OUT = "test"
+ANSWER_WAIT = 300.0  # seconds that another process may write the answer
 
 
 def open_sweep(folder: str | os.PathLike) -> dict:
@@ -41,6 +44,15 @@ def open_sweep(folder: str | os.PathLike) -> dict:
         return record
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged, or of another version of segdrop: {error}.") from error
+
+
+def lock_answer(folder: Path) -> AbstractContextManager[None]:
+    """What changes a sweep's own files holds this.
+
+    Raises:
+        InputError: another process does so for minutes already.
+    """
+    return locked(folder, "answer", "has its answer written", "try again", wait=ANSWER_WAIT)
 
 
 def training_dir(folder: str | os.PathLike, number: int) -> Path:

@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import NullPool
 
 from ..errors import InputError, first_line
+from ..interrupts import check
 
 HEARTBEAT, GRACE = 30, 150  # seconds between signs of life, and without one until a trial counts as stale
 PATIENCE = 900  # seconds that a call waits for a database that does not answer
@@ -110,6 +111,7 @@ def _patiently(method):
             except Exception as error:
                 if not _is_passing(error) or time.monotonic() > deadline:
                     raise
+                check()
                 self.suspects.clear()
             time.sleep(wait * random.uniform(0.5, 1))  # apart from the other workers
             wait = min(2 * wait, _LONGEST_WAIT)
