@@ -23,9 +23,8 @@ from ..config.design import references_of, seeds_of, shares_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
 from ..scoring.stopping import follow
-from .storage import NothingWaiting
+from .storage import ATTEMPTS, NothingWaiting
 
-ATTEMPTS = 3  # of a training that ends its worker with an error each time; then it counts as failed
 _FIRST_FOLDS = 4  # of other arms, before one is dropped for its own
 _TRIES = 200  # of a search for an arm that it does not have yet
 
