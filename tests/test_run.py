@@ -10,7 +10,16 @@ import pytest
 
 from segdrop import InputError
 from segdrop.files import write_atomically, write_csv, write_json
-from segdrop.folders.run import create_run, open_run, package_versions
+from segdrop.folders import run
+from segdrop.folders.run import (
+    create_run,
+    open_run,
+    package_versions,
+    start_run,
+    store_all_scores,
+    store_scores,
+    stored_scores,
+)
 from segdrop.folders.state import load_history, restore_state, save_state
 
 
@@ -56,9 +65,26 @@ def test_csv_keeps_all_digits(tmp_path):
     assert (tmp_path / "h.csv").read_text() == "loss\n0.1234567890123456\n"
 
 
-def test_an_existing_run_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["config.json", "notes.txt", "model.keras"])
+def test_an_existing_run_folder_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
     with pytest.raises(FileExistsError, match="`run_dir` exists: .* choose another name, or continue that run"):
         create_run(tmp_path, 0)
+
+
+@pytest.mark.parametrize("left", [[], ["split.csv"], [".config.partial.json", ".training.lock", "split.csv"]])
+def test_what_a_start_that_was_interrupted_left_is_taken_over(tmp_path, left):
+    for name in left:
+        (tmp_path / name).touch()
+    create_run(tmp_path, 0)
+    assert sorted(os.listdir(tmp_path)) == sorted(left)
+
+
+def test_a_folder_that_another_process_has_started_a_run_in_meanwhile_is_refused(tmp_path):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(FileExistsError, match="`run_dir` exists"):
+        start_run(tmp_path, None, None, {})
+    assert os.listdir(tmp_path) == ["config.json"]
 
 
 def test_a_disk_that_is_too_small_is_found_before_the_folder_is_made(tmp_path, monkeypatch):
@@ -99,9 +125,34 @@ def test_a_finished_run_has_nothing_to_resume(tmp_path):
         load_history(tmp_path)
 
 
-def test_a_run_without_a_finished_epoch_cannot_be_resumed(tmp_path):
-    with pytest.raises(InputError, match="ended before its first epoch did"):
+def test_a_run_without_a_finished_epoch_begins_again(tmp_path):
+    assert load_history(tmp_path) == []
+
+
+def test_a_run_that_keeps_no_state_cannot_be_resumed(tmp_path):
+    write_csv(tmp_path / "history.csv", [{"epoch": 0}])
+    with pytest.raises(InputError, match="keeps no state to go on from"):
         load_history(tmp_path)
+
+
+def test_what_was_scored_of_an_earlier_model_goes_when_a_training_is_finished(tmp_path):
+    store_scores(tmp_path, "val", {"dice": 0.1}, [{"id": "a", "dice": 0.1}])
+    store_scores(tmp_path, "elsewhere/all", {"dice": 0.2}, [{"id": "b", "dice": 0.2}])
+    store_all_scores(tmp_path, {"val": {"dice": 0.3}}, {"val": [{"id": "a", "dice": 0.3}]})
+    assert stored_scores(tmp_path) == {"val": {"dice": 0.3}}
+    assert (tmp_path / "per_image.csv").read_text() == "split,id,dice\nval,a,0.3\n"
+    assert sorted(os.listdir(tmp_path)) == ["metrics.json", "per_image.csv"]
+
+
+def test_scores_are_not_written_while_another_process_writes_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "SCORES_WAIT", 0.2)
+    with (
+        run._lock_scores(tmp_path),
+        pytest.raises(InputError, match=rf"has its scores written by another process .*process {os.getpid()}\)"),
+    ):
+        store_scores(tmp_path, "val", {"dice": 0.1})
+    store_scores(tmp_path, "val", {"dice": 0.2})
+    assert stored_scores(tmp_path) == {"val": {"dice": 0.2}}
 
 
 def test_json_is_readable_by_others(tmp_path):

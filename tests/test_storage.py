@@ -28,7 +28,7 @@ from segdrop.config.train import TrainConfig
 from segdrop.errors import InputError
 from segdrop.sweeps import storage
 from segdrop.sweeps.storage import file_url, open_storage
-from segdrop.sweeps.trials import Job, Trials, is_score
+from segdrop.sweeps.trials import Job, Trials, is_score, is_settled
 
 pytestmark = pytest.mark.usefixtures("quiet_optuna")
 CONFIG = SweepConfig(
@@ -39,7 +39,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 import optuna
 from segdrop.sweeps.storage import open_storage
-from segdrop.sweeps.trials import Job, Trials
+from segdrop.sweeps.trials import Job, Trials, is_score, is_settled
 
 url, task = sys.argv[1:]
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -176,6 +176,44 @@ def test_a_killed_workers_trial_is_run_again_and_a_living_workers_is_not(task, t
     known = trials.all()
     assert [Job.of(trial) for trial in known if is_score(trial)] == jobs[::-1]
     assert states(trials)[0] == TrialState.FAIL  # and stays in the log
+
+
+def die(trials, monkeypatch):
+    """A worker claims a trial and is killed, and another worker finds that out."""
+    number = claim(trials)._trial_id
+    with monkeypatch.context() as patch:
+        patch.setattr(trials.study._storage._backend, "_get_stale_trial_ids", lambda study_id: [number])
+        trials.free_stale()
+
+
+def test_a_training_that_ends_its_worker_three_times_has_failed_and_the_others_go_on(trials, monkeypatch):
+    jobs = trials.planned([])[:2]
+    trials.enqueue(jobs[:1])
+    for _ in range(storage.ATTEMPTS):
+        die(trials, monkeypatch)
+    trials.enqueue(jobs[1:])
+    trials.run_one(dice, ())
+    known = trials.all()
+    assert states(trials).count(TrialState.WAITING) == 0 and is_settled(known[-2], known)
+    assert Job.of(known[-2]) == jobs[0]
+    assert known[-2].user_attrs["failure"] == "it ended its worker 3 times, perhaps for lack of memory"
+    assert not any(job in trials.missing(known) for job in jobs)
+
+
+def test_an_interruption_between_two_deaths_starts_the_count_anew(trials, monkeypatch):
+    """A machine that is taken away says nothing of the training."""
+
+    def interrupted(job, number):
+        raise KeyboardInterrupt
+
+    trials.enqueue(trials.planned([])[:1])
+    for _ in range(2):
+        die(trials, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        trials.run_one(interrupted, ())
+    for _ in range(2):
+        die(trials, monkeypatch)
+    assert states(trials) == [TrialState.FAIL] * 5 + [TrialState.WAITING]
 
 
 def test_a_trial_must_look_stale_for_a_while(trials, monkeypatch):

@@ -4,16 +4,19 @@ The trainings are functions that return at once; Optuna keeps its trials in memo
 """
 
 import json
+import signal
 from collections import Counter
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from segdrop import interrupts
 from segdrop.config.arms import arms_of, key_of
 from segdrop.config.sweep import SweepConfig
 from segdrop.config.train import TrainConfig
 from segdrop.errors import Diverged, InputError
+from segdrop.interrupts import Terminated, heeding
 from segdrop.sweeps.trials import ATTEMPTS, Job, Trials, distributions, first_trainings, is_pruned, is_score
 
 pytestmark = pytest.mark.usefixtures("quiet_optuna")
@@ -24,6 +27,12 @@ NONE = key_of({})
 def config(rates=(0.1, 0.2), **fields):
     fields = {"folds": 2, "grid": {"encoder_dropout": list(rates), **SPATIAL}, **fields}
     return SweepConfig(TrainConfig(data="nowhere"), **fields)
+
+
+@pytest.fixture
+def no_deadline(monkeypatch):
+    """A SIGTERM does not end the tests' process in the end."""
+    monkeypatch.setattr(interrupts, "DEADLINE", 1e6)
 
 
 def trials_of(sweep):
@@ -239,8 +248,53 @@ def test_an_interruption_is_no_error_of_the_training():
     trials = started(config())
     with pytest.raises(KeyboardInterrupt):
         trials.run_one(raising(KeyboardInterrupt()), ())
+    interrupted, *_, again = trials.all()
+    assert interrupted.state == TrialState.FAIL and not {"error", "failure"} & set(interrupted.user_attrs)
+    assert again.state == TrialState.WAITING and Job.of(again) == Job.of(interrupted)
+    assert trials.missing(trials.all()) == []
+
+
+def test_an_interruption_that_tensorflow_makes_another_error_of_is_no_error_of_the_training(no_deadline):
+    trials = started(config())
+
+    def interrupted(job, number):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise SystemError("bad argument to internal function") from None
+
+    with pytest.raises(Terminated), heeding():
+        trials.run_one(interrupted, (SystemError,))
     assert not {"error", "failure"} & set(trials.all()[0].user_attrs)
-    assert [(job.arm, job.fold) for job in trials.missing(trials.all())] == [(NONE, 0)]
+    assert trials.all()[-1].state == TrialState.WAITING and trials.missing(trials.all()) == []
+
+
+@pytest.mark.parametrize("place", ["_claim", "tell"])
+def test_a_trial_is_neither_claimed_nor_ended_by_half(place, monkeypatch, no_deadline):
+    """An interrupt in between would leave it running in the eyes of all, until its heartbeat is too old."""
+    trials = started(config())
+    asked = []
+
+    def then_interrupt(original):
+        def call(*arguments, **options):
+            found = original(*arguments, **options)
+            if not asked:
+                asked.append(signal.raise_signal(signal.SIGTERM))
+            return found
+
+        return call
+
+    if place == "_claim":
+        monkeypatch.setattr(trials, "_claim", then_interrupt(trials._claim))
+    else:
+        told = optuna.study._optimize._tell_with_warning
+        monkeypatch.setattr(optuna.study._optimize, "_tell_with_warning", then_interrupt(told))
+    with pytest.raises(Terminated), heeding():
+        trials.run_one(dice, ())
+    assert asked and all(trial.state != TrialState.RUNNING for trial in trials.all())
+    states = Counter(trial.state for trial in trials.all())
+    ended = {TrialState.FAIL: 1} if place == "_claim" else {TrialState.COMPLETE: 1}
+    assert states == {**ended, TrialState.WAITING: 6 - (place == "tell")}
 
 
 def test_a_worker_whose_trial_was_given_to_another_goes_on():

@@ -422,14 +422,12 @@ def test_one_worker_that_ends_with_an_error_is_told_with_its_log(start, cells, m
     assert "FileExistsError" in told and f"(all of it is in {log})" in told
 
 
-@pytest.mark.parametrize(("heeded", "code"), [(1, 7), (2, 7), (None, -signal.SIGKILL)])
-def test_a_worker_is_asked_to_end_twice_and_killed_then(heeded, code, monkeypatch):
-    """Its training may swallow what asks it to end."""
-    monkeypatch.setattr(workers, "_GRACE", (0.0, 3.0, 3.0))
+@pytest.mark.parametrize(("heeds", "code"), [(True, 7), (False, -signal.SIGKILL)])
+def test_a_worker_is_asked_to_end_and_killed_if_it_does_not(heeds, code, monkeypatch):
+    monkeypatch.setattr(workers, "_GRACE", 1.0)
     script = f"""
-        import itertools, signal, sys, time
-        asked = itertools.count(1)
-        signal.signal(signal.SIGTERM, lambda *_: next(asked) == {heeded} and sys.exit(7))
+        import signal, sys, time
+        signal.signal(signal.SIGTERM, lambda *_: {heeds} and sys.exit(7))
         print("ready", flush=True)
         while True:
             time.sleep(0.01)
@@ -438,6 +436,27 @@ def test_a_worker_is_asked_to_end_twice_and_killed_then(heeded, code, monkeypatc
         assert process.stdout.readline() == b"ready\n"
         workers._end([process])
         assert process.returncode == code
+
+
+def test_a_worker_ends_with_the_process_that_has_started_it():
+    script = """
+        import segdrop.sweeps.workers as workers, time
+        class Working:
+            def __init__(self, state): pass
+            def work(self):
+                print("working", flush=True)
+                while True: time.sleep(0.01)
+        class State:
+            def change_training(self, **fields): pass
+        workers.Worker, workers.open_state = Working, lambda *_: State()
+        raise SystemExit(workers._main("folder", "data", "0", ""))
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], **pipes) as process:
+        assert process.stdout.readline() == b"working\n"
+        process.stdin.close()  # as the system does when the other end dies
+        assert process.wait(timeout=30) == 143
+        assert process.stderr.read() == b"It was asked to end.\n"
 
 
 @pytest.fixture(scope="module")

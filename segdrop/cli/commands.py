@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +71,6 @@ def run_sweep(options: SweepOptions) -> None:
     from ..sweeps.sweep import estimate, sweep, sweep_report
 
     config = _sweep_config(options)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request to end is as good as Ctrl-C
     if options.dry_run:
         config = config or open_sweep(options.folder).config
         price = estimate(config)
@@ -199,7 +197,7 @@ def run_predict(options: PredictFilesOptions) -> int:
 def run_view(options: ViewOptions) -> int:
     from ..viewing.server import view
 
-    with contextlib.suppress(KeyboardInterrupt):  # before it serves; then it returns at Ctrl-C
+    with contextlib.suppress(KeyboardInterrupt):  # SIGTERM, too; that is how a viewer ends
         view(options.run, options.inputs, port=options.port, open_browser=options.open)
     print("segdrop: interrupted, the viewer has ended.", file=sys.stderr)
     return 130

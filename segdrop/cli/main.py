@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from ..config.importing import import_modules
 from ..config.train import TrainConfig
 from ..errors import InputError
+from ..interrupts import Terminated, heeding
 from ..version import __version__
 from .commands import (
     run_data,
@@ -52,11 +53,11 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where some files failed, and 2 for wrong input and 130 after Ctrl-C,
-    both told in one line; 141, as of any program, where nobody reads its output any more."""
+    """Run a command; returns the exit code: 0, 1 where some files failed, 2 for wrong input, 130 after Ctrl-C and
+    143 after SIGTERM, all told in one line; 141, as of any program, where nobody reads its output any more."""
     arguments, code = list(sys.argv[1:] if arguments is None else arguments), 2
     try:
-        with _warnings_in_one_line(), _flushing():
+        with heeding(), _warnings_in_one_line(), _flushing():
             return _dispatch(arguments)
     except InputError as error:
         message = str(error)
@@ -65,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         message = describe_error(error)
-    except KeyboardInterrupt:
-        code = 130
-        message = "interrupted; a sweep goes on with the same command, train and predict with --resume besides."
+    except KeyboardInterrupt as request:
+        code, ended = (143, "terminated") if isinstance(request, Terminated) else (130, "interrupted")
+        message = f"{ended}; a sweep goes on with the same command, train and predict with --resume besides."
     print(f"segdrop: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from ..data.dataset import Dataset
 from ..data.values import Values
 from ..errors import InputError
 from ..files import write_csv, write_json
+from ..locks import locked
 from ..typed import SCHEMA, fit, is_number, read_json, read_table
 from .records import FittedTemperature, Plan, Recalibration, Scores, StartFile, WeightsFile
 
@@ -30,20 +32,21 @@ TEMPERATURE = "temperature"  # in metrics.json: of a run's probabilities
 SWEEP = "sweep.json"  # of a sweep's folder, whose trainings are runs
 ADVICE = "restore it from a copy, or train the run anew"  # where a run's file is damaged
 RECALIBRATION = "batchnorm_recalibration"  # in metrics.json, like TEMPERATURE no scores
+SCORES_WAIT = 60.0  # seconds that another process may write a run's scores
 _BESIDES = {TEMPERATURE: FittedTemperature, RECALIBRATION: Recalibration}
 _NAME, _NUMBER = Annotated[str, MinLen(1)], Annotated[str, AfterValidator(is_number)]
 PACKAGES = ("segdrop", "tensorflow", "keras", "segmentation-models", "albumentations", "opencv-python-headless")
 
 
 def create_run(path: Path, needed_bytes: int) -> None:
-    """Make the folder of a new run.
+    """Make the folder of a new run, or take over what a start that was interrupted has left of one.
 
     Raises:
         FileExistsError: it exists.
         InputError: the disk has less than `needed_bytes` free.
         PermissionError: the place is not writable.
     """
-    if path.exists():
+    if path.exists() and not (path.is_dir() and all(_is_nobodys(file) for file in path.iterdir())):
         raise FileExistsError(f"`run_dir` exists: {path}; choose another name, or continue that run with --resume.")
     home = next(parent for parent in path.absolute().parents if parent.exists())
     if not os.access(home, os.W_OK):
@@ -54,16 +57,33 @@ def create_run(path: Path, needed_bytes: int) -> None:
             f"`run_dir` {path} needs about {needed_bytes / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; "
             "free some or choose another place."
         )
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
 
 
-def start_run(
-    path: Path, record: "RunRecord", dataset: Dataset, split: Mapping[str, np.ndarray], needed_bytes: int
-) -> None:
-    """Make the folder of a new run, with what it is and which images it has; see `create_run`."""
-    create_run(path, needed_bytes)
-    write_json(path / CONFIG, record.to_json())
+def _is_nobodys(file: Path) -> bool:
+    """Whether a file in a folder without a config.json belongs to a start that was interrupted."""
+    return file.name == SPLIT or file.name.startswith(".")
+
+
+def lock_training(path: Path) -> AbstractContextManager[None]:
+    """What trains into a run's folder holds this, so that no other process does.
+
+    Raises:
+        InputError: another process does already.
+    """
+    return locked(path, "training", "is being trained", "wait for it or choose another run_dir")
+
+
+def start_run(path: Path, record: "RunRecord", dataset: Dataset, split: Mapping[str, np.ndarray]) -> None:
+    """Write into a new run's folder what it is and which images it has; config.json last, without which it is no run.
+
+    Raises:
+        FileExistsError: another process has started a run there since `create_run`.
+    """
+    if (path / CONFIG).exists():
+        raise FileExistsError(f"`run_dir` exists: {path}; choose another name, or continue that run with --resume.")
     write_split(path / SPLIT, dataset, split)
+    write_json(path / CONFIG, record.to_json())
 
 
 def is_sweep(folder: str | os.PathLike) -> bool:
@@ -175,10 +195,29 @@ OWN_SPLITS = ("train", "val", "test", "all")
 
 
 def store_scores(run: Path, key: str, result: Mapping, rows: Sequence[Mapping] = ()) -> None:
-    """Put a result into the run's metrics.json, and its images' rows into per_image.csv, beside the other splits'."""
-    if rows:
-        _store_rows(run, key, rows)
-    write_json(run / METRICS, {**read_metrics(run), key: result})
+    """Put a result into the run's metrics.json, and its images' rows into per_image.csv, beside the other splits'.
+
+    Raises:
+        InputError: another process does so for a minute already.
+    """
+    with _lock_scores(run):
+        if rows:
+            _store_rows(run, key, rows)
+        write_json(run / METRICS, {**read_metrics(run), key: result})
+
+
+def store_all_scores(run: Path, results: Mapping[str, Mapping], rows: Mapping[str, Sequence[Mapping]]) -> None:
+    """Write all that a training has scored, in the place of what was there: metrics.json at once, and last."""
+    with _lock_scores(run):
+        for name in (METRICS, PER_IMAGE):
+            (run / name).unlink(missing_ok=True)
+        for key, part in rows.items():
+            _store_rows(run, key, part)
+        write_json(run / METRICS, results)
+
+
+def _lock_scores(run: Path) -> AbstractContextManager[None]:
+    return locked(run, "scores", "has its scores written", "try again", wait=SCORES_WAIT)
 
 
 def recorded_split(run: Path, dataset: Dataset, split: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError, first_line
 from ..files import write_atomically
 from ..typed import fit
-from .run import METRICS
+from .run import HISTORY, METRICS
 
 STATE, PREVIOUS = "state.npz", "state.previous.npz"  # removed when the run is finished
 
@@ -44,15 +44,17 @@ def remove_states(run: Path) -> None:
 
 
 def load_history(path: Path) -> list[dict]:
-    """The history in the stored state.
+    """The history in the stored state; empty where the run was stopped before its first epoch ended.
 
     Raises:
-        InputError: the run is finished, was stopped before its first epoch ended, or its states are damaged.
+        InputError: the run is finished, or keeps no state, or its states are damaged.
     """
     if not is_interrupted(path):
         if (path / METRICS).is_file():
             raise InputError(f"{path} is a finished run; there is nothing to resume.")
-        raise InputError(f"{path} ended before its first epoch did; delete it and start again without --resume.")
+        if (path / HISTORY).is_file():
+            raise InputError(f"{path} keeps no state to go on from, as trainings of a sweep do not; start a new run.")
+        return []
     return _load(path, says=True)[0]
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +22,7 @@ from ..config.train import TrainConfig
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..files import write_csv
+from ..locks import locked
 from ..typed import SCHEMA, read_json, read_table
 from .records import Chosen, HeldOutScores, Plan
 from .run import SWEEP
@@ -28,6 +30,7 @@ from .run import SWEEP
 FOLDS, CHOSEN, TEST, TRAININGS = "folds.csv", "chosen.json", "test.json", "trainings"
 HELD_OUT = "test"
 ADVICE = "restore it from a copy, or start the sweep anew in another folder"  # where a file is damaged
+ANSWER_WAIT = 300.0  # seconds that another process may write the answer
 _FOLD = Annotated[str, StringConstraints(pattern=f"^({HELD_OUT}|[0-9]{{1,4}})$")]
 
 
@@ -90,6 +93,15 @@ def open_sweep(folder: str | os.PathLike) -> SweepRecord:
 def _upgraded(stored: dict) -> dict:
     config = stored["config"]
     return {"single_tests": "margin" not in config, **stored, "config": SweepConfig.upgraded(config)}
+
+
+def lock_answer(folder: Path) -> AbstractContextManager[None]:
+    """What changes a sweep's own files holds this.
+
+    Raises:
+        InputError: another process does so for minutes already.
+    """
+    return locked(folder, "answer", "has its answer written", "try again", wait=ANSWER_WAIT)
 
 
 def training_dir(folder: str | os.PathLike, number: int) -> Path:

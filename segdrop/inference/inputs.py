@@ -123,7 +123,8 @@ def prepare_jobs(out: Path, settings: dict, resume: bool) -> dict[str, dict]:
     if not (out / SETTINGS).is_file():
         if resume and out.exists():
             raise InputError(f"`out` holds no prediction to resume: {out} has no {SETTINGS}.")
-        if out.is_dir() and any(out.iterdir()):
+        # What a start that was interrupted leaves is hidden.
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise FileExistsError(f"`out` is not empty: {out}; choose a new folder.")
         if out.exists() and not out.is_dir():
             raise FileExistsError(f"`out` is a file: {out}; choose a new folder.")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -16,10 +16,12 @@ from ..data.tiles import in_numbered_tiles
 from ..data.values import Values, faint_images, unlike_training
 from ..errors import InputError
 from ..files import write_csv
+from ..interrupts import check
+from ..locks import locked
 from ..scoring.uncertainty import Uncertainty, from_moments
 from ..show.tables import Table
 from .ensemble import Function, combine, load_alike
-from .inputs import LOG, PREDICTIONS, describe_source, find_inputs, is_current, prepare_jobs
+from .inputs import LOG, PREDICTIONS, Job, describe_source, find_inputs, is_current, prepare_jobs
 from .network import Network, resize
 from .progress import progress_bar
 from .writer import Writer
@@ -77,7 +79,8 @@ def predict(
             uncertainty, probabilities, overlay, threshold, precision, engine.
 
     Raises:
-        FileNotFoundError, FileExistsError, InputError: a run, the inputs, the folder or an option cannot be used.
+        FileNotFoundError, FileExistsError, InputError: a run, the inputs, the folder or an option cannot be used, or
+            another process writes to the folder.
         OSError: a result cannot be written.
 
     Example:
@@ -98,10 +101,17 @@ def predict(
     function = function_of(networks, chosen)
     settings = describe_source(networks, chosen)
     done = prepare_jobs(out, settings, resume)
-    writer = Writer(out, networks[0], function, chosen, settings)
-    started, rows = time.monotonic(), []
+    with locked(out, "predicting", "is being written", "wait for it or choose another `out`"):
+        writer = Writer(out, networks[0], function, chosen, settings)
+        return _write_all(jobs, done, writer)
+
+
+def _write_all(jobs: Sequence[Job], done: Mapping[str, dict], writer: Writer) -> Predictions:
+    """Predict all files but those that are `done` and have not changed since."""
+    out, started, rows = writer.out, time.monotonic(), []
     with progress_bar(len(jobs)) as bar:
         for job in jobs:
+            check()
             row = done.get(job.name)
             if row and row["status"] == "ok" and is_current(row, job, out):
                 bar.finish(0)
@@ -117,7 +127,7 @@ def predict(
     (out / LOG).unlink(missing_ok=True)
     seconds = max(time.monotonic() - started, 1e-9)
     failed = sum(row["status"] != "ok" for row in rows)
-    told = remarks(networks[0], writer.values)
+    told = remarks(writer.network, writer.values)
     return Predictions(out, Table(rows, keys=columns), failed, bar.images / seconds, bar.tiles / seconds, told)
 
 

@@ -21,7 +21,7 @@ from ..data.splits import cross_validation, split_dataset
 from ..errors import InputError
 from ..files import write_json
 from ..folders.run import SWEEP, is_sweep
-from ..folders.sweep import ADVICE, CHOSEN, FOLDS, SweepRecord, open_sweep, read_folds, write_folds
+from ..folders.sweep import ADVICE, CHOSEN, FOLDS, SweepRecord, lock_answer, open_sweep, read_folds, write_folds
 from ..version import __version__
 from .storage import DATABASE, GRACE, HEARTBEAT, file_url, open_storage, reading, without_password
 from .trials import Trials, distributions
@@ -88,7 +88,9 @@ def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None,
             raise InputError(f"{folder} is not the folder of a sweep, and no configuration is given to start one.")
         _start(folder, config, storage)
     elif config is not None:
-        _grow(folder, config, _check_same(folder, config))
+        dataset = _check_same(folder, config)
+        with lock_answer(folder):
+            _grow(folder, config, dataset)
     state = open_state(folder, storage, **heartbeat)
     if config is not None:
         state.change_training(**{name: getattr(config.train, name) for name in _OF_THE_MACHINE})

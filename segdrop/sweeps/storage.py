@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -26,8 +26,10 @@ from sqlalchemy.pool import NullPool
 
 from ..errors import InputError, first_line
 from ..folders.sweep import ADVICE
+from ..interrupts import check
 
 HEARTBEAT, GRACE = 30, 150  # seconds between signs of life, and without one until a trial counts as stale
+ATTEMPTS = 3  # of a training that ends its worker each time, by an error or a death; then it counts as failed
 PATIENCE = 900  # seconds that a call waits for a database that does not answer
 CONNECT = 10  # seconds until a connection that is not made counts as refused; PostgreSQL's own limit is minutes
 DATABASE = "sweep.db"  # the file in a sweep's folder
@@ -43,6 +45,20 @@ _ENGINES = {
 
 class NothingWaiting(Exception):
     """No trial is waiting in the study."""
+
+
+def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Let the trial of a dead worker be run again, but count it as failed where it has ended so many in a row."""
+    deaths = len(trial.system_attrs.get("retry_history", ())) + 1
+    if deaths < ATTEMPTS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            RetryHeartbeatStaleTrialCallback()(study, trial)
+        return
+    reason = f"it ended its worker {deaths} times, perhaps for lack of memory"
+    study.add_trial(
+        optuna.create_trial(state=TrialState.FAIL, user_attrs={**trial.user_attrs, "failure": reason}),
+    )
 
 
 def open_storage(url: str, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RDBStorage:
@@ -65,7 +81,7 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RD
                 engine_kwargs=_ENGINES.get(address.get_backend_name(), _ENGINE),
                 heartbeat_interval=heartbeat,
                 grace_period=grace,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                heartbeat_stale_trial_callback=_retry,
             )
     except (NoSuchModuleError, ImportError) as error:
         raise InputError(
@@ -129,6 +145,7 @@ def _patiently(method):
             except Exception as error:
                 if not _is_passing(error) or time.monotonic() > deadline:
                     raise
+                check()
                 self.suspects.clear()
             time.sleep(wait * random.uniform(0.5, 1))  # apart from the other workers
             wait = min(2 * wait, _LONGEST_WAIT)

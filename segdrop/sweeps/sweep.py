@@ -11,7 +11,7 @@ from ..config.design import references_of, seeds_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
 from ..files import write_json
-from ..folders.sweep import TEST, check_data, fold_runs, read_chosen, read_folds, read_test
+from ..folders.sweep import TEST, check_data, fold_runs, lock_answer, read_chosen, read_folds, read_test
 from .answer_files import write_answer
 from .answer_page import PAGE, write_answer_page
 from .answers import Answer
@@ -177,12 +177,13 @@ def estimate(config: SweepConfig) -> Price:
 
 
 def _conclude(state: State, reference: str | None = None) -> Answer:
-    if choose(state):
-        remove_models(state)
-    sweep_answer = answer(results(state, reference))
-    write_answer(state.folder, sweep_answer)
-    write_answer_page(state.folder / PAGE, sweep_answer)
-    return sweep_answer
+    with lock_answer(state.folder):  # all machines come here at the same time
+        if choose(state):
+            remove_models(state)
+        sweep_answer = answer(results(state, reference))
+        write_answer(state.folder, sweep_answer)
+        write_answer_page(state.folder / PAGE, sweep_answer)
+        return sweep_answer
 
 
 def _score_test(state: State) -> None:

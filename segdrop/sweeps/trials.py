@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning, TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
+from .. import interrupts
 from ..config.arms import arm_config, arms_of, changes_of, key_of, reference_of, subgrids_of, without_dropout
 from ..config.design import references_of, seeds_of, shares_of
 from ..config.sweep import SweepConfig
@@ -25,9 +26,8 @@ from ..folders.records import Attributes
 from ..folders.sweep import ADVICE
 from ..scoring.stopping import follow
 from ..typed import fit, shortened
-from .storage import NothingWaiting, reading
+from .storage import ATTEMPTS, NothingWaiting, reading
 
-ATTEMPTS = 3  # of a training that ends its worker with an error each time; then it counts as failed
 _FIRST_FOLDS = 4  # of other arms, before one is dropped for its own
 _TRIES = 200  # of a search for an arm that it does not have yet
 
@@ -189,17 +189,20 @@ class Trials:
 
         What it raises of `failures`, and a value of None, is recorded as the training's end; `TrialPruned` means that
         there is nothing to do; anything else is raised, and the training is done again by the next worker, up to a
-        limit.
+        limit. One that is interrupted waits again at once.
         """
 
         claimed: list[int] = []
+        jobs: list[Job] = []
 
         def objective(trial: optuna.Trial) -> float:
             claimed.append(trial._trial_id)
+            jobs.append(Job.of(trial))
             try:
                 trial.set_user_attr("worker", f"{socket.gethostname()}, process {os.getpid()}")
                 job = self._claim(trial)
-                value, attributes = function(job, trial.number)
+                with interrupts.let_through():
+                    value, attributes = function(job, trial.number)
                 for name, content in attributes.items():
                     trial.set_user_attr(name, content)
                 if value is None:
@@ -211,14 +214,20 @@ class Trials:
             except TrialPruned:
                 raise
             except Exception as error:
+                interrupts.check()  # what has been made of a request to end is no error of the training
                 # A trial that fails without a word would be enqueued again for ever.
                 trial.set_user_attr("failure" if isinstance(error, failures) else "error", _one_line(error))
                 raise
 
         try:
-            with warnings.catch_warnings():
+            # A trial that is claimed and not told the end of would look as if it ran, until its heartbeat is too old.
+            with warnings.catch_warnings(), interrupts.held():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self.study.optimize(objective, n_trials=1, catch=failures)
+                try:
+                    self.study.optimize(objective, n_trials=1, catch=failures)
+                except KeyboardInterrupt:
+                    self.enqueue(jobs)
+                    raise
         except NothingWaiting:  # another worker was quicker
             return
         except Exception:

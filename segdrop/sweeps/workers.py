@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..data.dataset import Dataset
 from ..errors import Diverged, InputError
 from ..folders.run import MODEL
 from ..folders.sweep import check_data, read_folds, training_dir
+from ..interrupts import check, heeding
 from ..show.times import in_words
 from .outcome import models_lacking, remove_models, scored_by_training
 from .state import State, open_state
@@ -32,7 +34,7 @@ from .trials import Job
 _POLL = 2.0  # seconds between looks at what the other workers do
 # In the workers' environment: an address may hold a password, and arguments are in every list of processes.
 _STORAGE = "SEGDROP_STORAGE"
-_GRACE = (5.0, 30.0, 30.0)  # seconds for a worker to end its training: after a Ctrl-C, and after being asked to twice
+_GRACE = 20.0  # seconds for a worker to end when it is asked to, before it is killed
 LOGS = "logs"
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -51,6 +53,7 @@ class Worker:
         """Until nothing is waiting or running, here or elsewhere; stale trials are freed meanwhile."""
         trials = self.state.trials
         while True:
+            check()
             trials.free_stale()
             known = trials.all()
             self.progress.tell(known)
@@ -207,8 +210,10 @@ def run_workers(state: State, count: int) -> None:
                 subprocess.Popen(
                     [sys.executable, "-m", "segdrop.sweeps.workers", *arguments],
                     env=environment,
+                    stdin=subprocess.PIPE,  # by whose end a worker notices that this process has died
                     stdout=log,
                     stderr=log,
+                    start_new_session=True,  # a Ctrl-C is for this process, which asks its workers to end
                 )
             )
         files.append(path)
@@ -232,19 +237,17 @@ def run_workers(state: State, count: int) -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
-    """Wait for processes that a Ctrl-C has reached too, ask those to end that it has not, and kill what does not heed.
-
-    Python swallows an interrupt that arrives while it deletes an object, and the training would go on.
-    """
-    for grace, end in zip(_GRACE, ("terminate", "terminate", "kill"), strict=True):
-        deadline = time.monotonic() + grace
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for process in processes:
-            if process.poll() is None:
-                getattr(process, end)()
+    """Ask processes to end, and kill those that have not after a while."""
     for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for process in processes:
+        process.kill()
         process.wait()
+        if process.stdin:
+            process.stdin.close()
 
 
 def _reason(code: int, log: Path) -> str:
@@ -256,20 +259,27 @@ def _reason(code: int, log: Path) -> str:
 
 def _main(folder: str, data: str, cache_mb: str, cores: str) -> int:
     """A worker process."""
-    for name in (signal.SIGTERM, signal.SIGINT):  # also where a shell has its background jobs ignore Ctrl-C
-        signal.signal(name, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     try:
-        state = open_state(Path(folder), os.environ.get(_STORAGE) or None)
-        state.change_training(data=data, cache_mb=int(cache_mb))
-        Worker(state).work()
+        with heeding():
+            state = open_state(Path(folder), os.environ.get(_STORAGE) or None)
+            state.change_training(data=data, cache_mb=int(cache_mb))
+            Worker(state).work()
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        print("It was asked to end.", file=sys.stderr)
+        return 143
     return 0
+
+
+def _end_with_parent() -> None:
+    """Ask this process to end when the one that has started it dies, even by a kill."""
+    os.read(0, 1)  # not by sys.stdin, whose lock would be held when this process ends
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What is made of a run when its last epoch has ended: scores, pictures, and a folder that says so."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from ..files import remove_partial, write_atomically, write_json
-from ..folders.run import METRICS, MODEL, RECALIBRATION, TEMPERATURE, store_scores
+from ..files import remove_partial, write_atomically
+from ..folders.run import MODEL, RECALIBRATION, TEMPERATURE, store_all_scores
 from ..folders.state import remove_states
 from ..nets.batchnorm import recalibrate_batchnorm
 from ..scoring.counts import to_labels
@@ -18,6 +19,8 @@ from ..scoring.temperature import PIXELS, Temperature, fit_temperature, sample_p
 from ..show import plots
 from ..surgery.folding import folded
 from .samples import Samples
+
+_TRAINED = ".trained.keras"  # the best model before its BatchNorms were recalibrated
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,16 @@ def finish(
 ) -> Finished:
     """Score the best model on the images of `splits`, those that have any, and declare the run finished.
 
+    Wherever it is killed, it comes to the same when it is called again.
+
     Args:
         draw: makes the pictures that belong into the folder, given the best model.
         calibrate: fit a temperature to the validation images first, with which probabilities are scored.
     """
-    model = keras.saving.load_model(run_dir / MODEL, compile=False)
+    trained = run_dir / _TRAINED
+    if samples.config.recalibrate_batchnorm and not trained.is_file():
+        write_atomically(trained, lambda path: shutil.copyfile(run_dir / MODEL, path))
+    model = keras.saving.load_model(trained if trained.is_file() else run_dir / MODEL, compile=False)
     recalibration = recalibrate(model, run_dir / MODEL, samples) if samples.config.recalibrate_batchnorm else None
     dataset, metrics, rows = samples.dataset, {}, {}
     multilabel, twin = dataset.multilabel, folded(model)  # as `segdrop evaluate` predicts
@@ -72,14 +80,14 @@ def finish(
             metrics[name] = {"data": str(dataset.path), "data_sha256": dataset.digest, **scores}
     if draw is not None:
         draw(twin)
-    write_json(run_dir / METRICS, {})  # there in a finished run, whatever was scored
-    for name, scores in metrics.items():
-        store_scores(run_dir, name, scores, rows[name])
+    told = dict(metrics)
     if fitted:
-        store_scores(run_dir, TEMPERATURE, dataclasses.asdict(fitted))
+        told[TEMPERATURE] = dataclasses.asdict(fitted)
     if recalibration:
-        store_scores(run_dir, RECALIBRATION, recalibration)
+        told[RECALIBRATION] = recalibration
+    store_all_scores(run_dir, told, rows)
     remove_states(run_dir)
+    trained.unlink(missing_ok=True)
     remove_partial(run_dir)
     return Finished(model, twin, metrics, recalibration, fitted)
 

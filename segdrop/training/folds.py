@@ -9,7 +9,7 @@ import numpy as np
 from ..config.train import TrainConfig
 from ..data.dataset import Dataset
 from ..data.splits import part_of
-from ..folders.run import start_run
+from ..folders.run import create_run, lock_training, start_run
 from ..folders.state import best_epoch
 from ..scoring.counts import constant_dice
 from ..scoring.score import score
@@ -54,11 +54,13 @@ def train_fold(
     rebase(model, samples)
     record = record_of(samples, model, run_dir, device=device, precision=precision, weights=weights, start=start)
     # The best model, twice while one replaces the other.
-    start_run(run_dir, record, dataset, samples.split, needed_bytes=2 * 4 * model.count_params())
+    create_run(run_dir, needed_bytes=2 * 4 * model.count_params())
     session = Session(run_dir, model, samples)
-    session.fit()
-    # The test images of a sweep are for its chosen arm, once, and when they are asked for.
-    finished = finish(run_dir, samples, ("val",))
+    with lock_training(run_dir):
+        start_run(run_dir, record, dataset, samples.split)
+        session.fit()
+        # The test images of a sweep are for its chosen arm, once, and when they are asked for.
+        finished = finish(run_dir, samples, ("val",))
     scores = finished.metrics["val"]
     images = {name: len(samples.split[name]) for name in ("train", "val")}
     spread = np.linspace(0, images["train"] - 1, min(images.values())).round().astype(int)

@@ -12,6 +12,7 @@ from ..data.augmenting import Augmenters
 from ..files import write_atomically, write_csv
 from ..folders.run import HISTORY, MODEL
 from ..folders.state import best_epoch, restore_state, save_state
+from ..interrupts import check
 from ..nets.batchnorm import statistics_of
 from ..nets.sites import encoder_layers, set_encoder_trainable
 from ..surgery.checkpointing import without_folding
@@ -161,6 +162,7 @@ class Session:
                 shuffle=False,  # the pipeline does
                 validation_data=validation,
                 callbacks=[
+                    keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: check()),
                     StopWhenNotFinite(self.steps),
                     *([self._averages] if self._averages else []),
                     *update,

@@ -1,5 +1,6 @@
 """Train a network: from a configuration to a run folder."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -19,7 +20,15 @@ from ..data.opening import open_configured
 from ..data.splits import part_of, split_dataset
 from ..errors import InputError
 from ..files import remove_partial, write_atomically
-from ..folders.run import RunRecord, add_warning, create_run, open_run, recorded_split, start_run
+from ..folders.run import (
+    RunRecord,
+    add_warning,
+    create_run,
+    lock_training,
+    open_run,
+    recorded_split,
+    start_run,
+)
 from ..folders.state import best_epoch, load_history
 from ..folders.sweep import sweep_split
 from ..nets.checkpoints import Loaded
@@ -69,8 +78,8 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
             always interpolated by nearest neighbour, and must keep their size.
 
     Raises:
-        InputError, FileNotFoundError, FileExistsError: the configuration, data or folder cannot be used, or the
-            loss or the weights are no longer finite.
+        InputError, FileNotFoundError, FileExistsError: the configuration, data or folder cannot be used, another
+            process trains into it, or the loss or the weights are no longer finite.
 
     Example:
         >>> config = segdrop.TrainConfig(encoder="resnet18", encoder_weights="none", encoder_dropout=0.2, epochs=1)
@@ -82,9 +91,14 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         ['config.json', 'curves.png', 'examples.png', 'history.csv', 'metrics.json', 'model.keras', 'per_image.csv',
          'split.csv', 'tensorboard']
     """
-    run = _resume(config) if config.resume else _begin(config, augmentation)
+    with contextlib.ExitStack() as locks:
+        run = _resume(config, locks) if config.resume else _begin(config, augmentation, locks)
+        _announce(run, resumed=config.resume)
+        return _train(run)
+
+
+def _train(run: "_Run") -> TrainResult:
     model, samples, run_dir = run.model, run.samples, run.run_dir
-    _announce(run, resumed=config.resume)
     started = time.monotonic()
     events = run_dir / "tensorboard"
     callbacks = [
@@ -110,7 +124,9 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         write_atomically(run_dir / "examples.png", lambda path: plots.save_examples(path, panels, ids))
 
     # The images of a sweep's test split are scored when they are asked for.
-    finished = finish(run_dir, samples, ("val",) if config.from_sweep else ("val", "test"), draw, calibrate=True)
+    finished = finish(
+        run_dir, samples, ("val",) if samples.config.from_sweep else ("val", "test"), draw, calibrate=True
+    )
     if finished.recalibration:
         _report_recalibration(finished.recalibration)
     if finished.temperature:
@@ -142,8 +158,8 @@ class _Run:
     device: str
 
 
-def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
-    """Check everything, build the network, and make the folder of a new run."""
+def _begin(config: TrainConfig, augmentation: A.Compose | None, locks: contextlib.ExitStack) -> _Run:
+    """Check everything, build the network, and make the folder of a new run, which is locked then."""
     run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(datetime.now())
     if augmentation is not None and config.augment_strength != 1:
         raise InputError(
@@ -171,14 +187,18 @@ def _begin(config: TrainConfig, augmentation: A.Compose | None) -> _Run:
     )
     # The best model, and weights, moments and averages of the state, twice while one replaces the other.
     copies = 2 * (4 if config.ema is None else 5)
-    start_run(run_dir, record, dataset, split, needed_bytes=copies * 4 * model.count_params())
+    create_run(run_dir, needed_bytes=copies * 4 * model.count_params())
+    locks.enter_context(lock_training(run_dir))
+    start_run(run_dir, record, dataset, split)
     return _Run(run_dir, record, model, samples, [], strategy, device)
 
 
-def _resume(config: TrainConfig) -> _Run:
-    """Open a run that was interrupted; its weights come from its state when the training goes on."""
+def _resume(config: TrainConfig, locks: contextlib.ExitStack) -> _Run:
+    """Open and lock a run that was interrupted; its weights come from its state when the training goes on, or are those
+    that it began with."""
     run_dir = Path(str(config.run_dir))
     record = open_run(run_dir)
+    locks.enter_context(lock_training(run_dir))
     config = config.continuing(record.config)
     _check_same(config, record.config, run_dir)
     history = load_history(run_dir)
@@ -189,8 +209,13 @@ def _resume(config: TrainConfig) -> _Run:
     split = {name: recorded_split(run_dir, dataset, name) for name in ("train", "val", "test")}
     device, precision = choose_device(record.mixed_precision, config.deterministic)
     strategy, device = _strategy(config, device)
-    model = build_model(config, dataset.class_names, None, precision)
+    weights = None if history else record.encoder_weights
+    model = build_model(config, dataset.class_names, weights, precision)
+    if not history:
+        start_from(model, config)
     samples = Samples(config, dataset, split, restore(record.augmentation or {}))
+    if not history:
+        rebase(model, samples)
     return _Run(run_dir, record, model, samples, history, strategy, device)
 
 
