@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import os
 import shutil
 import sys
@@ -111,7 +112,9 @@ def make_base(base: Path) -> None:
                 raise KeyboardInterrupt
 
     def run(code: int, *arguments: str) -> None:
-        if (got := main(list(arguments))) != code:
+        with contextlib.redirect_stdout(io.StringIO()):
+            got = main(list(arguments))
+        if got != code:
             raise RuntimeError(f"{' '.join(arguments)} ended with {got}")
 
     with inside(base):
