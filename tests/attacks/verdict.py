@@ -22,6 +22,7 @@ from .bench import Bench, inside, scratch, use_real_networks, use_small_networks
 GOOD = ("refused", "accepted")
 FAILURES = ("traceback", "hang", "memory", "crash", "noise", "half-written", "incomplete", "unnamed", "misread")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+SECONDS = 30.0  # that a command may take
 _ORDINARY = 1 << 30  # bytes that the memory of a process may grow by at one command
 
 
@@ -39,6 +40,7 @@ class Outcome:
     lacking: tuple[str, ...] = ()
     misread: str = ""
     grown: int = 0
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ def judge(plan: Plan, outcome: Outcome) -> tuple[str, str]:
     """The verdict on an outcome, and why."""
     if outcome.code is None:
         return "traceback", outcome.raised
+    if outcome.seconds > SECONDS:
+        return "hang", f"{outcome.seconds:.0f} s"
     if outcome.grown > _ORDINARY:
         return "memory", f"{outcome.grown / 2**30:.1f} GiB more"
     lines = [line for line in outcome.stderr.splitlines() if line.strip()]
@@ -94,7 +98,6 @@ def judge(plan: Plan, outcome: Outcome) -> tuple[str, str]:
 def attempt(attack: Attack, base: Path, main: Callable[[list[str]], int], keep: bool = False) -> Verdict:
     """Run an attack in this process, in a folder of its own that is removed afterwards."""
     bench = scratch(base, re.sub(r"[^\w]+", "_", f"{attack.kind} {attack.name}")[:80] + f"_{attack.seed[-1]}")
-    started = time.monotonic()
     plan = attack.plan(bench)
     (use_real_networks if plan.real else use_small_networks)()
     outcome = _observe(plan, bench, main)
@@ -103,8 +106,9 @@ def attempt(attack: Attack, base: Path, main: Callable[[list[str]], int], keep: 
         shutil.rmtree(bench.folder, ignore_errors=True)
     shown = " ".join(word if len(word) < 200 else f"{word[:20]}...({len(word)})" for word in plan.command)
     seed = ".".join(map(str, attack.seed))
-    seconds = round(time.monotonic() - started, 2)
-    return Verdict(attack.kind, attack.name, seed, verdict, _shown(detail), outcome.place, _shown(shown), seconds)
+    return Verdict(
+        attack.kind, attack.name, seed, verdict, _shown(detail), outcome.place, _shown(shown), outcome.seconds
+    )
 
 
 def _shown(text: str) -> str:
@@ -115,6 +119,7 @@ def _shown(text: str) -> str:
 def _observe(plan: Plan, bench: Bench, main: Callable[[list[str]], int]) -> Outcome:
     before, memory = _files(bench.folder), _peak()
     code, raised, place, misread = None, "", "", ""
+    started = time.monotonic()
     with inside(bench.folder), captured() as (stdout, stderr):
         try:
             code = main(list(plan.command)) or 0
@@ -124,6 +129,7 @@ def _observe(plan: Plan, bench: Bench, main: Callable[[list[str]], int]) -> Outc
             code = 130
         except BaseException as error:  # whatever leaves the command line is what is looked for
             raised, place = f"{type(error).__name__}: {str(error)[:300]}", _place(error)
+        seconds = round(time.monotonic() - started, 2)
         sys.stdout.flush(), sys.stderr.flush()
         written = [file.seek(0) or file.read().decode("utf-8", "backslashreplace") for file in (stdout, stderr)]
         lacking = tuple(glob for glob in plan.outputs if code == 0 and not any(Path().glob(glob)))
@@ -132,7 +138,7 @@ def _observe(plan: Plan, bench: Bench, main: Callable[[list[str]], int]) -> Outc
     _tidy()
     after = _files(bench.folder)
     appeared, lost = tuple(sorted(after - before)), tuple(sorted(before - after))
-    return Outcome(code, *written, raised, place, appeared, lost, lacking, misread, _peak() - memory)
+    return Outcome(code, *written, raised, place, appeared, lost, lacking, misread, _peak() - memory, seconds)
 
 
 @contextlib.contextmanager
