@@ -1,4 +1,4 @@
-"""What holds for all inputs, looked for by hypothesis: HYPOTHESIS_PROFILE=long looks eighty times longer, anew each time."""
+"""What holds for all inputs, looked for by hypothesis: HYPOTHESIS_PROFILE=long looks eighty times longer."""
 
 import dataclasses
 import itertools

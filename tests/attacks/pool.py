@@ -17,11 +17,11 @@ from pathlib import Path
 import psutil
 
 from .attack import Attack
-from .verdict import SECONDS, Verdict, attempt, import_quietly
+from .verdict import Verdict, attempt, import_quietly
 
 MAIN = "segdrop.cli.main:main"
-BYTES = 4 << 30  # that a command may take
-_AFTERWARDS = 3  # times the time of a command, until a process that prepares, runs and clears away is ended
+PATIENCE = 120.0  # seconds, on a busy machine, in which an attack is prepared, run and cleared away
+BYTES = 4 << 30  # that a process may hold
 RECYCLED = 2 << 30  # bytes that a process may hold before the next command gets a fresh one
 _START = 120.0  # seconds that a process may take to begin
 
@@ -39,7 +39,7 @@ def _serve(link: Connection, listing: Callable[[], list[Attack]], base: Path, ma
         link.send("ready")
         while (number := link.recv()) is not None:
             stack.seek(0), stack.truncate()
-            faulthandler.dump_traceback_later(SECONDS, file=stack)
+            faulthandler.dump_traceback_later(PATIENCE / 2, file=stack)
             verdict = attempt(attacks[number], base, command)
             faulthandler.cancel_dump_traceback_later()
             link.send((verdict, psutil.Process().memory_info().rss))
@@ -94,7 +94,7 @@ def run_attacks(
     *,
     main: str = MAIN,
     workers: int = 2,
-    seconds: float = SECONDS,
+    seconds: float = PATIENCE,
     bytes_held: int = BYTES,
     done: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[int, Verdict]]:
@@ -136,11 +136,11 @@ def run_attacks(
                             crew.remove(worker), worker.end()
                             continue
                     if waiting:
-                        worker.give(waiting.pop(), _AFTERWARDS * seconds)
+                        worker.give(waiting.pop(), seconds)
                     else:
                         crew.remove(worker), worker.end()
                 elif time.monotonic() > worker.deadline:
-                    yield from _ended(worker, attacks, "hang", f"more than {_AFTERWARDS * seconds:g} s")
+                    yield from _ended(worker, attacks, "hang", f"more than {seconds:g} s")
                     crew.remove(worker), worker.end()
                 elif worker.held() > bytes_held:
                     yield from _ended(worker, attacks, "memory", f"more than {bytes_held / 2**30:g} GiB")

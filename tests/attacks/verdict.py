@@ -22,7 +22,7 @@ from .bench import Bench, inside, scratch, use_real_networks, use_small_networks
 GOOD = ("refused", "accepted")
 FAILURES = ("traceback", "hang", "memory", "crash", "noise", "half-written", "incomplete", "unnamed", "misread")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-SECONDS = 30.0  # that a command may take
+SECONDS = 30.0  # of processor time that a command may take
 _ORDINARY = 1 << 30  # bytes that the memory of a process may grow by at one command
 
 
@@ -119,7 +119,7 @@ def _shown(text: str) -> str:
 def _observe(plan: Plan, bench: Bench, main: Callable[[list[str]], int]) -> Outcome:
     before, memory = _files(bench.folder), _peak()
     code, raised, place, misread = None, "", "", ""
-    started = time.monotonic()
+    started = time.process_time()
     with inside(bench.folder), captured() as (stdout, stderr):
         try:
             code = main(list(plan.command)) or 0
@@ -129,7 +129,7 @@ def _observe(plan: Plan, bench: Bench, main: Callable[[list[str]], int]) -> Outc
             code = 130
         except BaseException as error:  # whatever leaves the command line is what is looked for
             raised, place = f"{type(error).__name__}: {str(error)[:300]}", _place(error)
-        seconds = round(time.monotonic() - started, 2)
+        seconds = round(time.process_time() - started, 2)
         sys.stdout.flush(), sys.stderr.flush()
         written = [file.seek(0) or file.read().decode("utf-8", "backslashreplace") for file in (stdout, stderr)]
         lacking = tuple(glob for glob in plan.outputs if code == 0 and not any(Path().glob(glob)))
