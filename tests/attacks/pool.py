@@ -31,7 +31,8 @@ def _serve(link: Connection, listing: Callable[[], list[Attack]], base: Path, ma
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "SEGDROP_CACHE": "off", "OMP_NUM_THREADS": "1"}
     os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's
-    import_quietly()
+    if main == MAIN:
+        import_quietly()
     module, name = main.split(":")
     command, attacks = getattr(importlib.import_module(module), name), listing()
     with open(log, "w") as stack:

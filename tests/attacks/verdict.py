@@ -99,7 +99,8 @@ def attempt(attack: Attack, base: Path, main: Callable[[list[str]], int], keep: 
     """Run an attack in this process, in a folder of its own that is removed afterwards."""
     bench = scratch(base, re.sub(r"[^\w]+", "_", f"{attack.kind} {attack.name}")[:80] + f"_{attack.seed[-1]}")
     plan = attack.plan(bench)
-    (use_real_networks if plan.real else use_small_networks)()
+    if "segdrop.training.building" in sys.modules:
+        (use_real_networks if plan.real else use_small_networks)()
     outcome = _observe(plan, bench, main)
     verdict, detail = judge(plan, outcome)
     if not keep:
@@ -147,7 +148,8 @@ def captured() -> Iterator[tuple]:
     sys.stdout.flush(), sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, warnings.catch_warnings():
-        warnings.resetwarnings()  # as in a process of its own
+        warnings.resetwarnings()  # as in a process of its own, also under pytest
+        warnings.showwarning = _show
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)
         os.dup2(stdout.fileno(), 1), os.dup2(stderr.fileno(), 2)
@@ -163,6 +165,10 @@ def captured() -> Iterator[tuple]:
                 out.flush(), err.flush()
                 os.dup2(kept[0], 1), os.dup2(kept[1], 2)
                 os.close(kept[0]), os.close(kept[1])
+
+
+def _show(message, category, filename, lineno, file=None, line=None) -> None:
+    print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
 
 
 def _files(folder: Path) -> set[str]:
