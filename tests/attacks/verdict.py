@@ -129,7 +129,7 @@ def _observe(plan: Plan, bench: Bench, main: Callable[[list[str]], int]) -> Outc
         except KeyboardInterrupt:
             code = 130
         except BaseException as error:  # whatever leaves the command line is what is looked for
-            raised, place = f"{type(error).__name__}: {str(error)[:300]}", _place(error)
+            raised, place = f"{type(error).__name__}: {str(error)[:300]}", place_of(error)
         seconds = round(time.process_time() - started, 2)
         sys.stdout.flush(), sys.stderr.flush()
         written = [file.seek(0) or file.read().decode("utf-8", "backslashreplace") for file in (stdout, stderr)]
@@ -181,7 +181,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """Where in the package an exception came up, and its deepest place."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if f"{os.sep}segdrop{os.sep}" in frame.filename]
