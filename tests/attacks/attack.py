@@ -19,6 +19,7 @@ class Plan:
         culprits: a refusal has to name one of them; none: whatever it says is right.
         outputs: globs of the files that an accepted command has written.
         truth: says after an accepted command what was read wrongly, "" where nothing was.
+        own: a folder that the command goes on in, where a refusal may leave new files, but none in part.
         real: with networks of the real size, where the small ones would not read what is attacked.
     """
 
@@ -26,6 +27,7 @@ class Plan:
     culprits: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     truth: Callable[[], str] | None = None
+    own: str | None = None
     real: bool = False
 
 

@@ -66,13 +66,13 @@ def _broken(folder: str, name: str, damage: Damage, commands: tuple, bench: Benc
         path.write_text('{"dice": 0.5, "images": 2}')
     damage(path, rng)
     command = commands[rng.integers(len(commands))]
-    return Plan(command, (name, path.name, folder))
+    return Plan(command, (name, path.name, folder), own=folder if command[:2] == _GO_ON else None)
 
 
 def _resumed(name: str, damage: Damage, bench: Bench, rng: np.random.Generator) -> Plan:
     bench.take("cells", "broken")
     damage(bench.folder / "broken" / name, rng)
-    return Plan(_RESUME, (name, "broken"), ("broken/metrics.json", "broken/model.keras"))
+    return Plan(_RESUME, (name, "broken"), ("broken/metrics.json", "broken/model.keras"), own="broken")
 
 
 _METADATA = (
@@ -150,7 +150,7 @@ def _predicted(name: str, damage: Damage, bench: Bench, rng: np.random.Generator
         with captured():
             main(list(command))
     damage(bench.folder / "out" / name, rng)
-    return Plan((*command, "--resume"), (name, "out"), ("out/predictions.csv", "out/cell_1.png"))
+    return Plan((*command, "--resume"), (name, "out"), ("out/predictions.csv", "out/cell_1.png"), own="out")
 
 
 def cases() -> Iterator[Case]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import gc
 import importlib
 import os
 import re
@@ -87,8 +86,9 @@ def judge(plan: Plan, outcome: Outcome) -> tuple[str, str]:
         return ("refused" if outcome.code == 1 and told else "accepted"), (told or [""])[0]
     if len(told) != 1:
         return "noise", f"{len(told)} lines: {' | '.join(told)[:300]}"
-    if outcome.appeared or outcome.lost:
-        what = f"left {outcome.appeared[0]}" if outcome.appeared else f"removed {outcome.lost[0]}"
+    left = partial or [name for name in outcome.appeared if not (plan.own and name.startswith(f"{plan.own}/"))]
+    if left or outcome.lost:
+        what = f"left {left[0]}" if left else f"removed {outcome.lost[0]}"
         return "half-written", f"{what}; {told[0]}"
     if plan.culprits and not any(culprit in told[0] for culprit in plan.culprits):
         return "unnamed", told[0]
@@ -201,5 +201,4 @@ def _tidy() -> None:
         import keras
 
         keras.config.set_dtype_policy("float32")
-        keras.backend.clear_session()
-    gc.collect()
+        keras.backend.clear_session(free_memory=False)  # the pool ends a process that has grown
