@@ -1,5 +1,6 @@
 """PNG, JPEG, BMP, PPM and GIF."""
 
+import zlib
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,11 @@ def open_common(path: Path, advice: str, channels: int | None) -> Picture:
             raise Fault(UNDECODABLE) from error
         deep = picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16)
     # Pillow would cut colours to 8 bits.
-    array = from_opencv(path.read_bytes(), channels) if deep else from_pillow(picture, channels)
+    if deep:
+        content = path.read_bytes()
+        array = from_opencv(_plain_png(content) if picture.format == "PNG" else content, channels)
+    else:
+        array = from_pillow(picture, channels)
     return from_array(path, array, type_range(array.dtype))
 
 
@@ -41,6 +46,22 @@ def from_array(path: Path, array: np.ndarray, value_range: tuple[float, float] |
 def _png_depth(file) -> int:
     file.seek(24)  # the bit depth in the file's first chunk, which Pillow's mode does not tell for colour
     return file.read(1)[0]
+
+
+def _plain_png(content: bytes) -> bytes:
+    """The chunks of a PNG that its pixels need, none of them damaged: of others libpng writes to stderr."""
+    kept, kind, start = [content[:8]], b"", 8
+    while kind != b"IEND":
+        length = int.from_bytes(content[start : start + 4], "big")
+        chunk = content[start : start + 12 + length]
+        kind, start = chunk[4:8], start + len(chunk)
+        if len(chunk) < 12 + length:
+            raise Fault(UNDECODABLE)
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+                raise Fault(UNDECODABLE)
+            kept.append(chunk)
+    return b"".join(kept)
 
 
 def from_pillow(picture: Image.Image, channels: int | None) -> np.ndarray:
