@@ -542,8 +542,6 @@ def test_a_result_that_cannot_be_put_into_place_takes_the_others_with_it(run, tm
     found = predict(run, folder, tmp_path / "out", resume=True, **EVERYTHING)
     assert found.failed == 1 and "its results cannot be written" in found.files[0]["status"]
     assert [path.name for path in (tmp_path / "out").glob("a*")] == ["a.png"]
-        "a.png"
-    ]
 
 
 def test_dicom_that_is_called_nifti_gets_all_of_its_results(run, tmp_path):
