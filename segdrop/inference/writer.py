@@ -41,6 +41,7 @@ class Writer:
         self.out, self.network, self.function, self.options = out, network, function, options
         self.threshold = settings["threshold"]
         self.values: list[Values] = []  # of each image and slice
+        self.constant: list[str] = []  # names of the images of one value
         self.digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def process(self, job: Job, bar: "Bar") -> dict:
@@ -58,7 +59,10 @@ class Writer:
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
             with Work(home, picture, f"{self.digest} {version}") as work:
+                before = len(self.values)
                 self._predict(picture, bounds, work, bar)
+                if self.values[before:] and np.ptp(Values.of_all(self.values[before:]).stored) == 0:
+                    self.constant.append(job.name)
                 return {"file": job.name, "status": "ok", "version": version, **self._write(job, picture, bounds, work)}
         except (InputError, MemoryError) as error:
             clear(home)
