@@ -121,7 +121,6 @@ def test_the_usual_compressions_need_no_further_package(
         (33005, {"reversible": True}, [GREY, RGB]),
         ("jpegxl", {"lossless": True}, [GREY, DEEP, RGB]),
         ("webp", {"lossless": True}, [RGB]),
-        ("png", {}, [GREY, DEEP, RGB]),
         ("lerc", {}, [GREY, DEEP, RGB]),
     ],
 )
@@ -269,7 +268,7 @@ def damaged(path, change):
     ("compression", "array"),
     [
         *((name, array) for name in ("lzw", "packbits", "zlib", "lzma", "zstd") for array in (GREY, DEEP)),
-        *((name, RGB) for name in ("jpeg", "jpeg2000", "webp", "jpegxl", "png")),
+        *((name, RGB) for name in ("jpeg", "jpeg2000", "webp", "jpegxl")),
     ],
 )
 def test_a_piece_that_ends_early_is_an_error_and_not_black(tmp_path, compression, array, change, capfd):

@@ -30,7 +30,10 @@ def open_common(path: Path, advice: str, channels: int | None) -> Picture:
     # Pillow would cut colours to 8 bits.
     if deep:
         content = path.read_bytes()
-        array = from_opencv(_plain_png(content) if picture.format == "PNG" else content, channels)
+        content = _plain_png(content) if picture.format == "PNG" else content
+        grey_alpha = picture.mode == "LA"  # of which OpenCV makes four bands
+        array = from_opencv(content, 4 if grey_alpha else channels)
+        array = array[..., [0, 3] if channels == 2 else 0] if grey_alpha else array
     else:
         array = from_pillow(picture, channels)
     return from_array(path, array, type_range(array.dtype))
@@ -66,6 +69,7 @@ def _plain_png(content: bytes) -> bytes:
 
 def from_pillow(picture: Image.Image, channels: int | None) -> np.ndarray:
     """The values of a decoded image, (H, W) or (H, W, C); alpha is dropped unless `channels` counts it."""
+    picture.info.pop("transparency", None)  # which Pillow warns of
     mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
     if picture.mode == {2: "LA", 4: "RGBA"}.get(channels or 0):
         mode = picture.mode

@@ -25,8 +25,9 @@ _LIBTIFF = (COMPRESSION.LZW, COMPRESSION.PACKBITS)  # by OpenCV's where there is
 _ZSTD = (COMPRESSION.ZSTD, COMPRESSION.ZSTD_DEPRECATED)
 _JPEG_2000 = (34712, 33003, 33004, 33005)  # and what Aperio calls it, of which 33003 may hold YCbCr
 _WEBP = (COMPRESSION.WEBP, COMPRESSION.WEBP_DEPRECATED)
-# Whose content tells what it holds. JPEG XR is not among them: its decoder makes up what is missing.
-IMAGES = (*_JPEG_2000, *_WEBP, COMPRESSION.JPEGXL, 52546, COMPRESSION.LERC, COMPRESSION.PNG)
+# Whose content tells what it holds. Not among them: JPEG XR, whose decoder makes up what is missing, and PNG, whose
+# decoder logs what it finds.
+IMAGES = (*_JPEG_2000, *_WEBP, COMPRESSION.JPEGXL, 52546, COMPRESSION.LERC)
 _STANDARD = (COMPRESSION.NONE, COMPRESSION.LZMA, COMPRESSION.CCITT_T6, COMPRESSION.JPEG, *_DEFLATE, *_LIBTIFF)
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -169,7 +170,7 @@ def _jpeg(page: tifffile.TiffPage, tables: bytes | None, content: bytes, shape: 
 
 
 def _image(page: tifffile.TiffPage, content: bytes, shape: Shape) -> np.ndarray:
-    """JPEG 2000, WebP, JPEG XL, LERC or PNG; what holds another size or type is not decoded."""
+    """JPEG 2000, WebP, JPEG XL or LERC; what holds another size or type is not decoded."""
     result = np.empty(shape if shape[2] > 1 else shape[:2], page.dtype)
     alpha = {"hasalpha": True} if page.compression in _WEBP and shape[2] == 4 else {}
     tifffile.TIFF.DECOMPRESSORS[page.compression](content, out=result, **alpha)
