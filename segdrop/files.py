@@ -1,11 +1,12 @@
 """Files: written whole or not at all, as JSON and CSV, and told apart by their content."""
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 
@@ -20,17 +21,44 @@ def file_digest(path: Path) -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then put the file into place; leave nothing on failure."""
-    ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix  # writers choose the format by it
-    temporary = path.with_name(f".{path.name.removesuffix(ending)}.partial{ending}")
+    write_together({path: write})
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write files as `write_atomically` does one, and put them into place, in their order, once all are written; leave
+    none on failure."""
+    placed: list[Path] = []
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None or str(error.filename) == str(temporary):
-            error.filename = str(path)
+        for path, write in writers.items():
+            with _naming(path):
+                write(_partial(path))
+        for path in writers:
+            with _naming(path):
+                os.replace(_partial(path), path)
+            placed.append(path)
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in writers:
+            _partial(path).unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix  # writers choose the format by it
+    return path.with_name(f".{path.name.removesuffix(ending)}.partial{ending}")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error about a temporary file, or about none, names the file that was to be."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(_partial(path)):
+            error.filename = str(path)
+        raise
 
 
 def remove_partial(folder: Path) -> None:

@@ -517,24 +517,6 @@ def test_a_stack_may_have_slices_and_channels(tmp_path, axes, form):
     np.testing.assert_array_equal([picture.read(i) for i in range(3)], [FIVE, FIVE + 1, FIVE + 2])
 
 
-@pytest.mark.parametrize("predictor", [1, 2])
-def test_bands_that_opencv_takes_for_no_colours_are_decoded_as_values(tmp_path, predictor):
-    """What GDAL writes with LZW, which neither tifffile nor OpenCV decodes for five bands."""
-    stored = FIVE if predictor == 1 else np.diff(FIVE, axis=1, prepend=np.uint16(0))
-    grey = tmp_path / "grey.tif"
-    options = [cv2.IMWRITE_TIFF_COMPRESSION, 5, cv2.IMWRITE_TIFF_PREDICTOR, 1, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 40]
-    assert cv2.imwrite(str(grey), stored.reshape(40, 240), options)
-    with tifffile.TiffFile(grey) as file:
-        page, content = file.pages[0], grey.read_bytes()
-        piece = content[page.dataoffsets[0] :][: page.databytecounts[0]]
-        assert len(page.dataoffsets) == 1 and page.compression == 5
-    tags = {256: [48], 257: [40], 258: [16] * 5, 259: [5], 262: [1], 277: [5], 278: [40], 284: [1], 338: [0] * 4}
-    tags[317] = [predictor]
-    packed = {tag: (3, len(values), struct.pack(f"<{len(values)}H", *values)) for tag, values in tags.items()}
-    (tmp_path / "a.tif").write_bytes(tiff_pieces._tiff_file("<", [piece], packed, (273, 279)))
-    np.testing.assert_array_equal(open_image(tmp_path / "a.tif", channels=5).read(), FIVE)
-
-
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("channels", [3, 4])
 def test_alpha_is_a_channel_where_it_makes_up_the_number(tmp_path, suffix, channels):
@@ -1012,17 +994,17 @@ def test_jpeg_strips_are_decoded_without_a_word_on_stderr(tmp_path, small_limit,
 def test_bands_from_top_to_bottom_decode_every_tile_once(tmp_path, small_limit, monkeypatch):
     path = save(tmp_path / "a.tif", BIG, tile=(32, 48), compression="zlib")
     decoded = []
-    make = tiff_pieces._segment_decoder
+    make = tiff_pieces.segment_decoder
 
     def counting(page):
         decode = make(page)
-        return lambda content, index, shape: (decoded.append(index), decode(content, index, shape))[1]
+        return lambda content, shape: (decoded.append(content), decode(content, shape))[1]
 
-    monkeypatch.setattr("segdrop.images.tiff_pieces._segment_decoder", counting)
+    monkeypatch.setattr("segdrop.images.tiff_pieces.segment_decoder", counting)
     picture = open_image(path, huge=True)
     for top in range(0, 200, 11):
         picture.rows(top, top + 11)
-    assert sorted(decoded) == list(range(7 * 7))
+    assert len(decoded) == len(set(decoded)) == 7 * 7
 
 
 def test_a_tile_that_was_never_written_is_empty(tmp_path, small_limit):

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import brightness_model, read_csv, write_run
+from test_images import write_dicom
 
 import segdrop
 from segdrop import InputError
 from segdrop.inference import canvas, ensemble
 from segdrop.inference.predict import predict, predict_uncertainty
+from segdrop.inference.writer import Writer
 
 RNG = np.random.default_rng(0)
 
@@ -513,3 +515,55 @@ def test_wrong_options_are_an_error_before_anything_is_written(run, tmp_path, op
     with pytest.raises(InputError, match=message):
         predict(run, folder, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+EVERYTHING = {"probabilities": "npz", "overlay": True, "uncertainty": True, "tta": "flips"}
+
+
+@pytest.mark.parametrize("failing", ["write_volume_mask", "write_tiff", "write_png"])
+def test_the_results_of_an_image_appear_together_or_not_at_all(run, tmp_path, monkeypatch, failing):
+    (tmp_path / "in").mkdir()
+    nibabel.Nifti1Image(noise(40, 30, 3), np.eye(4)).to_filename(tmp_path / "in" / "a.nii")
+
+    def broken(*arguments, **options):
+        raise InputError("The result cannot be written.")
+
+    monkeypatch.setattr(f"segdrop.inference.writer.{failing}", broken)
+    (row,) = predict(run, tmp_path / "in", tmp_path / "out", **EVERYTHING).files
+    assert row["status"] == "The result cannot be written."
+    assert sorted(os.listdir(tmp_path / "out")) == ["predict.json", "predictions.csv"]
+
+
+def test_a_result_that_cannot_be_put_into_place_takes_the_others_with_it(run, tmp_path):
+    folder = write_images(tmp_path / "in", a=noise(32, 32), b=noise(32, 32))
+    predict(run, folder / "b.png", tmp_path / "out", **EVERYTHING)
+    (tmp_path / "out" / "a.png").mkdir()
+    found = predict(run, folder, tmp_path / "out", resume=True, **EVERYTHING)
+    assert found.failed == 1 and "its results cannot be written" in found.files[0]["status"]
+    assert [path.name for path in (tmp_path / "out").glob("a*")] == ["a.png"]
+
+
+def test_dicom_that_is_called_nifti_gets_all_of_its_results(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    image = noise(40, 30)
+    write_dicom(tmp_path / "in" / "a.nii", image)
+    (row,) = predict(run, tmp_path / "in", tmp_path / "out", **EVERYTHING).files
+    assert (row["status"], row["mask"]) == ("ok", "a.png")
+    np.testing.assert_array_equal(mask_of(tmp_path / "out" / "a.png"), image > 128)
+    results = ["a.png", "a_overlay.png", "a_probabilities.npz", "a_uncertainty.png", "a_uncertainty.tif"]
+    assert sorted(os.listdir(tmp_path / "out")) == [*results, "predict.json", "predictions.csv"]
+
+
+def test_an_image_that_memory_does_not_hold_is_reported(run, tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "in", a=noise(32, 32), b=noise(32, 32))
+    keep, calls = Writer._keep, []
+
+    def full(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        keep(self, *arguments)
+
+    monkeypatch.setattr(Writer, "_keep", full)
+    found = predict(run, folder, tmp_path / "out").files
+    assert [row["status"] for row in found] == [f"{folder / 'a.png'}: does not fit into memory.", "ok"]

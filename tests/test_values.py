@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import cv2
 import nibabel
@@ -13,7 +14,7 @@ from conftest import brightness_model, tiny_training, write_run
 from segdrop import SweepConfig, TrainConfig, predict, train
 from segdrop.cli.main import main
 from segdrop.data.opening import open_configured, open_dataset
-from segdrop.data.values import Reading, Values, faint_images, unlike_training, values_of
+from segdrop.data.values import Reading, Values, constant_images, faint_images, unlike_training, values_of
 from segdrop.files import write_json
 from segdrop.images.intensity import Intensity
 from segdrop.inference.network import load
@@ -281,6 +282,36 @@ def test_a_run_that_has_not_stored_its_values_tells_of_faint_images_alone(tmp_pa
     (told,) = predict(run, tmp_path / "faint.png", tmp_path / "one").warnings
     assert "The 1 image(s) hold values from 300 to 3336, of which --intensity dtype makes 1.167 to 12.98" in told
     assert predict(run, tmp_path / "bright.png", tmp_path / "other").warnings == ()
+
+
+def test_images_of_one_value_are_named_before_training_and_before_a_sweep(tmp_path, capsys, small_unet):
+    folder = grey_tiffs(tmp_path / "data", [spread(0, 255, "uint8")] * 4 + [np.full((32, 32), 70, np.uint8)] * 2)
+    result = train(tiny_training(folder, run_dir=str(tmp_path / "run"), val_fraction=0.2))
+    told = "2 image(s) have one value in all pixels: p4, p5; look whether their files are whole."
+    assert json.loads((result.run_dir / "config.json").read_text())["warnings"].count(told) == 1
+    assert " ".join(capsys.readouterr().out.replace("│", " ").split()).count(told) == 1
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        config = TrainConfig(data=str(folder), encoder_weights="none")
+        sweep_check(SweepConfig(train=config, folds=2, grid={"encoder_dropout": [0.1]}))
+
+
+def test_an_image_of_one_value_is_named_after_a_prediction(tmp_path):
+    run = write_run(tmp_path / "run", brightness_model())
+    (tmp_path / "in").mkdir()
+    for name, value in (("flat", 7), ("step", slice(0, 160, 10))):
+        image = np.full((16, 16), 7, np.uint8)
+        image[0] = np.arange(160, dtype=np.uint8)[value]
+        cv2.imwrite(str(tmp_path / "in" / f"{name}.png"), image)
+    tifffile.imwrite(tmp_path / "in" / "volume.tif", np.array([[[3] * 9] * 9, [[4] * 9] * 9], np.uint8))
+    told = predict(run, tmp_path / "in", tmp_path / "out").warnings
+    assert [said for said in told if "one value" in said] == [
+        "1 image(s) have one value in all pixels: flat; look whether their files are whole."
+    ]
+
+
+def test_many_images_of_one_value_are_not_all_named():
+    (told,) = constant_images([str(number) for number in range(12)])
+    assert told.startswith("12 image(s) have one value in all pixels: 0, 1, 2, 3, 4 and 7 more; ")
 
 
 def test_a_stored_configuration_without_the_field_means_the_range_of_the_type(tmp_path):

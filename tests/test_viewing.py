@@ -411,12 +411,12 @@ def test_another_image_ends_the_prediction_of_the_one_before(page, opened, monke
 
 def test_a_prediction_that_fails_is_told_and_not_waited_for(page, opened, monkeypatch):
     def fail(images, key):
-        raise MemoryError("no room")
+        raise RuntimeError("no room")
 
     monkeypatch.setattr(opened, "_function", lambda samples: fail)
     image = page.upload("a.png", png(GREY)).json["image"]
     _, state = page.predict(image)
-    assert state.status_code == 400 and state.json["error"] == "The prediction failed: MemoryError: no room"
+    assert state.status_code == 400 and state.json["error"] == "The prediction failed: RuntimeError: no room"
 
 
 def test_the_share_that_is_done_counts_slices_and_tiles():

@@ -110,6 +110,11 @@ class Dataset:
         """(row, column) distance in mm of the truth's pixels; None where it is not known."""
         return self._spacings[index]
 
+    def constant(self, indices: Iterable[int]) -> list[str]:
+        """Ids of those among some images in whose files all pixels have one value."""
+        files = {file for file, (low, high) in enumerate(self._extremes) if low == high}
+        return [self.ids[index] for index in indices if self._places[index][0] in files]
+
     def extremes_of(self, indices: Iterable[int]) -> tuple[tuple[float, float], tuple[float, float]]:
         """Lowest and highest value of some images' files, as stored; and in 0..255 by the intensity rule."""
         stored, scaled = [], []

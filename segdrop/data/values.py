@@ -14,6 +14,7 @@ _LOOKED_AT = 100  # training images whose means and deviations are taken
 # Of 0..255, and as a factor: how far beyond the training images' an image's mean and its deviation may lie. Of those
 # that were held out of five public sets a hundredth at most lay farther, with ten training images or more.
 _MEAN_BEYOND, _DEVIATION_BEYOND = 32, 2
+_NAMED = 5  # images that are named
 _UNLIKE = 0.1  # share of the images from which it is said
 
 
@@ -101,6 +102,20 @@ def faint_images(values: Values, what: str, rule: str) -> tuple[str, ...]:
         f"The {what} hold values from {low:g} to {high:g}, of which --intensity {rule} makes {darkest:.4g} to "
         f"{brightest:.4g} of 0..255, which is little to see; train with --intensity percentiles{other}.",
     )
+
+
+def constant_images(names: Sequence[str]) -> tuple[str, ...]:
+    """What the user has to know of images, of these names, in which all pixels have one value.
+
+    Example:
+        >>> constant_images(["a", "b"])
+        ('2 image(s) have one value in all pixels: a, b; look whether their files are whole.',)
+    """
+    if not names:
+        return ()
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    listed = ", ".join(names[:_NAMED]) + more
+    return (f"{len(names)} image(s) have one value in all pixels: {listed}; look whether their files are whole.",)
 
 
 def unlike_training(images: Sequence[Values], training: Values, rule: str) -> tuple[str, ...]:

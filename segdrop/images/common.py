@@ -1,5 +1,6 @@
 """PNG, JPEG, BMP, PPM and GIF."""
 
+import zlib
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,14 @@ def open_common(path: Path, advice: str, channels: int | None) -> Picture:
             raise Fault(UNDECODABLE) from error
         deep = picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16)
     # Pillow would cut colours to 8 bits.
-    array = from_opencv(path.read_bytes(), channels) if deep else from_pillow(picture, channels)
+    if deep:
+        content = path.read_bytes()
+        content = _plain_png(content) if picture.format == "PNG" else content
+        grey_alpha = picture.mode == "LA"  # of which OpenCV makes four bands
+        array = from_opencv(content, 4 if grey_alpha else channels)
+        array = array[..., [0, 3] if channels == 2 else 0] if grey_alpha else array
+    else:
+        array = from_pillow(picture, channels)
     return from_array(path, array, type_range(array.dtype))
 
 
@@ -43,8 +51,25 @@ def _png_depth(file) -> int:
     return file.read(1)[0]
 
 
+def _plain_png(content: bytes) -> bytes:
+    """The chunks of a PNG that its pixels need, none of them damaged: of others libpng writes to stderr."""
+    kept, kind, start = [content[:8]], b"", 8
+    while kind != b"IEND":
+        length = int.from_bytes(content[start : start + 4], "big")
+        chunk = content[start : start + 12 + length]
+        kind, start = chunk[4:8], start + len(chunk)
+        if len(chunk) < 12 + length:
+            raise Fault(UNDECODABLE)
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+                raise Fault(UNDECODABLE)
+            kept.append(chunk)
+    return b"".join(kept)
+
+
 def from_pillow(picture: Image.Image, channels: int | None) -> np.ndarray:
     """The values of a decoded image, (H, W) or (H, W, C); alpha is dropped unless `channels` counts it."""
+    picture.info.pop("transparency", None)  # which Pillow warns of
     mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
     if picture.mode == {2: "LA", 4: "RGBA"}.get(channels or 0):
         mode = picture.mode

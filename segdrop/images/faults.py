@@ -46,14 +46,15 @@ def no_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_log(name: str) -> Iterator[None]:
-    """No messages of a library about odd headers; its logger belongs to the whole process."""
+    """No messages of a library about odd files, from its modules neither; its logger belongs to the whole process."""
     logger = logging.getLogger(name)
     with _one_at_a_time:
-        before, logger.disabled = logger.disabled, True
+        before = logger.level
+        logger.setLevel(logging.CRITICAL + 1)  # which holds for the loggers below it, as `disabled` does not
         try:
             yield
         finally:
-            logger.disabled = before
+            logger.setLevel(before)
 
 
 @contextlib.contextmanager

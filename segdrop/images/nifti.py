@@ -11,6 +11,9 @@ from .faults import Fault, no_warnings, shielded, without_log
 from .picture import Picture, as_plain, check_size, millimetres, type_range
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+MAPPED = 2**26  # bytes of a file from which on its slices are read from disk when they are asked for
+MAX_UNPACKED = 2**30  # bytes in memory of a volume that is compressed as a whole: 512 x 512 x 2,048 voxels of 16 bits
+DEFLATED = 1032  # bytes that deflate makes of one at most
 
 
 def write_volume_mask(picture: Picture, masks: np.ndarray, path: str | os.PathLike) -> None:
@@ -38,7 +41,7 @@ def open_nifti(path: Path, slice_axis: int, channels: int | None) -> Picture:
         import nibabel
 
         with without_log("nibabel.global"), no_warnings():
-            image = nibabel.load(path, mmap=False)
+            image = nibabel.load(path, mmap=path.stat().st_size > MAPPED)
         if not isinstance(image, nibabel.Nifti1Image):
             raise Fault("is not a NIfTI file")
         shape = image.shape
@@ -51,33 +54,50 @@ def open_nifti(path: Path, slice_axis: int, channels: int | None) -> Picture:
         axes = [axis for axis in range(len(shape)) if len(shape) == 2 or axis != slice_axis]
         height, width = (int(shape[axis]) for axis in axes)
         slices = int(shape[slice_axis]) if len(shape) == 3 else None
-        if not height * width * (1 if slices is None else slices):
+        if min(*shape, *bands) < 1:
             raise Fault("has no pixels")
-        check_size(height, width, (slices or 1) * math.prod(bands))
-        stored = image.get_data_dtype()
-        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
-        array = np.asarray(image.dataobj) if scaled else image.dataobj.get_unscaled()
-        array = array.reshape(*shape, *bands)
-        volume = as_plain(array if slices is None else np.moveaxis(array, slice_axis, 0))
+        check_size(height, width, slices or 1)
+        _check_bytes(path, image)
+        volume = image.dataobj.get_unscaled().reshape(*shape, *bands)
+        volume = volume if slices is None else np.moveaxis(volume, slice_axis, 0)
         unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
         spacing = millimetres([image.header.get_zooms()[axis] for axis in axes], unit)
         header = _blank(image.header)
         if bands:
             header.set_data_shape(shape)
         form = nibabel.Nifti2Image if isinstance(image, nibabel.Nifti2Image) else nibabel.Nifti1Image
-    exact = not scaled and stored.kind in "iu" and stored.itemsize <= 2
+        slope, intercept = image.dataobj.slope, image.dataobj.inter
+        scaled = (slope, intercept) != (1, 0)
+
+        def read(index: int) -> np.ndarray:
+            stored = volume if slices is None else volume[index]
+            return as_plain(nibabel.volumeutils.apply_read_scaling(stored, slope, intercept) if scaled else stored)
+
+        dtype = np.dtype(np.float32) if scaled else as_plain(volume[:0]).dtype
+    stored = volume.dtype
     return Picture(
         path,
         height,
         width,
         slices,
         math.prod(bands),
-        volume.dtype,
+        dtype,
         spacing=spacing,
-        value_range=type_range(stored) if exact else None,
-        _slice=(lambda index: volume) if slices is None else (lambda index: volume[index]),
+        value_range=type_range(stored) if not scaled and stored.kind in "iu" and stored.itemsize <= 2 else None,
+        _slice=read,
         _nifti=(form, header, slice_axis),
     )
+
+
+def _check_bytes(path: Path, image) -> None:
+    """Refuse a file that is too short for what its header tells of, before room is made for that, and a long one whose
+    compression lets no slice be read without all."""
+    stored = math.prod(image.shape) * image.get_data_dtype().itemsize
+    compressed = path.name.lower().endswith(".gz")
+    if stored + image.dataobj.offset > path.stat().st_size * (DEFLATED if compressed else 1):
+        raise Fault("cannot be decoded: it is corrupt, truncated or not a NIfTI file")
+    if compressed and stored > MAX_UNPACKED:
+        raise Fault(f"unpacks to {stored / 2**30:.1f} GiB; save it uncompressed, as .nii, which is read slice by slice")
 
 
 def _blank(header):

@@ -17,6 +17,7 @@ if "OPENCV_LOG_LEVEL" not in os.environ:  # it would write to stderr what is rai
 
 MAX_PIXELS = 89_478_485  # of one image or slice: Pillow's own limit, past which it suspects a decompression bomb
 MAX_VOXELS = 2**30  # of one volume, twice the largest scans there are
+MAX_SLICES = 2**15  # of one volume; each is worked on by itself, which a long list of tiny ones would make endless
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,10 @@ class Picture:
     _slice: Callable[[int], np.ndarray] = field(default=None, repr=False)  # type: ignore[assignment]
     _band: Callable[[int, int], np.ndarray] | None = field(default=None, repr=False)
     _nifti: tuple[Any, Any, int] | None = field(default=None, repr=False)  # class, blanked header, slice axis
+
+    @property
+    def is_nifti(self) -> bool:
+        return self._nifti is not None
 
     def read(self, index: int = 0) -> np.ndarray:
         """Slice number `index`, values as stored, after the file's own rescaling: (H, W), or (H, W, 3) in RGB.
@@ -133,7 +138,7 @@ def narrow_range(dtype) -> tuple[float, float] | None:
 def check_size(height: int, width: int, slices: int = 1, advice: str = "cut it into tiles") -> None:
     if height * width > MAX_PIXELS:
         raise Fault(f"has {width} x {height} pixels; {advice}")
-    if height * width * slices > MAX_VOXELS:
+    if height * width * slices > MAX_VOXELS or slices > MAX_SLICES:
         raise Fault(f"has {slices} slices of {width} x {height} pixels; cut it into several files")
 
 

@@ -1,18 +1,15 @@
 """TIFF."""
 
-import contextlib
-import io
 import math
 from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
 
-from .common import BANDS, from_array, from_opencv, from_pillow
-from .faults import UNDECODABLE, Fault, no_warnings, shielded, without_log
-from .picture import MAX_PIXELS, Picture, as_plain, channels_of, check_size, narrow_range, type_range
-from .tiff_pieces import Bands, are_channels, page_alone
+from .common import from_array
+from .faults import Fault, shielded, without_log
+from .picture import MAX_PIXELS, Picture, as_plain, channels_of, check_size, narrow_range
+from .tiff_pieces import Bands
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -25,14 +22,16 @@ def open_tiff(path: Path, huge: bool, channels: int | None) -> Picture:
                 if page.offset in sizes:
                     break  # a damaged chain of pages may run in a circle
                 sizes[page.offset] = page.imagelength, page.imagewidth
-        offsets = list(sizes)
-        height, width = first.imagelength, first.imagewidth
-        if huge and height * width > MAX_PIXELS:
-            return _huge_tiff(path, first, list(sizes.values()).count((height, width)), channels)
-        check_size(height, width, len(offsets))
-        if channels is not None and width == channels < len(offsets) != channels and first.samplesperpixel == 1:
+            offsets = list(sizes)
+            height, width = first.imagelength, first.imagewidth
+            if huge and height * width > MAX_PIXELS:
+                return _huge_tiff(path, first, list(sizes.values()).count((height, width)), channels)
+            check_size(height, width, len(offsets))
+            rows = channels is not None and width == channels < len(offsets) != channels and first.samplesperpixel == 1
+            bands = Bands(path, first, channels)
+        if rows:
             return _rows_in_pages(path, len(offsets), height, channels)
-        array, value_range = _tiff_page(path, first, channels)
+        array, value_range = bands.read(0, height), narrow_range(bands.dtype)
         slices = _slices_of(path, len(offsets), first, channels)
     if len(offsets) == 1:
         return from_array(path, array, value_range)
@@ -44,8 +43,10 @@ def open_tiff(path: Path, huge: bool, channels: int | None) -> Picture:
                 # Walking through all pages before it takes as long as reading them.
                 tiff.filehandle.seek(offsets[index])
                 page = tifffile.TiffPage(tiff, index)
-            array, own_range = _tiff_page(path, page, channels)
-        if (array.shape, array.dtype, own_range) != (shape, dtype, value_range):
+                check_size(page.imagelength, page.imagewidth)
+                bands = Bands(path, page, channels)
+            array = bands.read(0, page.imagelength)
+        if (array.shape, array.dtype, narrow_range(bands.dtype)) != (shape, dtype, value_range):
             raise Fault(f"has pages of different sizes or types; first: page {index + 1}")
         return array
 
@@ -87,7 +88,7 @@ def _huge_tiff(path: Path, page: tifffile.TiffPage, count: int, channels: int | 
     if count > 1:
         raise Fault(f"has {count} pages of {width} x {height} pixels; save each as a file of its own")
     bands = Bands(path, page, channels)
-    nothing = as_plain(np.empty((0, 0), page.dtype))
+    nothing = as_plain(np.empty((0, 0), bands.dtype))
     return Picture(
         path,
         height,
@@ -95,38 +96,7 @@ def _huge_tiff(path: Path, page: tifffile.TiffPage, count: int, channels: int | 
         None,
         bands.channels,
         nothing.dtype,
-        value_range=narrow_range(page.dtype),
+        value_range=narrow_range(bands.dtype),
         _slice=lambda index: bands.read(0, height),
         _band=bands.read,
     )
-
-
-def _tiff_page(
-    path: Path, page: tifffile.TiffPage, channels: int | None
-) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """A page of at most `MAX_PIXELS` pixels, as `Picture.read` gives it, and the range of its type."""
-    height, width = page.imagelength, page.imagewidth
-    check_size(height, width)
-    bits = int(np.max(page.bitspersample))
-    if page.sampleformat == tifffile.SAMPLEFORMAT.INT or (channels is not None and are_channels(page) and not bits % 8):
-        return Bands(path, page, channels).read(0, height), narrow_range(page.dtype)
-    if bits <= 8 and page.imagedepth == 1 and all(page.databytecounts):  # Pillow refuses tiles that were never written
-        with contextlib.suppress(UnidentifiedImageError):
-            return _pillow_tiff(page_alone(path, page), channels), (0.0, 255.0)
-    if 8 < bits < 16 and page.planarconfig == tifffile.PLANARCONFIG.CONTIG:
-        array = from_opencv(page_alone(path, page), channels)  # the bits moved to the top of 16
-        return ~array if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else array, type_range(array.dtype)
-    return Bands(path, page, channels).read(0, height), narrow_range(page.dtype)
-
-
-def _pillow_tiff(content: bytes, channels: int | None) -> np.ndarray:
-    with no_warnings():
-        picture = Image.open(io.BytesIO(content))
-        try:
-            picture.load()
-        except Exception as error:  # the decoders have types of their own
-            raise Fault(UNDECODABLE) from error
-    bands = picture.tag_v2.get(277, 1)
-    if picture.mode in ("1", "L") and bands > 1:
-        raise Fault(f"has {bands} bands; {BANDS}")
-    return from_pillow(picture, channels)

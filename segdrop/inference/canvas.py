@@ -12,7 +12,7 @@ import tifffile
 from typing_extensions import TypedDict
 
 from ..errors import InputError
-from ..files import write_atomically, write_json
+from ..files import write_json
 from ..images.picture import Picture
 from ..typed import read_json
 from ..version import __version__
@@ -169,27 +169,22 @@ def file_version(path: Path) -> str:
 
 def write_png(path: Path, picture: np.ndarray) -> None:
     picture = picture[..., ::-1] if picture.ndim == 3 else picture
-    content = cv2.imencode(".png", picture)[1].tobytes()  # cv2.imwrite does not tell a full disk
-    write_atomically(path, lambda p: p.write_bytes(content))
+    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())  # cv2.imwrite does not tell a full disk
 
 
 def write_tiff(path: Path, canvas: Canvas, names: Sequence[str]) -> None:
     """A tiled TIFF with a page for each plane; `names` says what the pages of a slice are."""
     planes, height, width = canvas.shape
-
-    def write(temporary: Path) -> None:
-        with tifffile.TiffWriter(temporary, bigtiff=planes * height * width * canvas.dtype.itemsize > 2**31) as writer:
-            writer.write(
-                canvas.tiles(),
-                shape=canvas.shape if planes > 1 else canvas.shape[1:],
-                dtype=canvas.dtype,
-                tile=(_FILE_TILE, _FILE_TILE),
-                compression="zlib",
-                compressionargs={"level": 1},
-                photometric="minisblack",
-                description=json.dumps({"pages": list(names)}) if names else None,
-                metadata=None,
-                software=f"segdrop {__version__}",
-            )
-
-    write_atomically(path, write)
+    with tifffile.TiffWriter(path, bigtiff=planes * height * width * canvas.dtype.itemsize > 2**31) as writer:
+        writer.write(
+            canvas.tiles(),
+            shape=canvas.shape if planes > 1 else canvas.shape[1:],
+            dtype=canvas.dtype,
+            tile=(_FILE_TILE, _FILE_TILE),
+            compression="zlib",
+            compressionargs={"level": 1},
+            photometric="minisblack",
+            description=json.dumps({"pages": list(names)}) if names else None,
+            metadata=None,
+            software=f"segdrop {__version__}",
+        )

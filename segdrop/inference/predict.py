@@ -13,7 +13,7 @@ import numpy as np
 from ..config.predict import PredictOptions
 from ..conventions import OVERLAP, TILE
 from ..data.tiles import in_numbered_tiles
-from ..data.values import Values, faint_images, unlike_training
+from ..data.values import Values, constant_images, faint_images, unlike_training
 from ..errors import InputError
 from ..files import write_csv
 from ..interrupts import check
@@ -127,17 +127,19 @@ def _write_all(jobs: Sequence[Job], done: Mapping[str, dict], writer: Writer) ->
     (out / LOG).unlink(missing_ok=True)
     seconds = max(time.monotonic() - started, 1e-9)
     failed = sum(row["status"] != "ok" for row in rows)
-    told = remarks(writer.network, writer.values)
+    told = remarks(writer.network, writer.values, writer.constant)
     return Predictions(out, Table(rows, keys=columns), failed, bar.images / seconds, bar.tiles / seconds, told)
 
 
-def remarks(network: Network, values: Sequence[Values]) -> tuple[str, ...]:
-    """What is to be said of the values of the images that were predicted."""
+def remarks(network: Network, values: Sequence[Values], constant: Sequence[str]) -> tuple[str, ...]:
+    """What is to be said of the values of the images that were predicted, and by name of those of one value."""
     if not values:
         return ()
     if network.values is None:  # an earlier version's
-        return faint_images(Values.of_all(values), f"{len(values)} image(s)", network.intensity.rule)
-    return unlike_training(values, network.values, network.intensity.rule)
+        told = faint_images(Values.of_all(values), f"{len(values)} image(s)", network.intensity.rule)
+    else:
+        told = unlike_training(values, network.values, network.intensity.rule)
+    return (*told, *constant_images(constant))
 
 
 def predict_uncertainty(

@@ -4,7 +4,8 @@ import errno
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from ..data.fingerprint import class_pixels
 from ..data.tiles import tile_offsets, tile_rows
 from ..data.values import Reading, Values
 from ..errors import InputError
-from ..files import write_atomically
+from ..files import write_together
 from ..images.intensity import scale
-from ..images.nifti import NIFTI_SUFFIXES, write_volume_mask
+from ..images.nifti import write_volume_mask
 from ..images.picture import Picture
 from ..scoring.counts import to_labels
 from ..scoring.uncertainty import from_moments
@@ -28,6 +29,7 @@ from .inputs import Job
 from .network import Network, resize
 from .progress import Bar
 
+Results = dict[Path, Callable[[Path], object]]  # what writes each file
 _LONGEST_PNG = 65_535  # pixels of a side; PNG allows more, its readers often do not
 _PREVIEW = 2048  # longest side of an overlay, in pixels
 
@@ -39,6 +41,7 @@ class Writer:
         self.out, self.network, self.function, self.options = out, network, function, options
         self.threshold = settings["threshold"]
         self.values: list[Values] = []  # of each image and slice
+        self.constant: list[str] = []  # names of the images of one value
         self.digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def process(self, job: Job, bar: "Bar") -> dict:
@@ -56,11 +59,14 @@ class Writer:
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
             with Work(home, picture, f"{self.digest} {version}") as work:
+                before = len(self.values)
                 self._predict(picture, bounds, work, bar)
+                if self.values[before:] and np.ptp(Values.of_all(self.values[before:]).stored) == 0:
+                    self.constant.append(job.name)
                 return {"file": job.name, "status": "ok", "version": version, **self._write(job, picture, bounds, work)}
-        except InputError as error:
+        except (InputError, MemoryError) as error:
             clear(home)
-            return _failure(job, error)
+            return _failure(job, error if isinstance(error, InputError) else f"{job.file}: does not fit into memory.")
         except OSError as error:
             if error.errno not in (errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
                 raise
@@ -129,46 +135,44 @@ class Writer:
                 work.canvas("uncertainty", len(maps), np.float16).write(index, top, maps)
 
     def _write(self, job: Job, picture: Picture, bounds, work: Work) -> dict:
-        """Put the finished results into place, the mask last: where it is, the others are."""
-        names = self.network.class_names
+        """Put the finished results into place, all or none."""
+        names, results = self.network.class_names, {}
         if self.options.overlay:
-            self._write_pictures(job, picture, bounds, work)
+            results |= self._pictures(job, picture, bounds, work)
         if self.options.probabilities != "none":
-            canvas = work.canvases["probabilities"]
-            classes = list(names) if canvas.planes == len(names) else list(names[1:])
-            if self.options.probabilities == "tiff":
-                write_tiff(self._path(job, "_probabilities.tif"), canvas, classes)
-            else:
-                array = canvas.array().reshape(picture.slices or 1, canvas.planes, picture.height, picture.width)
-                array = array[0] if picture.slices is None else array
-                write_atomically(
-                    self._path(job, "_probabilities.npz"),
-                    lambda path: np.savez_compressed(path, probabilities=array, classes=np.array(classes)),
-                )
+            results |= self._probabilities(job, picture, work)
         if self.options.uncertainty:
             canvas = work.canvases["uncertainty"]
             spreads = names if canvas.planes == 3 + len(names) else names[1:]
-            write_tiff(
-                self._path(job, "_uncertainty.tif"),
-                canvas,
-                [*UNCERTAINTY_MEASURES, *(f"std {name}" for name in spreads)],
-            )
+            pages = [*UNCERTAINTY_MEASURES, *(f"std {name}" for name in spreads)]
+            results[self._path(job, "_uncertainty.tif")] = partial(write_tiff, canvas=canvas, names=pages)
         mask = work.canvases["mask"]
-        if job.file.name.lower().endswith(NIFTI_SUFFIXES):
+        if picture.is_nifti:
             path = self._path(job, ".nii.gz")
-            write_atomically(path, lambda p: write_volume_mask(picture, mask.array(), p))
+            results[path] = lambda path: write_volume_mask(picture, mask.array(), path)
         elif mask.slices == 1 and picture.height * picture.width <= HUGE_PIXELS and max(mask.shape) <= _LONGEST_PNG:
             path = self._path(job, ".png")
-            write_png(path, mask.array()[0])
+            results[path] = lambda path: write_png(path, mask.array()[0])
         else:
             path = self._path(job, ".tif")
-            write_tiff(path, mask, [])
+            results[path] = partial(write_tiff, canvas=mask, names=[])
+        write_together(results)
         pixels = picture.height * picture.width * mask.slices
         row = {"mask": path.relative_to(self.out).as_posix(), "height": picture.height, "width": picture.width}
         row |= {"slices": mask.slices} | {f"share {n}": work.sums[f"pixels {n}"] / pixels for n in names}
         return row | {key: work.sums[key] / pixels for key in UNCERTAINTY_MEASURES if key in work.sums}
 
-    def _write_pictures(self, job: Job, picture: Picture, bounds, work: Work) -> None:
+    def _probabilities(self, job: Job, picture: Picture, work: Work) -> Results:
+        names, canvas = self.network.class_names, work.canvases["probabilities"]
+        classes = list(names) if canvas.planes == len(names) else list(names[1:])
+        if self.options.probabilities == "tiff":
+            return {self._path(job, "_probabilities.tif"): partial(write_tiff, canvas=canvas, names=classes)}
+        array = canvas.array().reshape(picture.slices or 1, canvas.planes, picture.height, picture.width)
+        array = array[0] if picture.slices is None else array
+        write = partial(np.savez_compressed, probabilities=array, classes=np.array(classes))
+        return {self._path(job, "_probabilities.npz"): write}
+
+    def _pictures(self, job: Job, picture: Picture, bounds, work: Work) -> Results:
         """The image under its mask, and its uncertainty; of a volume the slice with the largest foreground."""
         mask, step = work.canvases["mask"], math.ceil(max(picture.height, picture.width) / _PREVIEW)
         rows = range(0, picture.height, step)
@@ -179,13 +183,15 @@ class Writer:
         else:
             seen = picture.read(index)[::step, ::step]
         shown = visible(scale(seen, *bounds), picture.context)
-        write_png(self._path(job, "_overlay.png"), overlay(shown, labels[index], multilabel=self.network.multilabel))
+        drawn = overlay(shown, labels[index], multilabel=self.network.multilabel)
+        results = {self._path(job, "_overlay.png"): partial(write_png, picture=drawn)}
         if self.options.uncertainty:
             canvas = work.canvases["uncertainty"]
             plane = index * canvas.planes  # of the predictive entropy
             values = np.stack([canvas.read(plane, y, y + 1)[0, ::step] for y in rows])
             highest = most_entropy(len(self.network.class_names), self.network.multilabel)
-            write_png(self._path(job, "_uncertainty.png"), heat(values, highest))
+            results[self._path(job, "_uncertainty.png")] = partial(write_png, picture=heat(values, highest))
+        return results
 
     def _path(self, job: Job, ending: str) -> Path:
         path = self.out / job.name

@@ -205,7 +205,7 @@ def check(config: SweepConfig) -> Checked:
         FileNotFoundError, InputError: the data or the configuration cannot be used.
     """
     from ..data.opening import open_configured
-    from ..data.values import faint_images, values_of
+    from ..data.values import constant_images, faint_images, values_of
     from ..training.device import choose_device, this_machine
     from ..training.planning import make_plan
 
@@ -214,7 +214,8 @@ def check(config: SweepConfig) -> Checked:
     _check_search(config)
     dataset = open_configured(config.train)
     values = values_of(dataset, np.arange(len(dataset)))
-    for warning in faint_images(values, f"{len(dataset)} images", dataset.intensity.rule):
+    faint = faint_images(values, f"{len(dataset)} images", dataset.intensity.rule)
+    for warning in (*faint, *constant_images(dataset.constant(range(len(dataset))))):
         warnings.warn(warning, stacklevel=2)
     folds = _divide(dataset, config)
     _, precision = choose_device(config.train.mixed_precision, config.train.deterministic)

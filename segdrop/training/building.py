@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from ..config.importing import import_object
 from ..config.train import TrainConfig
 from ..data.augment import describe
-from ..data.values import faint_images, values_of
+from ..data.values import constant_images, faint_images, values_of
 from ..errors import InputError
 from ..files import file_digest
 from ..folders.run import CONFIG, MODEL, RunRecord, model_file, open_run, package_versions
@@ -165,6 +166,7 @@ def record_of(
         warnings=(
             *((RANDOM_WEIGHTS,) if config.encoder_weights == "auto" and weights == "random" else ()),
             *faint_images(values, f"{len(samples.split['train'])} training images", rule),
+            *constant_images(dataset.constant(np.sort(np.concatenate(list(samples.split.values()))))),
         ),
         mixed_precision=precision,
         device=device,

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from ..config.predict import PredictOptions
 from ..errors import InputError
-from ..images.opening import open_image
+from ..images.opening import open_image, stem
 from ..images.picture import Picture
 from ..inference.ensemble import Function
 from ..inference.inputs import Job, describe_source
@@ -105,7 +105,8 @@ class Prediction:
         row = writer.process(Job(self._picture.path, RESULT), self.course)
         if row["status"] != "ok":
             raise InputError(row["status"])
-        self.row, self.warnings = row, remarks(networks[0], writer.values)
+        constant = [stem(self._picture.path)] * len(writer.constant)
+        self.row, self.warnings = row, remarks(networks[0], writer.values, constant)
         self._mask = open_image(self.mask_file, slice_axis=networks[0].slice_axis)
 
     @property
