@@ -11,6 +11,7 @@ import numpy as np
 from ..files import remove_partial, write_atomically, write_json
 from ..folders.run import METRICS, MODEL, STATE, TEMPERATURE, store_scores
 from ..nets.batchnorm import recalibrate_batchnorm
+from ..nets.stored import load_model
 from ..scoring.counts import to_labels
 from ..scoring.score import predictions, score, score_images
 from ..scoring.temperature import PIXELS, Temperature, fit_temperature, sample_pixels, tempered
@@ -52,7 +53,7 @@ def finish(
         draw: makes the pictures that belong into the folder, given the best model.
         calibrate: fit a temperature to the validation images first, with which probabilities are scored.
     """
-    model = keras.saving.load_model(run_dir / MODEL, compile=False)
+    model = load_model(run_dir / MODEL)
     recalibration = recalibrate(model, run_dir / MODEL, samples) if samples.config.recalibrate_batchnorm else None
     dataset, metrics, rows = samples.dataset, {}, {}
     multilabel, twin = dataset.multilabel, folded(model)  # as `segdrop evaluate` predicts
