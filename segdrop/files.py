@@ -67,9 +67,10 @@ def remove_partial(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+# What is no text, of file names in another encoding, is written as JSON's escape of it.
 def write_json(path: Path, content: Mapping | Sequence) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> None:
@@ -78,4 +79,4 @@ def write_csv(path: Path, rows: Sequence[Mapping], columns: Sequence[str] | None
     writer = csv.DictWriter(buffer, columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, lambda p: p.write_text(buffer.getvalue(), encoding="utf-8"))
+    write_atomically(path, lambda p: p.write_text(buffer.getvalue(), encoding="utf-8", errors="backslashreplace"))

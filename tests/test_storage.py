@@ -274,6 +274,11 @@ def test_a_repeated_end_finds_its_own_work_and_no_other(trials):
     [
         ("nonsense", "must look like postgresql://"),
         ("postgresql://me@here:port/db", "must look like postgresql://"),
+        ("postgresql://me:a@secret@here:port/db", r"must look like .* got 'postgresql://me:\*\*\*@here:port/db'"),
+        (
+            "postgresql://me@127.0.0.1:1/db?password=secret&sslpassword=secret",
+            r"password=\*\*\*&sslpassword=\*\*\* cannot",
+        ),
         ("nosuchdatabase://me@here/db", "needs a driver"),
         ("sqlite:////nowhere/at/all/sweep.db", "cannot be reached: unable to open database file"),
         (

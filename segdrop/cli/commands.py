@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..config.sweep import MARGIN, SweepConfig
 from ..config.train import TrainConfig
 from ..errors import InputError
+from ..printing import printable, say
 from .options import (
     DataOptions,
     EvaluateOptions,
@@ -46,21 +47,21 @@ def run_data(options: DataOptions) -> None:
     found, findings = examine(dataset)
     told = overview(dataset, found, findings)
     if options.json:
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        _say_json(told)
     else:
         console = _console(WIDTH)
-        print("\n".join(summary(told)), end="\n\n")
+        say(*summary(told), "")
         for table in data_tables(told):
             console.print(table.rich())
-        print("\n".join(findings_in_lines(told["findings"])) or "Nothing looks wrong.")
+        say(*(findings_in_lines(told["findings"]) or ["Nothing looks wrong."]))
     if options.out:
         from ..reporting.data_page import PAGE, write_data_pages
 
         write_data_pages(dataset, told, findings, options.out, options.context_slices)
-        print(f"\nPictures: {options.out / PAGE}", file=sys.stderr if options.json else sys.stdout)
+        say("", f"Pictures: {options.out / PAGE}", to_stderr=options.json)
     if options.to:
         write_plain(dataset, options.to)
-        print(f"\nIn the plain layout: {options.to}", file=sys.stderr if options.json else sys.stdout)
+        say("", f"In the plain layout: {options.to}", to_stderr=options.json)
 
 
 def run_sweep(options: SweepOptions) -> None:
@@ -76,8 +77,8 @@ def run_sweep(options: SweepOptions) -> None:
         price = estimate(config)
         if price.plan["choices"]:
             _console().print(plan_table(price.plan).rich())
-        print("\n".join(price.arms))
-        print(
+        say(*price.arms)
+        say(
             f"{price.trainings} trainings, about {in_words(price.seconds)} one after the other on this machine"
             f"{', if no patience ends them earlier' if price.at_most else ''}."
         )
@@ -99,7 +100,7 @@ def run_sweep(options: SweepOptions) -> None:
     console = _console()
     for table in tables(answer):
         console.print(table.rich())
-    console.print(f"{answer.headline}\n\nAll of it: {options.folder / 'answer.md'}", highlight=False, markup=False)
+    say(answer.headline, "", f"All of it: {options.folder / 'answer.md'}")
 
 
 def _tell_foresight(options: SweepOptions, config: SweepConfig, price: "Price") -> None:
@@ -112,12 +113,12 @@ def _tell_foresight(options: SweepOptions, config: SweepConfig, price: "Price") 
     if options.pilot is None and options.spread is None:
         if options.detect is not None:
             raise InputError("`detect` needs the spread of a training: --spread, or an earlier sweep as --pilot.")
-        print("What it could tell depends on how much trainings vary: --spread 0.02, or an earlier sweep as --pilot.")
+        say("What it could tell depends on how much trainings vary: --spread 0.02, or an earlier sweep as --pilot.")
         return
     spread = stated_spread(options.spread) if options.pilot is None else pilot_spread(options.pilot)
     if price.compared:
         seeds = price.reference_seeds / len(config.seeds)
-        print(what_it_tells(Design(price.compared, config.folds, config.repeats, seeds), spread))
+        say(*what_it_tells(Design(price.compared, config.folds, config.repeats, seeds), spread).split("\n"))
     if options.detect is not None:
         seconds = price.seconds / price.trainings
         found = proposals(options.detect, spread, max(1, price.compared), seconds, options.hours)
@@ -173,7 +174,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
     for table in scores_table(result):
         console.print(table.rich())
     if "warning" in result:
-        console.print(f"[bold yellow]Warning: {result['warning']}.")
+        console.print(f"Warning: {result['warning']}.", style="bold yellow")
 
 
 def run_predict(options: PredictFilesOptions) -> int:
@@ -182,15 +183,15 @@ def run_predict(options: PredictFilesOptions) -> int:
     predictions = predict(**options.arguments)
     failures = [row for row in predictions.files if row["status"] != "ok"]
     for row in failures[:10]:
-        print(f"segdrop: {row['status']}", file=sys.stderr)
+        say(f"segdrop: {row['status']}", to_stderr=True)
     if len(failures) > 10:
-        print(f"segdrop: ... and {len(failures) - 10} more, in {predictions.out / 'predictions.csv'}", file=sys.stderr)
-    print(
+        say(f"segdrop: ... and {len(failures) - 10} more, in {predictions.out / 'predictions.csv'}", to_stderr=True)
+    say(
         f"{len(predictions.files) - len(failures)} of {len(predictions.files)} files predicted, in {predictions.out}: "
         f"{predictions.images_per_second:.2f} images/s, {predictions.tiles_per_second:.2f} tiles/s."
     )
     for warning in predictions.warnings:
-        print(f"segdrop: warning: {warning}", file=sys.stderr)
+        say(f"segdrop: warning: {warning}", to_stderr=True)
     return 1 if failures else 0
 
 
@@ -199,7 +200,7 @@ def run_view(options: ViewOptions) -> int:
 
     with contextlib.suppress(KeyboardInterrupt):  # SIGTERM, too; that is how a viewer ends
         view(options.run, options.inputs, port=options.port, open_browser=options.open)
-    print("segdrop: interrupted, the viewer has ended.", file=sys.stderr)
+    say("segdrop: interrupted, the viewer has ended.", to_stderr=True)
     return 130
 
 
@@ -216,7 +217,7 @@ def run_rank(options: RankOptions) -> int:
     write_ranking(network, ranking, out)
     if options.json:
         told = {"measure": ranking.measure, "images": list(ranking.images), "failed": ranking.failed}
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        _say_json(told)
     else:
         rows = [
             {
@@ -229,9 +230,9 @@ def run_rank(options: RankOptions) -> int:
             if row["chosen"]
         ]
         _console(WIDTH).print(Table(rows, f"By {ranking.measure.replace('_', ' ')}, and different").rich())
-    print(f"Page: {out / PAGE}", file=sys.stderr if options.json else sys.stdout)
+    say(f"Page: {out / PAGE}", to_stderr=options.json)
     for line in ranking.failed:
-        print(f"segdrop: {line}", file=sys.stderr)
+        say(f"segdrop: {line}", to_stderr=True)
     return 1 if ranking.failed else 0
 
 
@@ -253,7 +254,7 @@ def run_report(options: ReportOptions) -> None:
             page = report(run, **{name: value for name, value in options.arguments.items() if name != "runs"})
     else:
         raise InputError("`runs` is empty; name the folder of a run, or several to compare.")
-    print(f"Report: {page}")
+    say(f"Report: {page}")
 
 
 def run_export(options: ExportOptions) -> None:
@@ -261,7 +262,7 @@ def run_export(options: ExportOptions) -> None:
 
     names = {"onnx": "model.onnx", "saved_model": "saved_model"}
     result = export(options.run, options.out or options.run / names[options.format], format=options.format)
-    print(f"Exported: {result.path} (probabilities differ by at most {result.difference:.2g} on {result.images}).")
+    say(f"Exported: {result.path} (probabilities differ by at most {result.difference:.2g} on {result.images}).")
 
 
 def run_inspect(options: InspectOptions) -> None:
@@ -288,7 +289,7 @@ def run_inspect(options: InspectOptions) -> None:
     except TypeError as error:  # a subclassed model, or one that was never built
         raise InputError(f"{path}: {error}") from error
     console = _console()
-    console.print(table.rich() if table else f"{path} has no dropout layer.")
+    console.print(table.rich() if table else printable(f"{path} has no dropout layer."))
     if options.verify:
         console.print(verify(remove_dropout(model), model).rich())
     if options.csv:
@@ -313,7 +314,7 @@ def _show_sensitivity(options: InspectOptions) -> None:
     )
     console = _console()
     console.print(table.rich())
-    console.print(table.reading, highlight=False, markup=False)
+    console.print(table.reading)
     if options.csv:
         table.to_csv(options.csv)
     if options.json:
@@ -325,8 +326,13 @@ def _check_folder(out: Path | None) -> None:
         raise InputError(f"`out` must be a folder, but {out} is a file; choose another name.")
 
 
+def _say_json(told) -> None:
+    """Print JSON, in which what a terminal would obey is an escape, too."""
+    say(*json.dumps(told, indent=1, ensure_ascii=False).split("\n"))
+
+
 def _console(width: int = 140):
     """A console as wide as the terminal; where there is none, of `width` columns."""
-    from rich.console import Console
+    from ..show.console import Console
 
     return Console(width=None if sys.stdout.isatty() else width)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,7 @@ from ..config.importing import import_modules
 from ..config.train import TrainConfig
 from ..errors import InputError
 from ..interrupts import Terminated, heeding
+from ..printing import printable, say, without_passwords
 from ..version import __version__
 from .commands import (
     run_data,
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 where some files failed, 2 for wrong input, 130 after Ctrl-C and
     143 after SIGTERM, all told in one line; 141, as of any program, where nobody reads its output any more."""
     arguments, code = list(sys.argv[1:] if arguments is None else arguments), 2
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _print_traceback
     try:
         with heeding(), _warnings_in_one_line(), _flushing():
             return _dispatch(arguments)
@@ -69,8 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as request:
         code, ended = (143, "terminated") if isinstance(request, Terminated) else (130, "interrupted")
         message = f"{ended}; a sweep goes on with the same command, train and predict with --resume besides."
-    print(f"segdrop: {' '.join(message.split())}", file=sys.stderr)
+    say(f"segdrop: {without_passwords(' '.join(message.split()))}", to_stderr=True)
     return code
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace) -> None:
+    """As Python does it, but for what a terminal would obey."""
+    say(*"".join(traceback.format_exception(kind, error, trace)).rstrip("\n").split("\n"), to_stderr=True)
 
 
 @contextlib.contextmanager
@@ -90,7 +99,8 @@ def _warnings_in_one_line() -> Iterator[None]:
     usual = warnings.formatwarning
 
     def in_one_line(message, category, *where) -> str:
-        return f"segdrop: warning: {message}\n" if category is UserWarning else usual(message, category, *where)
+        told = f"segdrop: warning: {' '.join(str(message).split())}\n"
+        return printable(told if category is UserWarning else usual(message, category, *where), keep="\n")
 
     warnings.formatwarning = in_one_line
     try:
@@ -101,7 +111,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
-        print(f"segdrop {__version__}")
+        say(f"segdrop {__version__}")
         return 0
     options = read_options(arguments or ["--help"])
     _find_data(options)
@@ -124,6 +134,9 @@ def _find_data(options) -> None:
 
 def read_options(arguments: list[str]):
     """The options of the command that the arguments begin with."""
+    for argument in arguments:
+        if argument != argument.encode("utf-8", "replace").decode():  # TensorFlow and OpenCV cannot open it
+            raise InputError(f"the argument {argument} is not UTF-8; rename what it names.")
     name, *rest = arguments
     if name not in (*COMMANDS, "-h", "--help"):
         meant = closest(name, list(COMMANDS))

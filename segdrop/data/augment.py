@@ -4,15 +4,18 @@ The only module that imports Albumentations.
 """
 
 import copy
+import json
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import albumentations as A
 import cv2
 import numpy as np
+import yaml
+from albumentations.core.serialization import SERIALIZABLE_REGISTRY, shorten_class_name
 
 from ..conventions import IGNORED
 from ..errors import InputError, first_line
@@ -29,6 +32,8 @@ _SCALES = (
 # This share of the crops is placed around a foreground pixel, where an image has any: most random crops of a small
 # structure would be empty.
 FOREGROUND_CROPS = 0.5
+# Where Albumentations has the transforms that read other images or fonts: FDA, Mosaic, TextImage and so on.
+_FROM_ELSEWHERE = ("albumentations.augmentations.mixing.", "albumentations.augmentations.text.")
 _FEW_CLASSES = 16  # from this class on, all are counted at once
 
 
@@ -135,7 +140,12 @@ def load_augmentation(name: str, *, colours: bool = True, strength: float = 1.0)
     if not path.is_file():
         raise InputError(f"`augment` must be one of {', '.join(PRESETS)} or an Albumentations file, got {name!r}.")
     try:
-        transform = A.load(path, data_format="json" if path.suffix.lower() == ".json" else "yaml")
+        text = path.read_text(encoding="utf-8")
+        description = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        _check_transforms(description["transform"], str(path), own_only=True)
+        transform = A.from_dict(description)
+    except InputError:
+        raise
     except Exception as error:  # a parser's, a constructor's or a registry's, all with types of their own
         raise InputError(f"{path} is not an Albumentations file: {first_line(error)}.") from error
     return transform if isinstance(transform, A.Compose) else A.Compose([transform])
@@ -154,8 +164,32 @@ def describe(augmentation: A.Compose) -> dict:
 
 
 def restore(description: dict) -> A.Compose:
-    """The pipeline that `describe` described."""
+    """The pipeline that `describe` described.
+
+    Raises:
+        InputError: it has a transform that takes pixels from elsewhere.
+    """
+    if description:
+        _check_transforms(description["transform"], "the run's record", own_only=False)
     return A.from_dict(description)
+
+
+def _check_transforms(description: Mapping, where: str, own_only: bool) -> None:
+    """Raise InputError where a pipeline, as a file describes it, would make anything but transforms of a crop and its
+    mask.
+
+    Args:
+        own_only: refuse what is not Albumentations' own; a pipeline made in Python may have more.
+    """
+    name = description["__class_fullname__"]
+    short = shorten_class_name(name)
+    kind = SERIALIZABLE_REGISTRY.get(short)
+    if short == "Lambda" or (own_only and (kind is None or not kind.__module__.startswith("albumentations."))):
+        raise InputError(f"{where} has {short}, which is no transform of Albumentations' own with numbers alone.")
+    if kind is not None and kind.__module__.startswith(_FROM_ELSEWHERE):
+        raise InputError(f"{where} has {short}, which takes images or fonts from elsewhere; take it out.")
+    for member in description.get("transforms", ()):
+        _check_transforms(member, where, own_only)
 
 
 class Sampler:

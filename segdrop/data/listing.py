@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ def list_folder(
     """The pairs of a folder, and what the CSV files in it say: by two patterns; else, for `multilabel`, by a folder of
     masks for each class; else those of `images/` and `masks/` with the same stem; else as the names of its folders and
     files tell."""
+    _refuse_odd_names(path)
     listing = _list_by_class(path, annotator) if multilabel and images is None else Listing()
     if not listing.pairs and images is None and annotator is None:
         listing = _list_plain(path)
@@ -86,6 +88,14 @@ def list_folder(
     for file in sorted(path.glob("*.csv")):
         _add_table(file, listing)
     return listing
+
+
+def _refuse_odd_names(path: Path) -> None:
+    """Raise InputError where a name is not UTF-8: it could stand in no table."""
+    for folder, _, files in os.walk(path):
+        for file in (Path(folder, name) for name in files):
+            if str(file) != str(file).encode("utf-8", "replace").decode() and is_image(file):
+                raise InputError(f"the name of {file} is not UTF-8; rename it.")
 
 
 def _list_by_class(path: Path, annotator: str | None) -> Listing:
@@ -192,7 +202,7 @@ def list_csv(path: Path, multilabel: bool = False) -> Listing:
     listing = Listing()
     if len(of_classes) > 1:
         listing.names = dict(enumerate(["background", *(column.removeprefix("mask_") for column in masks)]))
-    incomplete, repeated, missing = [], [], []
+    incomplete, repeated, missing, outside = [], [], [], []
     for number, row in enumerate(rows, start=2):
         if not row["image"] or not all(row[column] for column in masks):
             incomplete.append(f"line {number}")
@@ -201,6 +211,7 @@ def list_csv(path: Path, multilabel: bool = False) -> Listing:
         if name in listing.pairs:
             repeated.append(row["image"])
         files = [path.parent / row[column] for column in ("image", *masks)]
+        outside += [row[column] for column in ("image", *masks) if not _is_below(row[column])]
         absent = [str(file) for file in files if not file.is_file()]
         missing += absent
         if not absent:
@@ -210,7 +221,15 @@ def list_csv(path: Path, multilabel: bool = False) -> Listing:
     listing.problems += told(repeated, "{n} image(s) listed twice")
     listing.problems += told(missing, "{n} file(s) do not exist")
     listing.said = f"{pairs_in_words(len(listing.pairs))} of {path.name}"
+    if outside:
+        warnings.warn(f"{path} names {len(outside)} file(s) outside of its folder; first: {outside[0]}.", stacklevel=5)
     return listing
+
+
+def _is_below(file: str) -> bool:
+    """Whether a path, relative or not, stays below the folder that it is told from."""
+    inside = os.path.normpath(file)
+    return not os.path.isabs(inside) and inside.split(os.sep)[0] != os.pardir
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -233,7 +252,7 @@ def read_classes(folder: Path) -> tuple[dict[int, str], dict | None, set[int]]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         entries = dict(enumerate(stored)) if isinstance(stored, list) else {int(k): v for k, v in stored.items()}
-        colours = {tuple(v["color"]): k for k, v in entries.items() if not isinstance(v, str)}
+        colours = {_colour(v["color"]): k for k, v in entries.items() if not isinstance(v, str)}
         ignored = {IGNORED} & set(entries)
         entries.pop(IGNORED, None)
         if sorted(entries) != list(range(len(entries))) or not 1 < len(entries) < IGNORED:
@@ -242,11 +261,18 @@ def read_classes(folder: Path) -> tuple[dict[int, str], dict | None, set[int]]:
             )
         names = {k: v if isinstance(v, str) else v["name"] for k, v in entries.items()}
         return names, colours or None, ignored
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f'{path} must look like {{"0": "background", "1": "cell"}}, ["background", "cell"] or, for coloured masks, '
             f'{{"0": {{"name": "background", "color": [0, 0, 0]}}, ...}}: {error}.'
         ) from error
+
+
+def _colour(stored) -> tuple[int, int, int]:
+    """A colour of `classes.json`."""
+    if len(stored) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in stored):
+        raise ValueError(f"{stored} is no colour of three whole numbers from 0 to 255")
+    return tuple(stored)
 
 
 def _nnunet_classes(path: Path) -> tuple[dict[int, str], None]:
@@ -259,5 +285,5 @@ def _nnunet_classes(path: Path) -> tuple[dict[int, str], None]:
         )
         whole = sorted(by_number) == list(range(len(by_number))) and len(by_number) > 1 and "ignore" not in labels
         return (by_number if whole else {}), None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}, None

@@ -12,7 +12,7 @@ from ..config.predict import Engine
 from ..errors import InputError, VerificationError
 from ..surgery.dropout import remove_dropout
 from ..surgery.rebuild import in_float32
-from .onnx import drawn_images, export_onnx, onnx_feeds, onnx_session, providers, require_package
+from .onnx import drawn_images, export_onnx, load_onnx, onnx_feeds, onnx_session, providers, require_package
 
 Function = Callable[[np.ndarray], np.ndarray]
 TOLERANCE = 1e-4  # of a probability, as in `segdrop.export`
@@ -68,10 +68,9 @@ def function_of_file(path: Path, engine: str) -> Function:
     if engine == "onnxruntime":
         session = onnx_session(path, providers())
         return lambda images: session.run(None, {"image": np.asarray(images, np.float32)})[0]
-    import onnx
     import openvino
 
-    proto = onnx.load(path)
+    proto = load_onnx(path)
     # What may be left out is a constant to OpenVINO, whatever it is given.
     given = {name.name for name in proto.graph.input}
     kept = [tensor for tensor in proto.graph.initializer if tensor.name not in given]

@@ -52,10 +52,47 @@ def read_metadata(path: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"There is no ONNX file: {path}.")
     try:
-        stored = require_package("onnx").load(path).metadata_props
+        stored = load_onnx(path).metadata_props
+    except InputError:
+        raise
     except Exception as error:  # protobuf's own, which is no dependency
         raise InputError(f"{path} is not an ONNX file that can be read; export it again.") from error
     return _checked(path, {entry.key: entry.value for entry in stored})
+
+
+def load_onnx(path: Path):
+    """The protobuf of an ONNX file.
+
+    Raises:
+        InputError: it keeps tensors in files outside of its folder.
+    """
+    _check_data_of(path)
+    return require_package("onnx").load(path)
+
+
+def _check_data_of(path: Path) -> None:
+    """Raise InputError where an ONNX file has its tensors in files that do not lie in its folder, or below, themselves:
+    whoever wrote it could have any file read."""
+    if b"location" not in path.read_bytes():  # the key of a tensor's file: without the package it is seen, too
+        return
+    folder = path.parent.resolve()
+    for tensor in _tensors(require_package("onnx").load(path, load_external_data=False)):
+        for entry in tensor.external_data:
+            place = Path(entry.value)
+            if entry.key == "location" and (
+                place.is_absolute() or ".." in place.parts or (folder / place).resolve() != folder / place
+            ):
+                raise InputError(f"{path} keeps tensors in {place}, which is outside of its folder or a link; refused.")
+
+
+def _tensors(message) -> Iterator:
+    """The tensors with files of their own in a protobuf, wherever they stand in it."""
+    if hasattr(message, "external_data"):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for member in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(member)
 
 
 def _checked(path: Path, stored: Mapping[str, str]) -> dict:
@@ -148,7 +185,10 @@ def onnx_session(path: Path, providers: list[str]):
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # it would write to stderr what is raised here
     try:
+        _check_data_of(path)
         return runtime.InferenceSession(path, options, providers=providers)
+    except InputError:
+        raise
     except Exception as error:  # its exceptions have no class in common
         raise InputError(f"{path} is not an ONNX file that can be read; export it again.") from error
 

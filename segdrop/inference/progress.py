@@ -4,8 +4,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..show.console import Console
 
 
 class Bar:

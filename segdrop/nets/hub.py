@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ..errors import InputError, first_line
+from ..files import file_digest
 
 # torchvision's own first ImageNet weights, as timm publishes them in safetensors.
 IMAGENET = {f"torchvision_resnet{depth}": f"timm/resnet{depth}.tv_in1k" for depth in (18, 34, 50, 101, 152)}
@@ -31,7 +32,7 @@ def hub_file(name: str) -> Path:
             path, see `revision_of`. The environment variable HF_ENDPOINT names another server, HF_HOME the cache.
 
     Raises:
-        InputError: there is no such repository, or it cannot be had.
+        InputError: there is no such repository, it cannot be had, or what was had is not what it is called by.
     """
     from huggingface_hub import hf_hub_download  # imported late: it takes a third of a second
     from huggingface_hub.utils import disable_progress_bars
@@ -41,6 +42,9 @@ def hub_file(name: str) -> Path:
     try:
         path = Path(hf_hub_download(repository, _WEIGHTS, revision=revision or None))
         hf_hub_download(repository, _CONFIG, revision=revision_of(path))
+        _check(path, revision)
+    except InputError:
+        raise
     except Exception as error:  # of huggingface_hub, of the client that it uses, of the disk
         reason = first_line(error).rstrip(".")
         raise InputError(
@@ -48,6 +52,15 @@ def hub_file(name: str) -> Path:
             "local file, or use encoder_weights=None (--encoder-weights none) for random initialisation."
         ) from error
     return path
+
+
+def _check(path: Path, revision: str) -> None:
+    """Raise InputError where a file of the cache is not of the commit asked for, or not what its hash says."""
+    if re.fullmatch(r"[0-9a-f]{40}", revision) and revision_of(path) != revision:
+        raise InputError(f"{path} is of the commit {revision_of(path)} and not of {revision}; delete it.")
+    stored = path.resolve().name  # the cache calls large files by their SHA-256
+    if re.fullmatch(r"[0-9a-f]{64}", stored) and file_digest(path) != stored:
+        raise InputError(f"{path} is damaged: its SHA-256 is not {stored}; delete {path.resolve()}.")
 
 
 def revision_of(path: Path) -> str | None:

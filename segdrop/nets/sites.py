@@ -91,7 +91,7 @@ def unit_rates(model, sites: Mapping[str, list[str]], encoder_dropout, blocks, p
         raise InputError("`blocks` is empty: name a stage or unit, or give encoder_dropout=0.")
     rates: dict[str, float] = {}
     for pattern, rate in by_pattern.items():
-        for unit in _match_units(units, pattern, "blocks"):
+        for unit in _match_units(units, pattern, "encoder_dropout" if by_block else "blocks"):
             if rates.get(unit, rate) != rate:
                 raise InputError(f"`encoder_dropout` gives {unit!r} two rates: {rates[unit]} and {rate}.")
             rates[unit] = rate

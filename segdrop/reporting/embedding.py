@@ -1,6 +1,7 @@
 """What a page is made of: templates, and pictures within it instead of beside it."""
 
 import base64
+import hashlib
 import importlib.resources
 import io
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 import cv2
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -16,16 +18,26 @@ LONGEST_SIDE = 512  # of a picture in the page, in pixels
 
 def render(template: str, page: Mapping, **filters) -> str:
     """Fill in one of this room's templates; what is put in is escaped."""
-    folder = importlib.resources.files(__package__)
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(_read),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= filters
+    environment.globals |= {"asset": lambda name: Markup(_read(name)), "hash_of": _hash_of}
     return environment.get_template(template).render(page)
+
+
+def _read(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash_of(name: str) -> Markup:
+    """A file of this room as a Content-Security-Policy names it."""
+    digest = hashlib.sha256(_read(name).encode()).digest()
+    return Markup(f"'sha256-{base64.b64encode(digest).decode()}'")
 
 
 def data_uri(kind: str, data: bytes) -> str:

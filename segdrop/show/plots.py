@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..conventions import IGNORED, OVERLAPPING, has_class
+from ..printing import printable
 
 # Of the foreground classes, in turn: first those that stand out from greys and from stained and living tissue.
 _ORDER = (9, 1, 8, 2, 0, 3, 6, 4, 5, 7)
@@ -23,6 +24,11 @@ PALETTE = 255 * np.array(
 )
 MISSED, FALSE = PALETTE[1], PALETTE[4]  # orange and blue, which all eyes tell apart
 STYLES = ("-", "--", "-.", ":")  # so that lines that coincide are all seen
+
+
+def _literal(name: str) -> str:
+    """A name as Matplotlib shows it: what stands between two $ it takes for a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def visible(image: np.ndarray, context: int = 0) -> np.ndarray:
@@ -106,7 +112,7 @@ def save_examples(path: Path, panels: Sequence[np.ndarray], titles: Sequence[str
         figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels, titles, strict=True
     ):
         axes.imshow(picture)
-        axes.set_title(f"{title}: image, truth, prediction", fontsize=9)
+        axes.set_title(f"{_literal(title)}: image, truth, prediction", fontsize=9)
         axes.axis("off")
     figure.savefig(path, dpi=110)
 
@@ -144,7 +150,7 @@ def curves_together(histories: Mapping[str, Sequence[Mapping[str, float]]], colu
     for (name, history), style in zip(histories.items(), itertools.cycle(STYLES), strict=False):
         epochs, values = ([row[key] for row in history if column in row] for key in ("epoch", column))
         marker = "." if len(epochs) == 1 else None
-        axes.plot([epoch + 1 for epoch in epochs], values, style, label=name, marker=marker)
+        axes.plot([epoch + 1 for epoch in epochs], values, style, label=_literal(name), marker=marker)
     axes.set(xlabel="epoch", ylabel=title)
     if column.endswith("loss"):
         _spread(axes)
@@ -236,20 +242,21 @@ def dice_by_rate(arms: Sequence[Mapping]) -> Figure:
         axes.set_xticks(
             [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, highest) if 0 <= tick < highest * 1.01]
         )
-        axes.set_xticks(list(places.values()), named, minor=True, rotation=20, ha="right", rotation_mode="anchor")
+        ticks = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(list(places.values()), list(map(_literal, named)), minor=True, **ticks)
         axes.set(xlabel="dropout rate", xlim=(-width / 2, max([highest, *places.values()]) + width / 2))
     differences.axhline(0, color="0.3", linewidth=1)
     differences.set_ylabel("difference of Dice from rate 0, 95% interval")
     scores.set_ylabel("Dice: means, and single folds as dots")
     for arm, style in zip((arm for arm in arms if arm["rate"] == 0), itertools.cycle(STYLES), strict=False):
-        scores.axhline(np.mean(arm["dice"]), color="0.3", linewidth=1, linestyle=style, label=arm["name"])
+        scores.axhline(np.mean(arm["dice"]), color="0.3", linewidth=1, linestyle=style, label=_literal(arm["name"]))
         scores.plot([0] * len(arm["dice"]), arm["dice"], ".", color="0.3", alpha=0.35)
     for i, (curve, marker) in enumerate(zip(curves, itertools.cycle("os^Dv<>"), strict=False)):
         shift = (i - (len(curves) - 1) / 2) * apart
         style = {"color": f"C{i % 10}", "marker": marker, "markersize": 5, "linewidth": 1}
         members = [arm for arm in arms if arm["curve"] == curve and arm["rate"] != 0]
         rated = sorted((arm for arm in members if arm["rate"] is not None), key=lambda arm: arm["rate"])
-        label = curve
+        label = _literal(curve)
         for joined in filter(None, [rated, *([arm] for arm in members if arm["rate"] is None)]):
             x = np.array([places.get(arm["name"], arm["rate"]) for arm in joined], float) + shift
             middle, low, high = (np.array([arm[key] for arm in joined], float) for key in ("difference", "low", "high"))
@@ -282,7 +289,7 @@ def forest(tables: Mapping[str, Sequence[Mapping]], margin: float | None = None)
             axes.plot([arm["low"], arm["high"]], [row, row], color="C0", linewidth=1.5)
             inside = {"cannot be told": "white", "no difference beyond the margin": "0.7"}.get(arm["verdict"], "C0")
             axes.plot(arm["difference"], row, "s", color="C0", markerfacecolor=inside, markersize=6)
-        axes.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
+        axes.set_yticks(range(len(arms)), [_literal(arm["name"]) for arm in arms])
         axes.tick_params(axis="y", length=0)
         axes.set(title=title, xlabel="difference of Dice", ylim=(len(arms) - 0.5, -0.5))
     return figure

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..files import write_csv, write_json
+from ..printing import printable
 
 
 class Table(list):
@@ -30,24 +31,24 @@ class Table(list):
         self.title = title
 
     def rich(self):
-        """The table for a `rich.console.Console`."""
+        """The table for a console of rich's."""
         from rich import box
-        from rich.markup import escape
         from rich.table import Table as RichTable
+        from rich.text import Text
 
         table = RichTable(
-            title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+            title=Text(printable(self.title)), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
         )
         for i, key in enumerate(self.keys):
             numeric = all(isinstance(row[key], (int, float)) for row in self)
             justify = "right" if numeric else "left"
-            table.add_column(key.replace("_", " "), justify=justify, overflow="fold", no_wrap=i == 0)
+            table.add_column(Text(printable(key.replace("_", " "))), justify=justify, overflow="fold", no_wrap=i == 0)
         for row in self:
-            table.add_row(*(escape(_format_cell(row[key])) for key in self.keys))
+            table.add_row(*(Text(printable(_format_cell(row[key]))) for key in self.keys))
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
+        from .console import Console
 
         buffer = io.StringIO()
         Console(file=buffer, width=140).print(self.rich() if self else self.title)

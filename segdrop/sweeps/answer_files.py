@@ -282,9 +282,10 @@ def _list(sentences: Sequence[str]) -> str:
 def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table whose columns are aligned in the raw text too."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
+
+    from ..show.console import Console
 
     table = RichTable(*rows[0], box=box.MARKDOWN)
     for row in rows:

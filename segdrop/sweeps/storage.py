@@ -27,6 +27,7 @@ from sqlalchemy.pool import NullPool
 from ..errors import InputError, first_line
 from ..folders.sweep import ADVICE
 from ..interrupts import check
+from ..printing import without_passwords
 
 HEARTBEAT, GRACE = 30, 150  # seconds between signs of life, and without one until a trial counts as stale
 ATTEMPTS = 3  # of a training that ends its worker each time, by an error or a death; then it counts as failed
@@ -70,7 +71,9 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RD
     try:
         address = make_url(url)
     except (ArgumentError, ValueError) as error:  # a port that is no number is the latter
-        raise InputError(f"`storage` must look like postgresql://user@host/database, got {url!r}.") from error
+        raise InputError(
+            f"`storage` must look like postgresql://user@host/database, got {without_passwords(url)!r}."
+        ) from error
     if address.drivername == "postgresql":  # SQLAlchemy's versions take it for one driver or another
         address = address.set(drivername="postgresql+psycopg")
     try:
@@ -89,7 +92,7 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RD
             "'segdrop[postgresql]'."
         ) from error
     except (StorageInternalError, SQLAlchemyError) as error:
-        reason = first_line(error.__cause__ or error)
+        reason = without_passwords(first_line(error.__cause__ or error))
         raise InputError(f"`storage` {without_password(url)} cannot be reached: {reason}.") from error
     storage.patience = PATIENCE
     return storage
@@ -118,7 +121,7 @@ def file_url(folder: Path) -> str:
 
 def without_password(url: str) -> str:
     """A database's address without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    return without_passwords(make_url(url).render_as_string(hide_password=True))
 
 
 def _is_passing(error: BaseException | None) -> bool:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 
 from ..config.arms import name_of
 from ..config.checks import check_whole
@@ -26,6 +25,7 @@ from ..errors import Diverged, InputError
 from ..folders.run import MODEL
 from ..folders.sweep import check_data, read_folds, training_dir
 from ..interrupts import check, heeding
+from ..printing import say
 from ..show.times import in_words
 from .outcome import models_lacking, remove_models, scored_by_training
 from .state import State, open_state
@@ -36,7 +36,6 @@ _POLL = 2.0  # seconds between looks at what the other workers do
 _STORAGE = "SEGDROP_STORAGE"
 _GRACE = 20.0  # seconds for a worker to end when it is asked to, before it is killed
 LOGS = "logs"
-_console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 class Worker:
@@ -122,12 +121,12 @@ class Progress:
     def __init__(self, state: State):
         self.state, self.started, self.told = state, time.monotonic(), set()
         if state.record.random_weights:
-            _console.print("The encoder starts from RANDOM weights: no ImageNet weights could be had.")
+            say("The encoder starts from RANDOM weights: no ImageNet weights could be had.")
         # What an earlier call has finished is no news.
         self.before = {trial.number for trial in state.trials.all() if trial.state.is_finished()}
         if self.before:
             done, planned = self._counts(state.trials.all())
-            _console.print(f"{done} of {planned} trainings were done before.")
+            say(f"{done} of {planned} trainings were done before.")
 
     def tell(self, trials: Sequence[FrozenTrial]) -> None:
         for trial in trials:
@@ -139,13 +138,13 @@ class Progress:
             if trial.state == TrialState.COMPLETE and "rebuilt" not in attributes:
                 scores = attributes["scores"]
                 done, planned = self._counts(trials)
-                _console.print(
+                say(
                     f"{done:4} of {planned}  {told}: Dice {scores['dice']:.4f} in epoch {scores['best_epoch'] + 1} of "
                     f"{scores['epochs']}, {attributes['seconds']:.0f} s{self._remaining(done, planned)}"
                 )
             elif trial.state == TrialState.FAIL:
                 reason = attributes.get("failure") or attributes.get("error") or "its worker was stopped or died"
-                _console.print(f"   failed  {told}: {reason}")
+                say(f"   failed  {told}: {reason}")
 
     def _what(self, trial: FrozenTrial) -> str:
         config, attributes = self.state.config, trial.user_attrs
@@ -231,7 +230,7 @@ def run_workers(state: State, count: int) -> None:
         if process.returncode
     ]
     for path, reason in failed:
-        _console.print(f"A worker ended with an error: {reason} (all of it is in {path})")
+        say(f"A worker ended with an error: {reason} (all of it is in {path})")
     if len(failed) == count:
         raise InputError(f"All workers ended with an error: {failed[-1][1]}; the logs are in {logs}.")
 
@@ -268,7 +267,7 @@ def _main(folder: str, data: str, cache_mb: str, cores: str) -> int:
             state.change_training(data=data, cache_mb=int(cache_mb))
             Worker(state).work()
     except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
+        say(str(error), to_stderr=True)
         return 2
     except KeyboardInterrupt:
         print("It was asked to end.", file=sys.stderr)

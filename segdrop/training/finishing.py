@@ -13,6 +13,7 @@ from ..files import remove_partial, write_atomically
 from ..folders.run import MODEL, RECALIBRATION, TEMPERATURE, store_all_scores
 from ..folders.state import remove_states
 from ..nets.batchnorm import recalibrate_batchnorm
+from ..nets.stored import load_model
 from ..scoring.counts import to_labels
 from ..scoring.score import predictions, score, score_images
 from ..scoring.temperature import PIXELS, Temperature, fit_temperature, sample_pixels, tempered
@@ -61,7 +62,7 @@ def finish(
     trained = run_dir / _TRAINED
     if samples.config.recalibrate_batchnorm and not trained.is_file():
         write_atomically(trained, lambda path: shutil.copyfile(run_dir / MODEL, path))
-    model = keras.saving.load_model(trained if trained.is_file() else run_dir / MODEL, compile=False)
+    model = load_model(trained if trained.is_file() else run_dir / MODEL)
     recalibration = recalibrate(model, run_dir / MODEL, samples) if samples.config.recalibrate_batchnorm else None
     dataset, metrics, rows = samples.dataset, {}, {}
     multilabel, twin = dataset.multilabel, folded(model)  # as `segdrop evaluate` predicts

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..folders.state import best_epoch
+from ..show.console import Console
 from ..show.times import in_words
 
 
@@ -95,7 +95,7 @@ def _in_words(score: float) -> str:
 @contextlib.contextmanager
 def epoch_lines(history: Sequence[Mapping], epochs: int, steps: int) -> Iterator[EpochLines]:
     """The lines of a training for the time that it runs; arguments as in `EpochLines`."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

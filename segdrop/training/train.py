@@ -10,7 +10,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from rich.console import Console
 from rich.panel import Panel
 
 from ..config.train import TrainConfig, default_run_dir
@@ -33,8 +32,10 @@ from ..folders.state import best_epoch, load_history
 from ..folders.sweep import sweep_split
 from ..nets.checkpoints import Loaded
 from ..nets.transfer import Transferred
+from ..printing import say
 from ..scoring.temperature import Temperature
 from ..show import plots
+from ..show.console import Console
 from ..show.plan import plan_table
 from .building import build_model, find_weights, rebase, record_of, start_from
 from .callbacks import TensorBoardPanels
@@ -46,8 +47,6 @@ from .samples import Samples, augmentation_of
 from .session import Session
 from .terminal import epoch_lines
 from .watching import Watch, nothing_learnt
-
-_console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,26 +243,26 @@ def _announce(run: _Run, resumed: bool) -> None:
     dataset, record = run.samples.dataset, run.record
     sites = sum("dropout" in layer.name for layer in run.model.layers)
     counts = ", ".join(f"{len(run.samples.split[name])} {name}" for name in ("train", "val", "test"))
-    _console.print(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
-    _console.print(f"Data:    {dataset.understood}")
+    say(f"Device:  {run.device}; mixed precision: {record.mixed_precision}")
+    say(f"Data:    {dataset.understood}")
     held = f"{dataset.cached} of {len(dataset)} held in memory by now"  # more as they are read
-    _console.print(f"Images:  {counts}, from {dataset.path} ({held})")
+    say(f"Images:  {counts}, from {dataset.path} ({held})")
     low, high = dataset.extremes_of(run.samples.split["train"].tolist())[0]
     chosen = " (chosen by --intensity auto)" if run.samples.config.intensity == "auto" else ""
-    _console.print(f"Values:  {low:g} to {high:g}, mapped to 0..255 by {dataset.intensity.rule}{chosen}")
-    _console.print(f"Classes: {', '.join(dataset.class_names)}")
+    say(f"Values:  {low:g} to {high:g}, mapped to 0..255 by {dataset.intensity.rule}{chosen}")
+    say(f"Classes: {', '.join(dataset.class_names)}")
     if weights := run.samples.class_weights:
         told = zip(dataset.class_names, weights, strict=True)
-        _console.print(f"Balance: {', '.join(f'{name} {weight:g}' for name, weight in told)}, in the loss")
+        say(f"Balance: {', '.join(f'{name} {weight:g}' for name, weight in told)}, in the loss")
     config, steps = record.config, run.samples.steps
-    _console.print(f"Length:  {config.epochs} epochs of {steps} steps, {config.epochs * steps} in all")
-    _console.print(f"Encoder: {config.encoder}, dropout at {sites} sites")
-    _console.print(f"Weights: {Loaded(**record.weights) if record.weights else record.encoder_weights}")
+    say(f"Length:  {config.epochs} epochs of {steps} steps, {config.epochs * steps} in all")
+    say(f"Encoder: {config.encoder}, dropout at {sites} sites")
+    say(f"Weights: {Loaded(**record.weights) if record.weights else record.encoder_weights}")
     if record.start:
-        _console.print(f"Start:   {Transferred(**record.start)}")
+        say(f"Start:   {Transferred(**record.start)}")
     if record.plan and record.plan["choices"] and not resumed:
-        _console.print(plan_table(record.plan).rich())
-    _console.print(f"Run:     {run.run_dir}{' (resumed)' if resumed else ''}")
+        Console().print(plan_table(record.plan).rich())
+    say(f"Run:     {run.run_dir}{' (resumed)' if resumed else ''}")
     for warning in record.warnings:
         _warn(warning)
 
@@ -271,24 +270,25 @@ def _announce(run: _Run, resumed: bool) -> None:
 def _report(metrics, run_dir: Path, history, seconds: float) -> None:
     best = best_epoch(history)
     which = "Best" if "val_dice" in history[0] else "Last"
-    _console.print(f"\n{which} epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
+    say("", f"{which} epoch {best + 1} of {len(history)}; {seconds / 60:.1f} minutes; results in {run_dir}")
     if "val_dice" in history[0] and best + 1 == len(history):
-        _console.print("The best epoch is the last: it was still improving; train longer (--epochs).")
+        say("The best epoch is the last: it was still improving; train longer (--epochs).")
     for name, scores in metrics.items():
         dice, iou = (_in_words(scores[key]) for key in ("dice", "iou"))
-        _console.print(f"{name:5} Dice {dice}  IoU {iou}  ({scores['images']} images)")
+        say(f"{name:5} Dice {dice}  IoU {iou}  ({scores['images']} images)")
 
 
 def _report_recalibration(recalibration: Mapping) -> None:
     told = " to ".join(_in_words(recalibration[f"val_dice_{when}"]) for when in ("before", "after"))
     verb = "kept" if recalibration["kept"] else "discarded"
-    _console.print(f"\nBatchNorm recalibrated: validation Dice from {told}; {verb}.")
+    say("", f"BatchNorm recalibrated: validation Dice from {told}; {verb}.")
 
 
 def _report_temperature(fitted: Temperature) -> None:
-    _console.print(
-        f"\nTemperature {fitted.value:.2f} of the probabilities: validation NLL from {fitted.nll_before:.4f} to "
-        f"{fitted.nll_after:.4f}."
+    say(
+        "",
+        f"Temperature {fitted.value:.2f} of the probabilities: validation NLL from {fitted.nll_before:.4f} to "
+        f"{fitted.nll_after:.4f}.",
     )
 
 

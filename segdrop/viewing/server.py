@@ -21,6 +21,7 @@ from ..conventions import has_class
 from ..errors import InputError
 from ..images.opening import stem
 from ..inference.writer import UNCERTAINTY_MEASURES
+from ..printing import say
 from ..show.plots import colours_of, heat
 from .predictions import RESULT
 from .session import MOST_SAMPLES, Gone, Session
@@ -67,7 +68,7 @@ def view(run: Path, inputs: Sequence[str] = (), *, port: int | None = None, open
             LOOPBACK, number, make_app(session, secret), threaded=True, request_handler=_Quiet, fd=listening.fileno()
         )
         address = f"http://{LOOPBACK}:{number}/{secret}/"
-        print(f"{run} in the browser: {address}\nCtrl-C ends it.", flush=True)
+        say(f"{run} in the browser: {address}", "Ctrl-C ends it.")
         if open_browser:
             webbrowser.open(address)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files are removed then, too
