@@ -51,8 +51,8 @@ def read_text(path: Path, advice: str) -> str:
         FileNotFoundError: there is no such file.
         InputError: it is none of ours, being too large, a folder, or no UTF-8.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder and should be a file; {advice}.")
+    if not path.is_file() and path.exists():
+        raise InputError(f"{path} is a folder, or no file of any kind; {advice}.")
     if path.stat().st_size > LARGEST:
         raise InputError(f"{path} is damaged: it has {path.stat().st_size / 1e6:.0f} MB; {advice}.")
     try:

@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_told_in_one_line(point, content, told):
 
 def test_a_folder_in_place_of_a_file_is_told(point):
     point.mkdir()
-    with pytest.raises(InputError, match="point.json is a folder and should be a file; restore it"):
+    with pytest.raises(InputError, match="point.json is a folder, or no file of any kind; restore it"):
         read_json(point, Point, "restore it")
 
 

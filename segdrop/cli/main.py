@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import traceback
@@ -134,9 +135,10 @@ def _find_data(options) -> None:
 
 def read_options(arguments: list[str]):
     """The options of the command that the arguments begin with."""
-    for argument in arguments:
+    for before, argument in itertools.pairwise(["", *arguments]):
         if argument != argument.encode("utf-8", "replace").decode():  # TensorFlow and OpenCV cannot open it
-            raise InputError(f"the argument {argument} is not UTF-8; rename what it names.")
+            told = f"{before} {argument}" if before.startswith("-") else argument
+            raise InputError(f"the argument {told} is not UTF-8; rename what it names.")
     name, *rest = arguments
     if name not in (*COMMANDS, "-h", "--help"):
         meant = closest(name, list(COMMANDS))

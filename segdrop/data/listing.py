@@ -233,6 +233,8 @@ def _is_below(file: str) -> bool:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():  # a device may have no end
+        raise InputError(f"{path} is no file; give a CSV file, or a folder.")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))

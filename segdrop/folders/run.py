@@ -259,7 +259,10 @@ def stored_scores(run: Path) -> dict[str, Scores]:
 def read_split(run: Path) -> list[dict[str, str]]:
     """The rows of split.csv: id, split and, where there are groups, group."""
     columns = {"id": _NAME, "split": Literal["train", "val", "test"]}
-    return read_table(run / SPLIT, columns, ADVICE, unique="id")
+    rows = read_table(run / SPLIT, columns, ADVICE, unique="id")
+    if not rows:
+        raise InputError(f"{run / SPLIT} is damaged: it has no images; {ADVICE}.")
+    return rows
 
 
 def read_images(run: Path, split: str | None = None) -> list[dict[str, str]]:

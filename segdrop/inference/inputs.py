@@ -54,7 +54,7 @@ def find_inputs(inputs, out: Path) -> list[Job]:
             if not stem(path):
                 raise InputError(f"`inputs` {path} has no name before its suffix; rename it.")
             earlier = jobs.setdefault(name, Job(path, name)).file
-            if earlier.resolve() != path.resolve():
+            if _real(earlier) != _real(path):
                 raise InputError(f"`inputs` {earlier} and {path} would both be written as {name}; predict them apart.")
     if not jobs:
         raise InputError("`inputs` is empty; give files, folders or globs.")
@@ -62,7 +62,7 @@ def find_inputs(inputs, out: Path) -> list[Job]:
         taken = [f"{job.name}{ending}" for ending in ENDINGS if f"{job.name}{ending}" in jobs]
         if taken:
             raise InputError(f"`inputs` {job.file}: its results could replace those of {taken[0]}; predict them apart.")
-        if job.file.resolve().parent == (out / job.name).resolve().parent:
+        if _real(job.file).parent == _real(out / job.name).parent:
             raise InputError(f"`out` is the folder of {job.file}, whose results could replace it; choose another.")
     return list(jobs.values())
 
@@ -93,8 +93,13 @@ def is_current(row: dict, job: Job, out: Path) -> bool:
     return (out / row.get("mask", "")).is_file() and job.file.exists() and row.get("version") == file_version(job.file)
 
 
+def _real(path: Path) -> Path:
+    """Where links lead; unlike `Path.resolve` it takes a link that leads to itself for what it is."""
+    return Path(os.path.realpath(path))
+
+
 def _is_within(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
+    return _real(path).is_relative_to(_real(folder))
 
 
 def describe_source(networks: Sequence[Network], options: PredictOptions) -> dict:
