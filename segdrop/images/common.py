@@ -26,12 +26,12 @@ def open_common(path: Path, advice: str, channels: int | None) -> Picture:
             raise
         except Exception as error:  # the decoders have types of their own
             raise Fault(UNDECODABLE) from error
-        deep = picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16)
+        depth, kind = _png_kind(file) if picture.format == "PNG" else (8, 0)
     # Pillow would cut colours to 8 bits.
-    if deep:
+    if depth == 16 or picture.mode.startswith("I"):
         content = path.read_bytes()
         content = _plain_png(content) if picture.format == "PNG" else content
-        grey_alpha = picture.mode == "LA"  # of which OpenCV makes four bands
+        grey_alpha = kind == 4  # of which OpenCV makes four bands
         array = from_opencv(content, 4 if grey_alpha else channels)
         array = array[..., [0, 3] if channels == 2 else 0] if grey_alpha else array
     else:
@@ -46,9 +46,11 @@ def from_array(path: Path, array: np.ndarray, value_range: tuple[float, float] |
     return Picture(path, height, width, None, channels, array.dtype, value_range=value_range, _slice=read)
 
 
-def _png_depth(file) -> int:
-    file.seek(24)  # the bit depth in the file's first chunk, which Pillow's mode does not tell for colour
-    return file.read(1)[0]
+def _png_kind(file) -> tuple[int, int]:
+    """Bit depth and kind of colours in the file's first chunk, of which Pillow's mode does not tell all."""
+    file.seek(24)
+    depth, kind = file.read(2)
+    return depth, kind
 
 
 def _plain_png(content: bytes) -> bytes:
