@@ -107,6 +107,7 @@ LAYOUTS = [
         ("a.BMP", RGB),
         ("a.ppm", RGB),
         ("a.pgm", DEEP),
+        ("a.ppm", DEEP_RGB),
         ("a.tif", GREY),
         ("a.tif", RGB),
         ("a.tiff", DEEP),

@@ -19,7 +19,7 @@ from ..version import __version__
 
 VARIABLE = "SEGDROP_CACHE"
 WORTH = 2.0  # seconds that finding out has to take for it to be kept
-_SCHEMA = 1  # of what is kept; another one finds nothing of this one's
+_SCHEMA = 2  # of what is kept; another one finds nothing of this one's
 _SETTLED = 2_000_000_000  # ns: some file systems tell times in steps of 2 s, within which a change would not show
 _FORGOTTEN = 90 * 24 * 3600  # s: what was not written anew for so long is removed
 

@@ -1,5 +1,6 @@
 """PNG, JPEG, BMP, PPM and GIF."""
 
+import re
 import zlib
 from pathlib import Path
 
@@ -26,12 +27,12 @@ def open_common(path: Path, advice: str, channels: int | None) -> Picture:
             raise
         except Exception as error:  # the decoders have types of their own
             raise Fault(UNDECODABLE) from error
-        deep = picture.mode.startswith("I") or (picture.format == "PNG" and _png_depth(file) == 16)
-    # Pillow would cut colours to 8 bits.
-    if deep:
+        file.seek(0)
+        beginning = file.read(4096)
+    if _has_16_bits(picture.format, beginning):  # of colours Pillow keeps 8
         content = path.read_bytes()
         content = _plain_png(content) if picture.format == "PNG" else content
-        grey_alpha = picture.mode == "LA"  # of which OpenCV makes four bands
+        grey_alpha = picture.format == "PNG" and beginning[25] == 4  # of which OpenCV makes four bands
         array = from_opencv(content, 4 if grey_alpha else channels)
         array = array[..., [0, 3] if channels == 2 else 0] if grey_alpha else array
     else:
@@ -46,9 +47,11 @@ def from_array(path: Path, array: np.ndarray, value_range: tuple[float, float] |
     return Picture(path, height, width, None, channels, array.dtype, value_range=value_range, _slice=read)
 
 
-def _png_depth(file) -> int:
-    file.seek(24)  # the bit depth in the file's first chunk, which Pillow's mode does not tell for colour
-    return file.read(1)[0]
+def _has_16_bits(form: str, beginning: bytes) -> bool:
+    if form == "PNG":
+        return beginning[24] == 16
+    numbers = re.match(rb"P[2356](?:(?:\s|#[^\n]*\n)+(\d{1,9})){3}", beginning)  # the last is the highest value
+    return form == "PPM" and numbers is not None and int(numbers[1]) > 255
 
 
 def _plain_png(content: bytes) -> bytes:
