@@ -172,7 +172,7 @@ def test_changed_data_is_remarked(run):
 def test_missing_images_of_the_split_are_an_error(run):
     for part in ("images", "masks"):
         (run.parent / "data" / part / "p3.png").unlink()
-    with pytest.raises(InputError, match=r"lacks 1 image\(s\) of the run's split; first: p3"):
+    with pytest.raises(InputError, match=r"lacks 1 image\(s\) that .*split.csv names; first: p3"):
         evaluate(run)
 
 

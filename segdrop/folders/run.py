@@ -226,7 +226,7 @@ def recorded_split(run: Path, dataset: Dataset, split: str) -> np.ndarray:
     position = {name: i for i, name in enumerate(dataset.ids)}
     missing = [name for name in wanted if name not in position]
     if missing:
-        raise InputError(f"{dataset.path} lacks {len(missing)} image(s) of the run's split; first: {missing[0]}.")
+        raise InputError(f"{dataset.path} lacks {len(missing)} image(s) that {run / SPLIT} names; first: {missing[0]}.")
     return np.array([position[name] for name in wanted], int)
 
 

@@ -90,6 +90,8 @@ def _load(path: Path, says: bool = False) -> tuple[list[dict], list[np.ndarray]]
 
 def _read(path: Path) -> tuple[list[dict], list[np.ndarray]]:
     """History and values of a file, no more of it than it has; ZIP's checksums tell whether it is as it was written."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no file")
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()

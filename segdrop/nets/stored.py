@@ -19,7 +19,7 @@ def load_model(path: Path) -> keras.Model:
     Raises:
         InputError: it is not a Keras model, or not one that can be loaded.
     """
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):  # a pipe would be waited for
         raise InputError(f"{path} is not a Keras model that can be loaded: it is damaged, or another kind of file.")
     try:
         with warnings.catch_warnings():
