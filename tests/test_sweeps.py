@@ -573,7 +573,7 @@ def test_folds_of_images_that_are_gone_are_told(trained, finished, cells, tmp_pa
     for part in ("images", "masks"):
         (data / part / "cell_3.png").unlink()
     (data / "splits.csv").unlink()
-    with pytest.raises(InputError, match=r"data lacks 1 image\(s\) of .*sweep; first: cell_3."):
+    with pytest.raises(InputError, match=r"data lacks 1 image\(s\) that .*folds.csv names; first: cell_3."):
         read_folds(finished, open_dataset(data))
 
 

@@ -145,7 +145,8 @@ def read_folds(folder: Path, dataset: Dataset) -> tuple[list[list[np.ndarray]], 
     position = {name: i for i, name in enumerate(dataset.ids)}
     missing = [row["id"] for row in rows if row["id"] not in position]
     if missing:
-        raise InputError(f"{dataset.path} lacks {len(missing)} image(s) that {folder / FOLDS} names; first: {missing[0]}.")
+        told = f"{len(missing)} image(s) that {folder / FOLDS} names; first: {missing[0]}"
+        raise InputError(f"{dataset.path} lacks {told}.")
     repeats = []
     count = open_sweep(folder).config.folds
     for column in [name for name in rows[0] if re.fullmatch(r"repeat_\d+", name)]:
