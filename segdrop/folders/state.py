@@ -112,7 +112,10 @@ def _array(content: bytes) -> np.ndarray:
     if dtype.hasobject or stream.tell() + math.prod(shape) * dtype.itemsize != len(content):
         raise ValueError("an array in it is not what its header says")
     stream.seek(0)
-    return np.lib.format.read_array(stream, allow_pickle=False)
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    if dtype.kind == "f" and not np.isfinite(array).all():  # no epoch ends so
+        raise ValueError("it holds numbers that are not finite")
+    return array
 
 
 def best_epoch(history: Sequence[Mapping]) -> int:

@@ -34,6 +34,7 @@ ATTEMPTS = 3  # of a training that ends its worker each time, by an error or a d
 PATIENCE = 900  # seconds that a call waits for a database that does not answer
 CONNECT = 10  # seconds until a connection that is not made counts as refused; PostgreSQL's own limit is minutes
 DATABASE = "sweep.db"  # the file in a sweep's folder
+_OF_WRONG_VALUES = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
 _LONGEST_WAIT = 15  # seconds between two tries
 # A connection that was idle is tested before its use. SQLite's workers wait for each other's writes; its connections
 # cost little, and are closed after each use rather than by chance.
@@ -109,7 +110,7 @@ def reading(what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (SQLAlchemyError, StorageInternalError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (SQLAlchemyError, StorageInternalError, *_OF_WRONG_VALUES) as error:
         reason = first_line(getattr(error.__cause__ or error, "orig", None) or error)
         raise InputError(f"{what} cannot be read: {reason}; {ADVICE}.") from error
 
