@@ -145,7 +145,7 @@ def files_of(name):
     def told(folder):
         home = folder / name
         paths = [home] if home.is_file() else [p for p in home.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+        return {str(path.relative_to(folder)): path.read_bytes().replace(bytes(folder), b"FOLDER") for path in paths}
 
     return told
 
