@@ -16,12 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import cv2
 import keras
 import numpy as np
 import psutil
 
 import segdrop
-from segdrop.cells import write_cells
+from segdrop.cells import draw_cells
 
 LIMIT = 0.02  # of the memory after the first fifth
 
@@ -71,7 +72,9 @@ def train(folder: Path, given) -> int:
             self.trained.stop_training = True
 
     session.Session.record_epoch = record_epoch
-    write_cells(folder / "data", 24, size=64)
+    for number in range(24):
+        for part, picture in zip(("images", "masks"), draw_cells(np.random.default_rng(number), 64), strict=True):
+            write_png(folder / "data" / part / f"{number}.png", picture)
     segdrop.train(
         segdrop.TrainConfig(
             data=str(folder / "data"),
@@ -98,16 +101,18 @@ def bright() -> keras.Model:
     return model
 
 
-def write_images(folder: Path, count: int, sides: tuple[int, ...]) -> Path:
-    import cv2
+def write_png(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f"{path} cannot be written.")
 
+
+def write_images(folder: Path, count: int, sides: tuple[int, ...]) -> Path:
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (max(sides), max(sides)), np.uint8)
     for number in range(count):
-        home = folder / f"{number // 1000:03d}"
-        home.mkdir(parents=True, exist_ok=True)
         side = sides[number % len(sides)]
-        cv2.imwrite(str(home / f"{number:06d}.png"), np.roll(noise, number)[:side, :side])
+        write_png(folder / f"{number // 1000:03d}" / f"{number:06d}.png", np.roll(noise, number)[:side, :side])
     return folder
 
 
@@ -154,7 +159,6 @@ def sweep(folder: Path, given) -> int:
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     rng, failures = random.Random(0), []
-    original = storage.RDBStorage.record_heartbeat
 
     class Locked(Exception):
         __module__ = "sqlite3"
@@ -173,7 +177,6 @@ def sweep(folder: Path, given) -> int:
 
     for name in ("get_trial", "set_trial_user_attr", "_get_trials"):
         setattr(storage._Storage, name, sometimes(vars(storage.RDBStorage)[name]))
-    assert storage.RDBStorage.record_heartbeat is original
     arms = given.trainings // 10
     config = SweepConfig(
         segdrop.TrainConfig(data="nowhere"),
