@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import time
 import warnings
@@ -69,6 +70,33 @@ def locked(folder: Path, name: str, doing: str, remedy: str, *, wait: float = 0.
         with contextlib.suppress(OSError):
             path.unlink()  # while it is held, so that nobody else's is removed
         os.close(file)
+
+
+@contextlib.contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` in which is made what gets that name in the end; it is removed, and where a kill has
+    left one, by whoever makes the same next.
+
+    Raises:
+        InputError: another process makes it.
+        OSError: a file cannot be written; `out` is named.
+    """
+    folder = out.absolute().with_name(f".{out.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "writing", "is being written", "wait for it or choose another `out`"):
+        try:
+            for left in folder.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != ".writing.lock":
+                    left.unlink()
+            yield folder
+        except OSError as error:
+            if error.errno is not None and str(error.filename or folder).startswith(str(folder)):
+                error.filename = str(out)
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _take(path: Path) -> int | None:

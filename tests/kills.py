@@ -97,14 +97,12 @@ def rows_of(path):
 
 
 def weights_of(path):
-    """Every array in a model's file, and its layers."""
+    """Every array in a model's file."""
     found = {}
-    with zipfile.ZipFile(path) as archive:
-        found["layers"] = archive.read("config.json")
-        with archive.open("model.weights.h5") as stored, h5py.File(stored, "r") as file:
-            file.visititems(
-                lambda name, part: found.update({name: part[()].tobytes()}) if isinstance(part, h5py.Dataset) else None
-            )
+    with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as stored, h5py.File(stored, "r") as file:
+        file.visititems(
+            lambda name, part: found.update({name: part[()].tobytes()}) if isinstance(part, h5py.Dataset) else None
+        )
     return found
 
 
@@ -145,9 +143,14 @@ def files_of(name):
     def told(folder):
         home = folder / name
         paths = [home] if home.is_file() else [p for p in home.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+        return {str(path.relative_to(folder)): without_place(path.read_bytes(), folder) for path in paths}
 
     return told
+
+
+def without_place(content, folder):
+    """A file's bytes without the folder's name and the minute."""
+    return re.sub(rb"20\d\d-\d\d-\d\d \d\d:\d\d", b"", content.replace(bytes(folder), b""))
 
 
 def names_of(name):

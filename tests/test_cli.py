@@ -283,8 +283,8 @@ def test_a_full_disk_is_one_line_with_advice(capsys, monkeypatch):
     monkeypatch.setattr("segdrop.cli.main._dispatch", full)
     assert main([]) == 2
     assert capsys.readouterr().err == (
-        "segdrop: No space left on device: runs/x/state.npz; free some space, then go on: a sweep with the "
-        "same command, a run with --resume.\n"
+        "segdrop: No space left on device: runs/x/state.npz; free some space, then go on: with the same command, a "
+        "run or prediction that has begun with --resume besides.\n"
     )
 
 

@@ -88,6 +88,7 @@ def closest(word: str, known: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 
+_GO_ON = "then go on: with the same command, a run or prediction that has begun with --resume besides"
 _registry = tyro.constructors.ConstructorRegistry()
 
 
@@ -169,7 +170,11 @@ def describe_error(error: OSError) -> str:
         return str(error)
     where = f": {error.filename}" if error.filename else ""
     advice = {
-        errno.ENOSPC: "; free some space, then go on: a sweep with the same command, a run with --resume",
+        errno.ENOSPC: f"; free some space, {_GO_ON}",
+        errno.EDQUOT: f"; free some of your quota, {_GO_ON}",
+        errno.EFBIG: f"; allow larger files (ulimit -f), {_GO_ON}",
+        errno.ESTALE: f"; see that the network folder is there again, {_GO_ON}",
+        errno.EIO: f"; see that the disk is well, {_GO_ON}",
         errno.EACCES: "; choose another place or change the permissions",
         errno.EROFS: "; choose another place",
     }.get(error.errno, "")

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..files import write_csv, write_json
 from ..images.nifti import NIFTI_SUFFIXES, write_volume_mask
 from ..images.opening import stem
+from ..locks import unfinished
 from .dataset import Dataset
 
 
@@ -45,9 +46,17 @@ def write_plain(dataset: Dataset, out: str | os.PathLike) -> None:
         >>> open_dataset("plain").understood
         '96 pairs: images/ with masks/, same names'
     """
-    out, store = Path(out), dataset._store
+    out = Path(out)
     check_new(out, "out")
     names = _file_names(dataset)
+    with unfinished(out) as folder:
+        _write_pairs(dataset, names, folder / out.name)
+        _write_tables(dataset, names, folder / out.name)
+        os.replace(folder / out.name, out)
+
+
+def _write_pairs(dataset: Dataset, names: dict[int, str], out: Path) -> None:
+    store = dataset._store
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True, exist_ok=True)
     ignoring = False
@@ -64,7 +73,6 @@ def write_plain(dataset: Dataset, out: str | os.PathLike) -> None:
             tifffile.imwrite(out / "masks" / f"{names[file]}.tif", masks, photometric="minisblack", compression="zlib")
     classes = {str(index): name for index, name in enumerate(dataset.class_names)}
     write_json(out / "classes.json", classes | ({str(IGNORED): "ignored"} if ignoring else {}))
-    _write_tables(dataset, names, out)
 
 
 def _file_names(dataset: Dataset) -> dict[int, str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..errors import InputError, VerificationError
 from ..files import write_json
 from ..folders.run import RunRecord, open_run, recorded_split
 from ..images.intensity import scale
+from ..locks import unfinished
 from ..surgery.dropout import remove_dropout
 from ..surgery.rebuild import in_float32
 from ..version import __version__
@@ -118,14 +118,14 @@ def export(
         network, metadata = in_float32(remove_dropout(trained.model, all=True)), _metadata(trained)
         images, source = _real_images(run, record)
         # A folder of its own, so that nothing half-written is ever called `out`.
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
-            written = Path(folder, out.name)
+        with unfinished(out) as folder:
+            written = folder / out.name
             model, signature = _for_any_image(network, trained.bounds_count)
             if format == "onnx":
                 write_onnx(model, signature, written, metadata, opset)
                 exported = onnx_function(onnx_session(written, ["CPUExecutionProvider"]))
             else:
-                _write_saved_model(model, signature, written, metadata)
+                _write_saved_model(model, signature, written, metadata, out)
                 exported = _saved_model_function(written)
             difference = _largest_difference(network, exported, images)
             if not difference <= tolerance:  # NaN is not
@@ -193,10 +193,21 @@ def _for_any_image(network: keras.Model, count: int) -> tuple[keras.Model, list]
     return keras.Model(inputs, {"probabilities": _AnyImage(network, count)(*inputs)}), [signature]
 
 
-def _write_saved_model(model: keras.Model, signature: list, path: Path, metadata: dict) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.export(path, format="tf_saved_model", verbose=False, input_signature=signature)
+def _write_saved_model(model: keras.Model, signature: list, path: Path, metadata: dict, out: Path) -> None:
+    """Write what will be `out` to `path`.
+
+    Raises:
+        OSError: the disk is full, for instance, which TensorFlow tells by an error of its own.
+    """
+    import tensorflow as tf
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.export(path, format="tf_saved_model", verbose=False, input_signature=signature)
+    except tf.errors.OpError as error:
+        reason = error.message.rpartition("; ")[2].partition(" [Op:")[0]
+        raise OSError(f"{out} cannot be written: {reason}.") from error
     (path / METADATA).parent.mkdir()
     write_json(path / METADATA, metadata)
 

@@ -9,6 +9,7 @@ import keras
 
 from ..anatomy import LAST_NORM, UNIT
 from ..errors import InputError
+from ..files import write_atomically
 from ..layers import is_dropout, kind_of, rate_of
 from ..surgery.graph import Call, trace
 
@@ -85,7 +86,7 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
         f"lower is coarser, drawn for {size[0]} x {size[1]}; dashed: skips",
         fontsize=9,
     )
-    figure.savefig(path, format=ending)
+    write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format=ending))
 
 
 def _levels(calls: list[Call], groups: dict[str, str], height: int) -> dict[str, float]:
