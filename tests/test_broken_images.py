@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 from test_images import write_dicom
 
 from segdrop import InputError
@@ -167,6 +167,17 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
         warnings.simplefilter("error")
         read = open_image(tmp_path / "a.png").read()
     np.testing.assert_array_equal(read, np.array(palette.convert("RGB")))
+
+
+def test_a_deflated_dicom_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "a.dcm", np.zeros((400, 400), np.uint16))
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    assert path.stat().st_size < 2000 and open_image(path).read().shape == (400, 400)
+    monkeypatch.setattr("segdrop.images.dicom.MAX_UNPACKED", 2**18)
+    with pytest.raises(InputError, match=r"a\.dcm: unpacks to more than 0\.000244141 GiB; save it uncompressed"):
+        open_image(path)
 
 
 # NIfTI headers that tell of more than there is, or of more than memory should hold

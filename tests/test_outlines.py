@@ -160,7 +160,8 @@ def test_outlines_are_written_as_masks(tmp_path):
 
 def test_other_json_files_are_passed_over(tmp_path):
     lay(tmp_path, {"Original/1.png": GREY, "Ground Truth/1.png": square(4)})
-    for name, content in (("boxes.json", '{"1": {"bbox": []}}'), ("list.json", "[1]"), ("broken.json", "{")):
+    deep = "[" * 10**6
+    for name, content in (("boxes.json", '{"1": {"bbox": []}}'), ("list.json", deep), ("broken.json", "{")):
         (tmp_path / name).write_text(content)
     assert open_dataset(tmp_path).ids == ("1",)
 
@@ -182,6 +183,15 @@ def test_other_json_files_are_passed_over(tmp_path):
             "shape 1 is a line; polygons, rectangles and circles have an area",
         ),
         (labelme(("cell", "polygon", [[1, 2], [3, 4]])), "shape 1 has no outline of at least three points"),
+        (labelme(("cell", "polygon", [[1, 2, 3]] * 3)), "shape 1 has no outline of at least three points"),
+        (labelme(("cell", "polygon", [[1, 2], [3, 4], [1e300, -1e300]])), "shape 1 has no outline of at least three"),
+        ({**labelme(), "imageHeight": 10**9}, "has 40 x 1000000000 pixels; cut it into tiles"),
+        ({**labelme(), "imageHeight": 0}, "has an image of 40 x 0 pixels"),
+        ({**labelme(), "imageHeight": float("inf")}, "is no complete annotation file .OverflowError"),
+        ({**labelme(), "imagePath": None}, "of an image None that is not there"),
+        (coco([of(0, 3, {"counts": ["a"], "size": [32, 40]})]), "is no complete annotation file .ValueError"),
+        (coco([of(0, 3, {"counts": [1281, -1], "size": [32, 40]})]), "annotation 70 has a run of -1 pixels"),
+        (coco([of(0, 3, {"counts": "o" * 10**6, "size": [32, 40]})]), "is no complete annotation file .ValueError"),
     ],
 )
 def test_a_fault_of_an_annotation_is_found_and_named(tmp_path, content, message):

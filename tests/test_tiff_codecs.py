@@ -1,6 +1,7 @@
 """Compressed TIFFs: the values that were written, whichever decoder there is; or one sentence, and never black."""
 
 import struct
+import zlib
 
 import cv2
 import imagecodecs
@@ -276,6 +277,22 @@ def test_a_piece_that_ends_early_is_an_error_and_not_black(tmp_path, compression
     path = damaged(save(tmp_path / "a.tif", noise, compression=compression, tile=(64, 64)), change)
     assert "has a piece that cannot be decoded" in sentence(path)
     assert capfd.readouterr().err == ""
+
+
+def test_lines_of_bits_that_are_too_few_are_an_error(tmp_path):
+    tags = {"width": 64, "height": 8, "rows": 8, "bits": 1, "compression": 8}
+    whole = tiff_of(tmp_path / "a.tif", [zlib.compress(b"\xff" * 64)], **tags)
+    assert open_image(whole).read().min() == 255
+    assert "has a piece" in sentence(tiff_of(tmp_path / "a.tif", [zlib.compress(b"\xff" * 32)], **tags))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.98])
+def test_a_jpeg_piece_that_goes_on_with_zeros_is_an_error(tmp_path, share):
+    noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    path = save(tmp_path / "a.tif", noise, compression="jpeg", tile=(64, 64))
+    kept = lambda piece: int(share * len(piece))  # noqa: E731
+    path = damaged(path, lambda piece: piece[: kept(piece)] + bytes(len(piece) - kept(piece)))
+    assert "has a piece that cannot be decoded" in sentence(path)
 
 
 @pytest.mark.parametrize("compression", ["lzw", "packbits"])

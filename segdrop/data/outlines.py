@@ -9,7 +9,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..errors import InputError, first_line
+from ..images.faults import Fault
 from ..images.opening import stem
+from ..images.picture import check_size
 from .layouts import Pair, describe
 from .naming import role_of_folders, split_of
 
@@ -163,17 +165,25 @@ def _read_table(path: Path) -> tuple[list, dict[str, tuple]]:
     """Of each image of a JSON file the name, the size and the shapes; and what the labels are sorted by."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         return [], {}
     try:
         if {"images", "annotations", "categories"} <= content.keys():
-            return _read_coco(content)
-        return _read_labelme(content) if {"shapes", "imagePath"} <= content.keys() else ([], {})
-    except InputError as error:
+            drawn, order = _read_coco(content)
+        elif {"shapes", "imagePath"} <= content.keys():
+            drawn, order = _read_labelme(content)
+        else:
+            return [], {}
+        for _, (height, width), _ in drawn:
+            check_size(height, width)
+            if min(height, width) < 1:
+                raise InputError(f"has an image of {width} x {height} pixels")
+        return drawn, order
+    except (InputError, Fault) as error:
         raise InputError(f"{path}: {error}.") from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(
             f"{path}: is no complete annotation file ({type(error).__name__}: {first_line(error)})."
         ) from error
@@ -202,7 +212,7 @@ def _find(table: str, name: str, by_name: Mapping[str, list[str]]) -> str:
 
 
 def _read_coco(content: dict) -> tuple[list, dict[str, tuple]]:
-    labels = {category["id"]: category["name"] for category in content["categories"]}
+    labels = {category["id"]: str(category["name"]) for category in content["categories"]}
     of_image: dict = {image["id"]: [] for image in content["images"]}
     for number, annotation in enumerate(content["annotations"]):
         which = f"annotation {annotation.get('id', number)}"
@@ -213,12 +223,15 @@ def _read_coco(content: dict) -> tuple[list, dict[str, tuple]]:
         label, segmentation = labels[annotation["category_id"]], annotation.get("segmentation")
         if isinstance(segmentation, dict):
             counts = segmentation["counts"]
-            runs = tuple(_decompress(counts) if isinstance(counts, str) else counts)
+            runs = tuple(map(int, _decompress(counts) if isinstance(counts, str) else counts))
+            if min(runs, default=0) < 0:
+                raise InputError(f"{which} has a run of {min(runs)} pixels")
             of_image[annotation["image_id"]].append(Shape(label, runs=runs))
         else:
             outlines = tuple(_outline(np.reshape(flat, (-1, 2)), which) for flat in segmentation or [[]])
             of_image[annotation["image_id"]].append(Shape(label, outlines))
-    drawn = [(i["file_name"], (int(i["height"]), int(i["width"])), tuple(of_image[i["id"]])) for i in content["images"]]
+    images = ((str(i["file_name"]), (int(i["height"]), int(i["width"])), i["id"]) for i in content["images"])
+    drawn = [(name, size, tuple(of_image[number])) for name, size, number in images]
     return drawn, {label: (0, number, "") for number, label in labels.items()}
 
 
@@ -228,6 +241,8 @@ def _decompress(text: str) -> list[int]:
     value = shift = 0
     for letter in text.encode():
         bits = letter - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("runs that are no numbers")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:  # the number's last group
@@ -250,13 +265,13 @@ def _read_labelme(content: dict) -> tuple[list, dict[str, tuple]]:
             points = points[0] + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         elif kind != "polygon":
             raise InputError(f"shape {number} is a {kind}; polygons, rectangles and circles have an area")
-        shapes.append(Shape(shape["label"], (_outline(points, f"shape {number}"),)))
+        shapes.append(Shape(str(shape["label"]), (_outline(points, f"shape {number}"),)))
     size = int(content["imageHeight"]), int(content["imageWidth"])
-    return [(content["imagePath"], size, tuple(shapes))], {s.label: (1, 0, s.label) for s in shapes}
+    return [(str(content["imagePath"]), size, tuple(shapes))], {s.label: (1, 0, s.label) for s in shapes}
 
 
 def _outline(points: np.ndarray, which: str) -> np.ndarray:
     points = np.asarray(points, float)
-    if len(points) < 3 or not np.isfinite(points).all():
+    if len(points) < 3 or points.shape[1:] != (2,) or not (np.abs(points) < 1e9).all():
         raise InputError(f"{which} has no outline of at least three points")
     return points

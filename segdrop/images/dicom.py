@@ -1,13 +1,14 @@
 """DICOM."""
 
 import contextlib
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from .faults import Fault, no_warnings, shielded, without_log
-from .picture import Picture, as_plain, channels_of, check_size, millimetres
+from .picture import MAX_UNPACKED, Picture, as_plain, channels_of, check_size, millimetres
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 
@@ -17,7 +18,25 @@ def open_dicom(path: Path) -> Picture:
         import pydicom
 
         with _lenient():
+            _check_unpacked(path)
             return _dicom_picture(path, pydicom.dcmread(path))
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse what is deflated as a whole, which pydicom unpacks however large it becomes."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    unpacked, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(144 + meta.FileMetaInformationGroupLength)
+        while part := unpacked.unconsumed_tail or file.read(2**16):
+            total += len(unpacked.decompress(part, 2**20))
+            if total > MAX_UNPACKED:
+                raise Fault(f"unpacks to more than {MAX_UNPACKED / 2**30:g} GiB; save it uncompressed")
 
 
 @contextlib.contextmanager

@@ -8,11 +8,10 @@ import numpy as np
 
 from ..errors import InputError
 from .faults import Fault, no_warnings, shielded, without_log
-from .picture import Picture, as_plain, check_size, millimetres, type_range
+from .picture import MAX_UNPACKED, Picture, as_plain, check_size, millimetres, type_range
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MAPPED = 2**26  # bytes of a file from which on its slices are read from disk when they are asked for
-MAX_UNPACKED = 2**30  # bytes in memory of a volume that is compressed as a whole: 512 x 512 x 2,048 voxels of 16 bits
 DEFLATED = 1032  # bytes that deflate makes of one at most
 
 

@@ -64,15 +64,16 @@ def open_image(
     Rows and columns are those stored: an orientation that a header asks for (EXIF, TIFF) is ignored in all formats, so
     that masks lie on their images whichever program wrote them.
 
-    - PNG, JPEG, BMP, PPM, GIF (its first frame), TIFF: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) and palette;
-      TIFF also with a sign, of 32 or 64 bits, and of one floating point channel. TIFFs where white is the lowest value
-      are turned about the middle of the value range, so that larger is brighter. A TIFF of several pages is a volume;
-      of a huge pyramid the first, full-sized page is the image.
+    - PNG, JPEG, BMP, PPM, GIF (its first frame), TIFF: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) and palette,
+      JPEG and TIFF also CMYK; TIFF also with a sign, of 32 or 64 bits, of one floating point channel, and of fewer bits
+      than 8 or 16, which are spread over these. TIFFs where white is the lowest value are turned about the middle of
+      the value range, so that larger is brighter. A TIFF of several pages is a volume; of a huge pyramid the first,
+      full-sized page is the image.
     - DICOM: the modality's rescaling is applied, integers stay integers where it is whole. MONOCHROME1 is turned
       about the middle of the value range (x becomes low + high - x), so that larger is brighter. Palettes and YBR
       become RGB. Several frames are a volume.
     - NIfTI: slices along `slice_axis` of the stored array, rows and columns in the order of the two other axes; the
-      header's scaling is applied.
+      header's scaling is applied. Slices of large files are read from the disk when they are asked for.
 
     With `channels` an image has exactly so many, and they are read as they are: the bands of a TIFF of any type; the
     pages of one, where its axes say so (C) or where there are just as many; the fourth axis of a NIfTI file. Alpha is

@@ -17,6 +17,7 @@ if "OPENCV_LOG_LEVEL" not in os.environ:  # it would write to stderr what is rai
 
 MAX_PIXELS = 89_478_485  # of one image or slice: Pillow's own limit, past which it suspects a decompression bomb
 MAX_VOXELS = 2**30  # of one volume, twice the largest scans there are
+MAX_UNPACKED = 2**30  # bytes in memory of a file that is compressed as a whole: 512 x 512 x 2,048 voxels of 16 bits
 MAX_SLICES = 2**15  # of one volume; each is worked on by itself, which a long list of tiny ones would make endless
 
 

@@ -32,8 +32,6 @@ class Bands:
         self._samples = self._bands // self._planes  # of a pixel that lie side by side
         self._tile_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, self._height)
         self._tile_width = page.tilewidth if page.is_tiled else self._width
-        if min(self._tile_height, self._tile_width, self._samples) < 1:
-            raise Fault(UNDECODABLE)
         self._across, self._down = -(-self._width // self._tile_width), -(-self._height // self._tile_height)
         plain = page.compression == page.predictor == page.fillorder == 1 and not page.is_tiled
         self._stored = plain and not page.bitspersample % 8  # as they are, to be read without decoding

@@ -64,7 +64,8 @@ def predict(
     `NAME.nii.gz` with the image's affine and shape. Beside it, as asked for, `NAME_probabilities.tif` or `.npz`
     (float16, classes first), `NAME_uncertainty.tif` (float16 maps, named in its description: predictive_entropy,
     expected_entropy and mutual_information in nats, std of each class), `NAME_overlay.png` and `NAME_uncertainty.png`;
-    and one `predictions.csv`. No file is there in part. A file that cannot be read is reported in `files` and skipped.
+    and one `predictions.csv`. No file is there in part, and those of an image appear together or not at all. A file
+    that cannot be read is reported in `files` and skipped.
 
     Memory holds a row of tiles, not the image, for images above 67 million pixels. These are resumed at the row of
     tiles where they were interrupted.
