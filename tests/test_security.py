@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -437,11 +437,11 @@ PASSWORD = "hunter2secret"
         f"nosuchdatabase://me:{PASSWORD}@127.0.0.1/db",
     ],
 )
-def test_the_password_of_a_storage_is_in_no_message_and_no_file(cells, tmp_path, storage):
+def test_the_password_of_a_storage_is_in_no_message_and_no_file(cells, tmp_path, capfd, storage):
     words = f"sweep {tmp_path / 'sweep'} --data {cells} --encoder-weights none --storage {storage}".split()
-    done = subprocess.run([sys.executable, "-m", "segdrop.cli", *words], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "`storage`" in done.stderr and done.stderr.count("\n") == 1
-    assert PASSWORD not in done.stdout + done.stderr
+    assert main(words) == 2
+    out, err = capfd.readouterr()
+    assert "`storage`" in err and err.count("\n") == 1 and PASSWORD not in out + err
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
 
 
@@ -471,6 +471,26 @@ def test_workers_are_told_the_storage_where_no_list_of_processes_shows_it(tmp_pa
     ((words, environment),) = started
     assert PASSWORD not in " ".join(words) and environment[workers._STORAGE] == address
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+
+
+# Licences
+
+
+@pytest.mark.parametrize(
+    ("licence", "permissive"),
+    [
+        ("MIT", True),
+        ("GPL-3.0-only OR MIT", True),
+        ("BSD-3-Clause AND Zlib", True),
+        ("MIT AND GPL-2.0-only", False),
+        ("LGPL-3.0-only", False),
+        ("GNU General Public License v3 (GPLv3)", False),
+        ("Proprietary", False),
+        ("", False),
+    ],
+)
+def test_a_licence_is_permissive_or_refused(licence, permissive):
+    assert runpy.run_path(str(PACKAGE.parent / ".ci" / "audit.py"))["is_permissive"](licence) is permissive
 
 
 # Patients
