@@ -265,3 +265,10 @@ def test_an_array_that_claims_to_be_larger_than_its_file_is_not_made(two_epochs)
 def test_the_state_of_another_network_is_told(two_epochs):
     with pytest.raises(InputError, match=r"state\.npz is another network's"):
         restore_state(two_epochs, [Variable(np.zeros(5)), Variable(np.uint32(0))])
+
+
+def test_a_split_that_has_lost_images_is_told(run):
+    change(run / "config.json", images={"train": 2, "val": 1})
+    (run / "split.csv").write_text("id,split\na,train\nb,train\n")
+    with pytest.raises(InputError, match=r"split\.csv is damaged: it has 0 of 1 images of val"):
+        read_split(run)

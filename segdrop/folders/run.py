@@ -7,6 +7,7 @@ import itertools
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -260,6 +261,10 @@ def read_split(run: Path) -> list[dict[str, str]]:
     """The rows of split.csv: id, split and, where there are groups, group."""
     columns = {"id": _NAME, "split": Literal["train", "val", "test"]}
     rows = read_table(run / SPLIT, columns, ADVICE, unique="id")
+    counts = Counter(row["split"] for row in rows)
+    for name, count in open_run(run).images.items():
+        if counts[name] != count:
+            raise InputError(f"{run / SPLIT} is damaged: it has {counts[name]} of {count} images of {name}; {ADVICE}.")
     if not rows:
         raise InputError(f"{run / SPLIT} is damaged: it has no images; {ADVICE}.")
     return rows
