@@ -23,6 +23,10 @@ from segdrop.folders.run import (
 from segdrop.folders.state import load_history, restore_state, save_state
 
 
+def scores(dice):
+    return {"images": 1, "dice": dice, "iou": 0.1, "classes": {}}
+
+
 class Variable:
     def __init__(self, value):
         self.value = np.asarray(value)
@@ -136,10 +140,10 @@ def test_a_run_that_keeps_no_state_cannot_be_resumed(tmp_path):
 
 
 def test_what_was_scored_of_an_earlier_model_goes_when_a_training_is_finished(tmp_path):
-    store_scores(tmp_path, "val", {"dice": 0.1}, [{"id": "a", "dice": 0.1}])
-    store_scores(tmp_path, "elsewhere/all", {"dice": 0.2}, [{"id": "b", "dice": 0.2}])
-    store_all_scores(tmp_path, {"val": {"dice": 0.3}}, {"val": [{"id": "a", "dice": 0.3}]})
-    assert stored_scores(tmp_path) == {"val": {"dice": 0.3}}
+    store_scores(tmp_path, "val", scores(0.1), [{"id": "a", "dice": 0.1}])
+    store_scores(tmp_path, "elsewhere/all", scores(0.2), [{"id": "b", "dice": 0.2}])
+    store_all_scores(tmp_path, {"val": scores(0.3)}, {"val": [{"id": "a", "dice": 0.3}]})
+    assert stored_scores(tmp_path) == {"val": scores(0.3)}
     assert (tmp_path / "per_image.csv").read_text() == "split,id,dice\nval,a,0.3\n"
     assert sorted(os.listdir(tmp_path)) == ["metrics.json", "per_image.csv"]
 
@@ -150,9 +154,9 @@ def test_scores_are_not_written_while_another_process_writes_them(tmp_path, monk
         run._lock_scores(tmp_path),
         pytest.raises(InputError, match=rf"has its scores written by another process .*process {os.getpid()}\)"),
     ):
-        store_scores(tmp_path, "val", {"dice": 0.1})
-    store_scores(tmp_path, "val", {"dice": 0.2})
-    assert stored_scores(tmp_path) == {"val": {"dice": 0.2}}
+        store_scores(tmp_path, "val", scores(0.1))
+    store_scores(tmp_path, "val", scores(0.2))
+    assert stored_scores(tmp_path) == {"val": scores(0.2)}
 
 
 def test_json_is_readable_by_others(tmp_path):
