@@ -11,7 +11,9 @@ import pytest
 from attacks import fakes
 from attacks.attack import Plan, in_rounds
 from attacks.bench import make_base
+from attacks.cases import CASES
 from attacks.catalogue import KINDS, attacks
+from attacks.fuzz import fault_of
 from attacks.options import options
 from attacks.pool import run_attacks
 from attacks.verdict import Outcome, attempt, judge
@@ -38,6 +40,19 @@ def base(tmp_path_factory):
 def test_a_broken_input_is_refused_in_one_line_or_read_as_it_is(attack, base):
     verdict = attempt(attack, base, main)
     assert not verdict.failed, verdict
+
+
+# Of these the readers still raise what they must not; whoever mends one takes it out.
+PENDING: frozenset[str] = frozenset(CASES)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.xfail(strict=True)) if case in PENDING else case for case in CASES],
+)
+def test_what_once_went_wrong_is_refused_or_read(case):
+    error = fault_of(*CASES[case])
+    assert error is None, repr(error)
 
 
 def test_equal_seeds_give_equal_attacks_and_others_give_others():

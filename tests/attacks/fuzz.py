@@ -17,14 +17,17 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import tyro
 
 from .data import coco, labelme
 from .images import FORMATS, encoded, values_of
+from .structures import CSV, JSON
 
 SUFFIXES = (".png", ".jpg", ".bmp", ".gif", ".ppm", ".tif", ".dcm", ".nii", ".nii.gz")
 TABLES = ("splits.csv", "groups.csv", "meta.csv", "list.csv", "classes.json", "annotations.json", "image.json")
 STORED = ("config.json", "sweep.json", "classes.json")
+STRUCTURED = {".json": list(JSON.values()), ".csv": list(CSV.values())}
 SECONDS, MEGABYTES = 20, 3000  # that one input may take
 
 
@@ -165,6 +168,18 @@ def _fuzz(options: Options) -> None:
             ).write_bytes(content)
             print(f"found: {options.only} {name} {what[0]} {what[1]}: {str(error)[:120]!a}", flush=True)
 
+    def mutated(content: bytes, most: int, seed: int) -> bytes:
+        """Half of the changes are libFuzzer's, half keep a table or a document what it is."""
+        rng = np.random.default_rng(seed)
+        damages = STRUCTURED.get(Path(target.names[content[0] % len(target.names)]).suffix) if content else None
+        if damages is not None and rng.random() < 0.5:
+            with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):  # no document any more
+                path = Path(folder) / "content"
+                path.write_bytes(content[1:])
+                damages[rng.integers(len(damages))](path, rng)
+                return (content[:1] + path.read_bytes())[:most]
+        return atheris.Mutate(content, most)
+
     flags = [
         f"-max_total_time={options.seconds}",
         f"-timeout={SECONDS}",
@@ -172,7 +187,7 @@ def _fuzz(options: Options) -> None:
         "-max_len=20000",
     ]
     flags += [f"-artifact_prefix={options.out / 'found' / options.only}-", "-print_final_stats=1", "-verbosity=0"]
-    atheris.Setup([sys.argv[0], *flags, str(options.out / f"corpus-{options.only}")], one)
+    atheris.Setup([sys.argv[0], *flags, str(options.out / f"corpus-{options.only}")], one, custom_mutator=mutated)
     atheris.Fuzz()
 
 
