@@ -302,6 +302,7 @@ def test_a_later_phase_goes_on_where_the_schedule_was():
 
 
 def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="`run_dir` exists"):
         train(tiny("nowhere", tmp_path))
 
