@@ -14,6 +14,7 @@ from conftest import brightness_model, read_csv, write_run, write_table
 from segdrop import InputError, SweepConfig, TrainConfig, chosen_config, estimate, sweep_report
 from segdrop.data.opening import open_dataset
 from segdrop.files import write_csv
+from segdrop.folders import sweep as sweep_folder
 from segdrop.folders.sweep import fold_runs, read_folds
 from segdrop.inference.ensemble import load_alike
 from segdrop.scoring.counts import dice as dice_of
@@ -603,3 +604,14 @@ def test_an_estimate_writes_nothing(trained, cells, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     estimate(config_of(cells))
     assert list(Path().iterdir()) == []
+
+
+def test_an_answer_is_not_written_while_another_process_writes_it(finished, monkeypatch):
+    monkeypatch.setattr(sweep_folder, "ANSWER_WAIT", 0.1)
+    before = (finished / "answer.csv").read_bytes()
+    with (
+        sweep_folder.lock_answer(finished),
+        pytest.raises(InputError, match="sweep has its answer written by another process"),
+    ):
+        sweep(finished)
+    assert (finished / "answer.csv").read_bytes() == before

@@ -184,8 +184,9 @@ def _begin(config: TrainConfig, augmentation: A.Compose | None, locks: contextli
     record = record_of(
         samples, model, run_dir, device=device, precision=precision, weights=weights, start=start, plan=plan.to_json()
     )
-    # The best model, and weights, moments and averages of the state, twice while one replaces the other.
-    copies = 2 * (4 if config.ema is None else 5)
+    # The best model, and weights, moments and averages of the state and of the one before; one more of each while it
+    # is written.
+    copies = 2 + 3 * (3 if config.ema is None else 4)
     create_run(run_dir, needed_bytes=copies * 4 * model.count_params())
     locks.enter_context(lock_training(run_dir))
     start_run(run_dir, record, dataset, split)
