@@ -79,7 +79,10 @@ def function_of_file(path: Path, engine: str) -> Function:
     # In bfloat16, its own choice where a processor has it, masks would be others.
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(proto.SerializeToString()), "CPU", options)
+    try:
+        compiled = core.compile_model(core.read_model(proto.SerializeToString()), "CPU", options)
+    except RuntimeError as error:
+        raise InputError(f"{path} has a network that OpenVINO cannot read; export it again.") from error
     inputs = {port.any_name: port.partial_shape for port in compiled.inputs}
     count = inputs["low"][1].get_length() if "low" in inputs else 1
 

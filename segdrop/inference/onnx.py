@@ -11,6 +11,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from pydantic_core import from_json
 
 from ..cells import draw_cells
 from ..config.checks import check_whole
@@ -98,7 +99,7 @@ def _tensors(message) -> Iterator:
 def _checked(path: Path, stored: Mapping[str, str]) -> dict:
     """segdrop's metadata of a file."""
     try:
-        metadata = json.loads(stored[KEY])
+        metadata = from_json(stored[KEY])  # whose depth is bounded
         version = metadata["format"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} was not written by segdrop: it has no {KEY} metadata; see segdrop export.") from error
