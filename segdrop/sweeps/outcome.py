@@ -125,11 +125,9 @@ def choose(state: State) -> bool:
     if not (ensemble := _ensemble(state, trials)):
         return False
     arm = json.loads(ensemble[0].user_attrs["arm"])
-    epochs = [
-        fold_scores(trial)["best_epoch"] + 1
-        for (key, *_), trial in scored_by_training(trials).items()
-        if key == key_of(arm)
-    ]
+    own = {place: trial for place, trial in scored_by_training(trials).items() if place[0] == key_of(arm)}
+    # By repeat, fold and seed, whatever order the workers had.
+    epochs = [fold_scores(own[place])["best_epoch"] + 1 for place in sorted(own)]
     chosen = {
         "arm": name_of(arm),
         "changes": arm,
