@@ -26,5 +26,6 @@ CASES: dict[str, tuple[str, str, bytes]] = {
     "a run without names of classes": ("stored", "config.json", _run(class_names=None)),
     "a run whose warnings are a number": ("stored", "config.json", _run(warnings=7)),
     "classes nested deeply": ("table", "classes.json", _DEEP),
+    "outlines of an image whose name is a list": ("table", "annotations.json", _coco(image={"file_name": []})),
     "outlines nested deeply": ("table", "annotations.json", _DEEP),
 }
