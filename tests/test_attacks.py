@@ -36,17 +36,9 @@ def base(tmp_path_factory):
     signal.signal(signal.SIGTERM, kept[1])
 
 
-# Of these something is still to be mended; whoever does so takes them out.
-PENDING = frozenset({*CASES, "resumed: split.csv of rubbish"})
-
-
-def pending(name):
-    return [pytest.mark.xfail(strict=True)] if name in PENDING else []
-
-
 @pytest.mark.parametrize(
     "attack",
-    [pytest.param(one, id=re.sub(r"\W+", "_", f"{one.kind} {one.name}"), marks=pending(one.name)) for one in SAMPLE],
+    [pytest.param(one, id=re.sub(r"\W+", "_", f"{one.kind} {one.name}")) for one in SAMPLE],
 )
 def test_a_broken_input_is_refused_in_one_line_or_read_as_it_is(attack, base):
     verdict = attempt(attack, base, main)
@@ -55,7 +47,7 @@ def test_a_broken_input_is_refused_in_one_line_or_read_as_it_is(attack, base):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=pending(case)) for case in CASES],
+    CASES,
 )
 def test_what_once_went_wrong_is_refused_or_read(case):
     error = fault_of(*CASES[case])

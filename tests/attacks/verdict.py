@@ -190,9 +190,11 @@ def place_of(error: BaseException) -> str:
 
 
 def import_quietly() -> None:
-    """Import TensorFlow, whose libraries greet on file descriptor 2."""
+    """Import TensorFlow, whose libraries greet on file descriptor 2; a viewer that would serve until Ctrl-C ends."""
     with captured():
         importlib.import_module("segdrop.training.building")
+        serving = importlib.import_module("werkzeug.serving")
+    serving.BaseWSGIServer.serve_forever = lambda server, poll_interval=0.5: None
 
 
 def _tidy() -> None:
