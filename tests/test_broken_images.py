@@ -1,6 +1,7 @@
 """Image files that were cut or changed: one sentence that names the file, or arrays of the size that it tells, and not
 a word besides."""
 
+import gzip
 import io
 import os
 import struct
@@ -257,3 +258,12 @@ def test_a_mapped_volume_holds_the_same_values(tmp_path, monkeypatch, mapped, ax
     read = [opened.read(index) for index in range(opened.slices)]
     assert {array.dtype for array in read} == {opened.dtype}
     np.testing.assert_array_equal(read, expected.astype(opened.dtype))
+
+
+def test_a_gzip_whose_checksum_is_wrong_is_refused_though_it_unpacks(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    content = bytearray(gzip.compress(nifti_header((40, 40, 4)) + RNG.bytes(2 * 6400), compresslevel=0))
+    content[2000] ^= 1  # among voxels that are stored as they are
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be decoded: it is corrupt"):
+        open_image(path)

@@ -1,5 +1,6 @@
 """NIfTI, read and written."""
 
+import gzip
 import math
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from .picture import MAX_UNPACKED, Picture, as_plain, check_size, millimetres, t
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MAPPED = 2**26  # bytes of a file from which on its slices are read from disk when they are asked for
+_BEHIND = 2**20  # bytes that may stand behind the voxels
 DEFLATED = 1032  # bytes that deflate makes of one at most
 
 
@@ -57,6 +59,8 @@ def open_nifti(path: Path, slice_axis: int, channels: int | None) -> Picture:
             raise Fault("has no pixels")
         check_size(height, width, slices or 1)
         _check_bytes(path, image)
+        if path.name.lower().endswith(".gz"):
+            _check_sum(path, image)
         volume = image.dataobj.get_unscaled().reshape(*shape, *bands)
         volume = volume if slices is None else np.moveaxis(volume, slice_axis, 0)
         unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
@@ -97,6 +101,17 @@ def _check_bytes(path: Path, image) -> None:
         raise Fault("cannot be decoded: it is corrupt, truncated or not a NIfTI file")
     if compressed and stored > MAX_UNPACKED:
         raise Fault(f"unpacks to {stored / 2**30:.1f} GiB; save it uncompressed, as .nii, which is read slice by slice")
+
+
+def _check_sum(path: Path, image) -> None:
+    """Refuse a compressed file that is not as it was written: nibabel stops before gzip's checksum."""
+    told = math.prod(image.shape) * image.get_data_dtype().itemsize + image.dataobj.offset
+    left = told + _BEHIND
+    with gzip.open(path) as file:
+        while block := file.read(2**20):
+            left -= len(block)
+            if left < 0:
+                raise Fault("cannot be decoded: it holds more than its header tells of")
 
 
 def _blank(header):

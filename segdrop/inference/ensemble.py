@@ -35,12 +35,14 @@ def load_alike(
         if given != default and any(isinstance(run, Network) for run in runs):
             raise InputError(f"`{name}` {given} must be given to segdrop.load for a network that is loaded already.")
     networks = []
-    for run in runs:
+    for place, run in enumerate(runs):
         if isinstance(run, Network):
             networks.append(run)
         elif isinstance(run, keras.Model):
             networks.append(load(run, precision=precision, engine=engine))
         else:
+            if place and not os.path.exists(run or ""):
+                raise FileNotFoundError(f"`ensemble` names a run that does not exist: {run!r}.")
             members = fold_runs(run) if is_sweep(run) else [run]
             networks += [load(member, precision=precision, engine=engine) for member in members]
     first = networks[0]
