@@ -84,7 +84,7 @@ class Trials:
 
     def __init__(self, study: optuna.Study, config: SweepConfig):
         self.study, self.config = study, config
-        self._fitting: set[int] = set()  # finished trials that hold what they should
+        self._fitting: set[tuple[int, TrialState]] = set()  # trials that held what they should, by their state then
 
     def all(self) -> list[FrozenTrial]:
         """Every trial, by number.
@@ -95,10 +95,9 @@ class Trials:
         with reading("the sweep's database"):
             trials = self.study.get_trials(deepcopy=False)
             for trial in trials:
-                if trial.number not in self._fitting:
+                if (trial.number, trial.state) not in self._fitting:
                     _check(trial)
-                    if trial.state.is_finished():
-                        self._fitting.add(trial.number)
+                    self._fitting.add((trial.number, trial.state))
         return trials
 
     def planned(self, trials: Sequence[FrozenTrial]) -> list[Job]:
