@@ -37,16 +37,13 @@ def locked(folder: Path, name: str, doing: str, remedy: str, *, wait: float = 0.
         InputError: another process holds it; the message names its host and number.
 
     Example:
-        >>> folder = Path("masks")
-        >>> folder.mkdir()
-        >>> with locked(folder, "predicting", "is being written", "choose another `out`"):
-        ...     with locked(folder, "predicting", "is being written", "choose another `out`"):
+        >>> from pathlib import Path
+        >>> with locked(Path(), "predicting", "is being written", "choose another `out`"):
+        ...     with locked(Path(), "predicting", "is being written", "choose another `out`"):
         ...         pass
         Traceback (most recent call last):
             ...
-        segdrop.errors.InputError: masks is being written by another process (...); choose another `out`.
-        >>> list(folder.iterdir())
-        []
+        segdrop.errors.InputError: . is being written by another process (...); choose another `out`.
     """
     path, deadline = folder / f".{name}.lock", time.monotonic() + wait
     try:

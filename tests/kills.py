@@ -28,11 +28,11 @@ sys.path.insert(0, str(HERE))
 
 import h5py
 import numpy as np
-from conftest import brightness_model, write_pairs, write_run
+from conftest import brightness_model, read_csv, write_pairs, write_run
 from postgresql import server
 
 from segdrop.cells import draw_cells
-from segdrop.files import read_csv, write_csv
+from segdrop.files import write_csv
 
 # Every process of a command builds the small network, and takes a worker for dead after seconds.
 SITE = """

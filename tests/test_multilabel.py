@@ -379,6 +379,7 @@ def test_pictures_show_what_overlaps_in_both_colours_and_each_error():
     np.testing.assert_allclose(errors, np.round(expected), atol=1)
 
 
+@pytest.mark.filterwarnings("ignore:.* outside of its folder")
 def test_a_training_goes_all_the_way(tmp_path, run, small_unet, capsys):
     data = run[0].parent / "data"
     write_table(

@@ -10,13 +10,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import brightness_model, randomise, write_pairs, write_run
+from conftest import brightness_model, randomise, read_csv, write_pairs, write_run
 from standin import build_small_unet
 from test_data_command import two_squares
 from test_security import sources
 
 from segdrop.cli.main import main
-from segdrop.files import read_csv, write_csv, write_json
+from segdrop.files import write_csv, write_json
 from segdrop.printing import printable, say, without_passwords
 from segdrop.show.console import Console
 from segdrop.show.tables import Table
@@ -144,7 +144,7 @@ def test_a_file_of_a_data_set_whose_name_is_not_utf_8_is_one_line(tmp_path, caps
 
 def test_an_argument_that_is_not_utf_8_is_one_line(tmp_path, capsys):
     assert main(["train", "--data", str(tmp_path), "--run-dir", NOT_UTF_8]) == 2
-    assert capsys.readouterr().err == "segdrop: the argument caf\\udce9 is not UTF-8; rename what it names.\n"
+    assert capsys.readouterr().err == "segdrop: the argument --run-dir caf\\udce9 is not UTF-8; rename what it names.\n"
 
 
 def test_files_whose_names_are_not_utf_8_are_predicted_and_told_of(tmp_path, capsys):

@@ -458,7 +458,8 @@ def test_workers_are_told_the_storage_where_no_list_of_processes_shows_it(tmp_pa
     class Process(SimpleNamespace):
         def __init__(self, words, env, **streams):
             started.append((words, env))
-            super().__init__(poll=lambda: 0, wait=lambda: 0, returncode=0)
+            super().__init__(poll=lambda: 0, wait=lambda: 0, returncode=0, stdin=None)
+            self.terminate = self.kill = lambda: None
 
     address = f"postgresql://me:{PASSWORD}@host/db"
     monkeypatch.setattr(workers.subprocess, "Popen", Process)

@@ -89,7 +89,9 @@ def test_pixels_are_drawn_from_those_that_are_not_ignored():
 @pytest.fixture
 def run(tmp_path):
     folder = write_run(tmp_path / "run", randomise(build_small_unet(encoder_dropout=0.3)))
-    (folder / "metrics.json").write_text(json.dumps({"temperature": {"value": 2.0}}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"temperature": {"value": 2.0, "nll_before": 1.0, "nll_after": 0.5, "pixels": 9}})
+    )
     return folder
 
 

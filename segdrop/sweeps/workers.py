@@ -270,7 +270,7 @@ def _main(folder: str, data: str, cache_mb: str, cores: str) -> int:
         say(str(error), to_stderr=True)
         return 2
     except KeyboardInterrupt:
-        print("It was asked to end.", file=sys.stderr)
+        say("It was asked to end.", to_stderr=True)
         return 143
     return 0
 
