@@ -330,3 +330,10 @@ def test_a_transform_that_needs_colours_is_found_however_seldom_it_is_drawn(tran
     image = np.zeros((96, 96, 5), np.uint8)
     with pytest.raises(InputError, match=re.escape(message)):
         Sampler(A.Compose([A.OneOf([transform, A.HorizontalFlip()])]), 96).check(image, MASK[:96, :96])
+
+
+def test_a_stored_pipeline_that_cannot_be_made_is_told():
+    described = describe(load_augmentation("light"))
+    described["transform"]["unknown"] = 1
+    with pytest.raises(InputError, match=r"the `augmentation` of the run's config\.json cannot be made: .*unknown"):
+        restore(described)

@@ -267,3 +267,17 @@ def test_a_gzip_whose_checksum_is_wrong_is_refused_though_it_unpacks(tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be decoded: it is corrupt"):
         open_image(path)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_tiff_cut_between_its_pages_is_refused(tmp_path, bigtiff):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=bigtiff) as writer:
+        for number in range(3):
+            writer.write(np.full((20, 30), number, np.uint8), contiguous=False, metadata=None)
+    with tifffile.TiffFile(path) as tiff:
+        end = tiff.pages[1].offset
+    assert open_image(path).slices == 3
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(InputError, match=r"a\.tif: cannot be decoded"):
+        open_image(path)

@@ -280,7 +280,7 @@ def break_colour_mask(folder):
         ),
         (
             lambda f: write_table(f / "splits.csv", [{"id": f"p{i:02d}", "split": "dev"} for i in range(10)]),
-            "unknown split 'dev'; use train, val or test",
+            "unknown split 'dev' in splits.csv; use train, val or test",
         ),
         (
             lambda f: write_table(f / "splits.csv", [{"id": f"p{i:02d}", "split": "train"} for i in range(11)]),
@@ -727,7 +727,7 @@ def test_the_spacing_of_a_file_comes_before_that_of_a_table(tmp_path):
 def test_a_spacing_that_is_no_length_is_a_fault(tmp_path, value):
     simple(tmp_path, 1)
     write_table(tmp_path / "meta.csv", [{"id": "p00", "spacing": value}])
-    with pytest.raises(InputError, match=f"a spacing is no positive number of mm: '{value}'"):
+    with pytest.raises(InputError, match=f"a `spacing` in a table is no positive number of mm: '{value}'"):
         open_dataset(tmp_path)
 
 

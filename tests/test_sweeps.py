@@ -615,3 +615,11 @@ def test_an_answer_is_not_written_while_another_process_writes_it(finished, monk
     ):
         sweep(finished)
     assert (finished / "answer.csv").read_bytes() == before
+
+
+def test_scores_of_an_image_that_is_in_no_fold_are_told(finished):
+    path = finished / "trainings" / "00000" / "per_image.csv"
+    rows = read_csv(path)
+    write_csv(path, [{**rows[0], "id": "another"}, *rows[1:]])
+    with pytest.raises(InputError, match=r"00000/per_image\.csv does not fit: folds\.csv has no image 'another'"):
+        sweep(finished)

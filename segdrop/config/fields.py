@@ -35,7 +35,12 @@ Weights = Annotated[
     ),
 ]
 Count = Annotated[int, at_least(1)]
-Crop = Annotated[int, at_least(32), within(f"a multiple of {MULTIPLE}", lambda value: value % MULTIPLE == 0)]
+Crop = Annotated[
+    int,
+    at_least(32),
+    within(f"a multiple of {MULTIPLE}", lambda value: value % MULTIPLE == 0),
+    within("at most 16,384", lambda value: value <= 16_384),
+]
 Classes = Annotated[int, at_least(1), within("at most 255", lambda value: value <= 255)]
 MaskValue = Annotated[int, Rule("in 0..255", lambda value: is_whole(value) and 0 <= value <= 255)]
 Positive = Annotated[float, within("a positive number", lambda value: value > 0)]

@@ -167,11 +167,14 @@ def restore(description: dict) -> A.Compose:
     """The pipeline that `describe` described.
 
     Raises:
-        InputError: it has a transform that takes pixels from elsewhere.
+        InputError: it has a transform that takes pixels from elsewhere, or cannot be made.
     """
     if description:
         _check_transforms(description["transform"], "the run's record", own_only=False)
-    return A.from_dict(description)
+    try:
+        return A.from_dict(description)
+    except Exception as error:  # of a constructor or a registry
+        raise InputError(f"the `augmentation` of the run's config.json cannot be made: {first_line(error)}.") from error
 
 
 def _check_transforms(description: Mapping, where: str, own_only: bool) -> None:

@@ -184,19 +184,20 @@ def check_strata(entries: Sequence[Entry], column: str | None) -> Iterator[str]:
         yield f"`stratify` names no column: {column!r}; there are: {', '.join(columns) or 'none'}"
 
 
-def check_splits(splits, groups: Sequence[str], shared: Sequence[bool], given: bool) -> Iterator[str]:
+def check_splits(splits, groups: Sequence[str], shared: Sequence[bool], given: bool, table: str) -> Iterator[str]:
     """Unknown words in a given split, and groups on both of its sides.
 
     Args:
         splits: the given split of each image, in words that `SPLITS` translates; None where none is given.
         groups, shared: of each image its group, and whether that must stay on one side.
         given: whether the groups were given by the user.
+        table: the file that gives the split.
     """
     if splits is None:
         return
     unknown = sorted(set(splits) - set(SPLITS))
     if unknown:
-        yield f"unknown split {unknown[0]!r}; use train, val or test"
+        yield f"unknown split {unknown[0]!r} in {table}; use train, val or test"
     bound = {group for group, is_shared in zip(groups, shared, strict=True) if is_shared}
     crossing = [group for group in on_both_sides(groups, [SPLITS.get(s, s) for s in splits]) if group in bound]
     kind = "group(s)" if given else "patient(s) or volume(s)"

@@ -131,7 +131,7 @@ def open_dataset(
         *check_column(entries, "split"),
         *check_column(entries, "group"),
         *check_strata(entries, stratify),
-        *check_splits(splits, groups, shared, bool(given_groups)),
+        *check_splits(splits, groups, shared, bool(given_groups), "splits.csv" if path.is_dir() else path.name),
         *check_context(entries, groups, context_slices),
         *bad_spacings,
     ]
@@ -213,7 +213,7 @@ def _grid(entries: Sequence[Entry], target: float | None) -> tuple[list, list, l
     for entry in entries:
         spacings.append(entry.scan.spacing or _spacing_in(entry.row))
         if spacings[-1] is None and entry.row.get("spacing"):
-            problems.append(f"a spacing is no positive number of mm: {entry.row['spacing']!r}")
+            problems.append(f"a `spacing` in a table is no positive number of mm: {entry.row['spacing']!r}")
     problems = list(dict.fromkeys(problems))
     if target is None:
         return sizes, spacings, problems

@@ -1,13 +1,14 @@
 """TIFF."""
 
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
 from .common import from_array
-from .faults import Fault, shielded, without_log
+from .faults import UNDECODABLE, Fault, shielded, without_log
 from .picture import MAX_PIXELS, Picture, as_plain, channels_of, check_size, narrow_range
 from .tiff_pieces import Bands
 
@@ -22,6 +23,9 @@ def open_tiff(path: Path, huge: bool, channels: int | None) -> Picture:
                 if page.offset in sizes:
                     break  # a damaged chain of pages may run in a circle
                 sizes[page.offset] = page.imagelength, page.imagewidth
+            else:
+                if _page_after(tiff, page.offset):  # which tifffile has not found
+                    raise Fault(UNDECODABLE)
             offsets = list(sizes)
             height, width = first.imagelength, first.imagewidth
             if huge and height * width > MAX_PIXELS:
@@ -58,6 +62,15 @@ def open_tiff(path: Path, huge: bool, channels: int | None) -> Picture:
         return from_array(path, read(0), value_range)
     bands = channels_of(array) * len(slices[0])
     return Picture(path, height, width, len(slices), bands, dtype, value_range=value_range, _slice=read)
+
+
+def _page_after(tiff: tifffile.TiffFile, offset: int) -> int:
+    """Where the page after the one at `offset` should be; 0 where that is the last."""
+    form, file = tiff.tiff, tiff.filehandle
+    file.seek(offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(offset + form.tagnosize + tags * form.tagsize)
+    return struct.unpack(form.offsetformat, file.read(form.offsetsize))[0]
 
 
 def _slices_of(path: Path, count: int, first: tifffile.TiffPage, channels: int | None) -> list[list[int]]:

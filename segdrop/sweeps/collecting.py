@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -11,8 +11,8 @@ from ..config.design import contrasts_of, references_of, seeds_of, shares_of
 from ..config.train import TrainConfig
 from ..errors import InputError
 from ..folders.records import FoldScores
-from ..folders.run import read_images
-from ..folders.sweep import SWEEP, groups_in, read_fold_rows, read_test, training_dir
+from ..folders.run import PER_IMAGE, read_images
+from ..folders.sweep import ADVICE, FOLDS, SWEEP, groups_in, read_fold_rows, read_test, training_dir
 from .outcome import arms_in, fold_scores, leading, rate_in, scored_by_training, training_in
 from .results import STORED, Arm, Failure, Results, Training
 from .state import State
@@ -39,6 +39,8 @@ def results(state: State, reference: str | None = None) -> Results:
     }
     if unknown := {arm for arm, *_ in scored} - set(keys):
         raise InputError(f"{state.folder / SWEEP} has no arm {min(unknown)}, which has been trained; restore the file.")
+    rows = read_fold_rows(state.folder)
+    known = {row["id"] for row in rows}
     test, (leader, _), config = read_test(state.folder), leading(state, trials), state.config
     shares: dict[str, list[float]] = {}
     labelled: dict[str, list[float]] = {}
@@ -70,11 +72,11 @@ def results(state: State, reference: str | None = None) -> Results:
         seeds=config.seeds,
         test_share=statistics.fmean(whole) if whole else 1 / (config.folds - 1),
         trainings=[
-            _training(state, keys.index(arm), place, trial, scores[trial.number])
+            _training(state, keys.index(arm), place, trial, scores[trial.number], known)
             for (arm, *place), trial in scored.items()
         ],
         failures=[Failure(keys.index(arm), *place, reason) for (arm, *place), reason in failed.items() if arm in keys],
-        groups=groups_in(read_fold_rows(state.folder)),
+        groups=groups_in(rows),
         test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
         margin=config.margin,
         contrasts=contrasts_of(config.contrasts, arms, references),
@@ -84,13 +86,15 @@ def results(state: State, reference: str | None = None) -> Results:
     )
 
 
-def _training(state: State, arm: int, place: Sequence[int], trial: FrozenTrial, scores: FoldScores) -> Training:
-    """A finished trial; `place`: repeat, fold and seed."""
+def _training(
+    state: State, arm: int, place: Sequence[int], trial: FrozenTrial, scores: FoldScores, known: Set[str]
+) -> Training:
+    """A finished trial; `place`: repeat, fold and seed; `known`: the images in the folds."""
     return Training(
         arm,
         *place,
         seconds=trial.user_attrs.get("seconds", math.nan),
-        images=_per_image(state, trial.number),
+        images=_per_image(state, trial.number, known),
         constant_dice=_none_to_nan(scores.get("constant_dice")),
         **{name: _none_to_nan(scores[name]) for name in STORED},
     )
@@ -129,8 +133,12 @@ def _facts(state: State, devices: Sequence[str], most: int) -> dict[str, str]:
     }
 
 
-def _per_image(state: State, number: int) -> dict[str, float]:
-    return {row["id"]: float(row["dice"] or "nan") for row in read_images(training_dir(state.folder, number))}
+def _per_image(state: State, number: int, known: Set[str]) -> dict[str, float]:
+    run = training_dir(state.folder, number)
+    found = {row["id"]: float(row["dice"] or "nan") for row in read_images(run)}
+    if unknown := found.keys() - known:
+        raise InputError(f"{run / PER_IMAGE} does not fit: {FOLDS} has no image {min(unknown)!r}; {ADVICE}.")
+    return found
 
 
 def _none_to_nan(value) -> float:

@@ -27,7 +27,7 @@ def _of_table(name: str, damage: Damage, bench: Bench, rng: np.random.Generator)
     damage(folder / "cells" / name, rng)
     more = ("--stratify", "site") if name == "meta.csv" and rng.random() < 0.5 else ()
     command = _any_command("cells", rng)
-    return Plan((*command, *(more if command[0] == "train" else ())), (name, "cell_", "splits", "site"))
+    return Plan((*command, *(more if command[0] == "train" else ())), (name, "cell_", "splits", "site", "`spacing`"))
 
 
 def _of_list(damage: Damage, bench: Bench, rng: np.random.Generator) -> Plan:
