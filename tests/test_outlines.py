@@ -185,6 +185,7 @@ def test_other_json_files_are_passed_over(tmp_path):
         (labelme(("cell", "polygon", [[1, 2], [3, 4]])), "shape 1 has no outline of at least three points"),
         (labelme(("cell", "polygon", [[1, 2, 3]] * 3)), "shape 1 has no outline of at least three points"),
         (labelme(("cell", "polygon", [[1, 2], [3, 4], [1e300, -1e300]])), "shape 1 has no outline of at least three"),
+        (labelme(("cell", "circle", [[1, 2], [float("inf"), 4]])), "shape 1 has no outline of at least three points"),
         ({**labelme(), "imageHeight": 10**9}, "has 40 x 1000000000 pixels; cut it into tiles"),
         ({**labelme(), "imageHeight": 0}, "has an image of 40 x 0 pixels"),
         ({**labelme(), "imageHeight": float("inf")}, "is no complete annotation file .OverflowError"),

@@ -261,8 +261,9 @@ def _read_labelme(content: dict) -> tuple[list, dict[str, tuple]]:
             points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
         elif kind == "circle":
             angle = np.linspace(0, 2 * np.pi, 128, endpoint=False)
-            radius = np.hypot(*(points[1] - points[0]))
-            points = points[0] + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+            with np.errstate(all="ignore"):  # what is not finite is refused below
+                radius = np.hypot(*(points[1] - points[0]))
+                points = points[0] + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         elif kind != "polygon":
             raise InputError(f"shape {number} is a {kind}; polygons, rectangles and circles have an area")
         shapes.append(Shape(str(shape["label"]), (_outline(points, f"shape {number}"),)))
