@@ -54,6 +54,7 @@ def heeding() -> Iterator[None]:
     _state = _State()
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
     before, hook = {number: signal.signal(number, _heed) for number in numbers}, sys.unraisablehook
+    told = _watch() if signal.SIGTERM in numbers else None
 
     def remember(unraisable) -> None:
         if not (_state.asked and issubclass(unraisable.exc_type, KeyboardInterrupt)):
@@ -71,8 +72,28 @@ def heeding() -> Iterator[None]:
     finally:
         _state = _State()
         sys.unraisablehook = hook
+        if told is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(told)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _watch() -> int:
+    """See to the deadline in a thread of its own, which hears of signals by a pipe: the main thread hears of none while
+    it is in a library's C++. Returns the end to close."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(reading, 1):
+            if number[0] == signal.SIGTERM:
+                _later(DEADLINE, os._exit, 128 + signal.SIGTERM)
+        os.close(reading)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return writing
 
 
 def _heed(number: int, _frame) -> None:
@@ -80,8 +101,6 @@ def _heed(number: int, _frame) -> None:
     _state.lost = False
     if first:
         _state.asked = number
-        if number == signal.SIGTERM:
-            _later(DEADLINE, os._exit, 128 + number)
     # A second SIGTERM, to a whole group of processes for instance, must not end what the first has begun to put right.
     if not _state.held and (first or again or number == signal.SIGINT):
         raise _request()

@@ -229,6 +229,19 @@ def test_a_process_that_does_not_heed_a_sigterm_is_ended():
     assert done.returncode == 143
 
 
+def test_so_is_one_that_hears_of_none_within_a_library():
+    script = """
+        import hashlib, os, signal, threading
+        from segdrop import interrupts
+        interrupts.DEADLINE = 0.3
+        with interrupts.heeding():
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=30)
+    assert done.returncode == 143
+
+
 def test_a_request_can_be_made_from_a_thread():
     """Python delivers it to the main one."""
     with pytest.raises(KeyboardInterrupt), heeding():
