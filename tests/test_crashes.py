@@ -144,9 +144,10 @@ def test_a_training_whose_write_fails_goes_on_to_the_same_end(number, kind, data
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [KINDS, [Killed]], ids=["error", "kill"])
-@pytest.mark.parametrize(("name", "least"), [("train", 10), ("sweep", 20)])
-def test_every_write_of_a_training_and_of_a_sweep_may_fail(name, least, kinds, data, tmp_path, capsys):
-    assert every_write(name, data, tmp_path, capsys, kinds, itertools.count(1)) >= least
+@pytest.mark.parametrize(("name", "step", "least"), [("train", 3, 4), ("sweep", 7, 3)])
+def test_any_write_of_a_training_and_of_a_sweep_may_fail(name, step, least, kinds, data, tmp_path, capsys):
+    """A sample of them: all of a sweep's take five minutes."""
+    assert every_write(name, data, tmp_path, capsys, kinds, itertools.count(2, step)) >= least
 
 
 @pytest.mark.parametrize("resume", [False, True])
