@@ -101,6 +101,8 @@ def _read(path: Path) -> tuple[list[dict], list[np.ndarray]]:
     history = fit(list[dict[str, float | int | None]], json.loads(str(arrays.pop("history.npy"))), "its history")
     if not history or [row.get("epoch") for row in history] != list(range(len(history))):
         raise ValueError("its epochs are not 0, 1, 2 ...")
+    if any("loss" not in row or row.keys() != history[0].keys() for row in history):
+        raise ValueError("its epochs have not the same measures")
     return history, [arrays[f"v{i}.npy"] for i in range(len(arrays))]
 
 

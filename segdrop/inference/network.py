@@ -345,8 +345,8 @@ def _load_onnx(path: Path, engine: Engine) -> Network:
             slice_axis=metadata["slice_axis"],
             image_channels=channels,
             context_slices=context,
-            temperature=metadata.get("temperature", 1.0),
-            threshold=metadata["threshold"],
+            temperature=float(metadata.get("temperature", 1.0)),
+            threshold=float(metadata["threshold"]),
             model=None,
             probabilities=probabilities,
         )
