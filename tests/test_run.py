@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import Variable
 
 from segdrop import InputError
 from segdrop.files import write_atomically, write_csv, write_json
@@ -25,18 +26,6 @@ from segdrop.folders.state import load_history, restore_state, save_state
 
 def scores(dice):
     return {"images": 1, "dice": dice, "iou": 0.1, "classes": {}}
-
-
-class Variable:
-    def __init__(self, value):
-        self.value = np.asarray(value)
-        self.shape = self.value.shape
-
-    def __array__(self, dtype=None, copy=None):
-        return self.value
-
-    def assign(self, value):
-        self.value = value
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import Variable
 from typing_extensions import TypedDict
 
 from segdrop import InputError, TrainConfig
@@ -191,19 +192,6 @@ def test_a_run_s_tables_name_what_does_not_fit(run, name, text, read):
     (run / name).write_text(text)
     with pytest.raises(InputError, match=rf"{name}.*; restore it from a copy, or train the run anew\."):
         read(run)
-
-
-class Variable:
-    def __init__(self, value):
-        self.value = np.asarray(value)
-
-    shape = property(lambda self: self.value.shape)
-
-    def __array__(self, dtype=None, copy=None):
-        return self.value
-
-    def assign(self, value):
-        self.value = value
 
 
 @pytest.fixture

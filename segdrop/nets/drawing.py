@@ -27,8 +27,9 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
         >>> os.path.getsize("network.svg") > 0
         True
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
+
+    from ..show.plots import save_undated
 
     ending = Path(path).suffix.lstrip(".").lower() or "svg"
     if ending not in (known := Figure().canvas.get_supported_filetypes()):
@@ -87,9 +88,7 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
         f"lower is coarser, drawn for {size[0]} x {size[1]}; dashed: skips",
         fontsize=9,
     )
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)  # the same network, the same bytes
-    with rc_context({"svg.hashsalt": "segdrop"}):
-        write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format=ending, metadata=undated))
+    write_atomically(Path(path), lambda temporary: save_undated(figure, temporary, ending))
 
 
 def _levels(calls: list[Call], groups: dict[str, str], height: int) -> dict[str, float]:

@@ -10,8 +10,9 @@ import cv2
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from ..show.plots import save_undated
 
 LONGEST_SIDE = 512  # of a picture in the page, in pixels
 
@@ -47,8 +48,7 @@ def data_uri(kind: str, data: bytes) -> str:
 def svg(figure: Figure) -> str:
     """A figure as an address that holds it."""
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "segdrop"}):  # the same figure, the same bytes
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    save_undated(figure, buffer, "svg")
     return data_uri("image/svg+xml", buffer.getvalue())
 
 
