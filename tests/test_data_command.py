@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import write_pairs, write_table
 
+from segdrop.cells import write_sample_set
 from segdrop.cli.main import main
 from segdrop.data.findings import Finding, examine
 from segdrop.data.opening import open_dataset
@@ -93,6 +94,12 @@ def test_the_terminal_shows_classes_objects_splits_and_findings(squares, capsys)
     # Two of the drawings differ in one row and column alone.
     assert "pair(s) of nearly the same image in different splits\n    s1 = s2\n" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_terminal_says_so_where_nothing_looks_wrong(tmp_path, capsys):
+    write_sample_set(tmp_path / "cells")
+    assert main(["data", str(tmp_path / "cells")]) == 0
+    assert capsys.readouterr().out.endswith("\nNothing looks wrong.\n")
 
 
 def test_json_is_what_the_page_is_made_of(squares, tmp_path, capsys):

@@ -53,7 +53,7 @@ def run_data(options: DataOptions) -> None:
         say(*summary(told), "")
         for table in data_tables(told):
             console.print(table.rich())
-        say(*(findings_in_lines(told["findings"]) or ["Nothing looks wrong."]))
+        say(*(list(findings_in_lines(told["findings"])) or ["Nothing looks wrong."]))
     if options.out:
         from ..reporting.data_page import PAGE, write_data_pages
 
