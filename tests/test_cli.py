@@ -644,7 +644,7 @@ def test_options_of_a_sweep_become_its_grid():
     [
         (["sweep"], "PATH"),
         (["sweep", "NEW", "--rates", "lots"], "--rates"),
-        (["sweep", "NEW", "--rates", "1.5"], "encoder_dropout=1.5): `encoder_dropout` must be a number in [0, 1)"),
+        (["sweep", "NEW", "--rates", "0.1", "1.5"], "`rates` must be a number in [0, 1), got rates=1.5."),
         (["sweep", "NEW", "--kinds", "gauss"], "'gauss'"),
         (["sweep", "NEW", "--folds", "1"], "`folds` must be a whole number of at least 2"),
         (["sweep", "NEW", "--folds", "9"], "has 6 different image(s) to divide into folds=9; use fewer folds."),

@@ -18,6 +18,12 @@ def test_the_spread_of_an_earlier_sweep_has_an_interval():
     assert "4 trainings" in spread.source
 
 
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_pilot_that_is_no_sweep_is_named_by_its_option(empty, tmp_path):
+    with pytest.raises(InputError, match="`pilot` must be the folder of a sweep: "):
+        pilot_spread(tmp_path if empty else tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("wrong", [0, -0.01, 0.6, math.nan, "much", True])
 def test_a_spread_that_is_none_is_told(wrong):
     with pytest.raises(InputError, match="`spread` must be a standard deviation of Dice in"):

@@ -142,10 +142,13 @@ def _tell_foresight(options: SweepOptions, config: SweepConfig, price: "Price") 
 def _sweep_config(options: SweepOptions) -> SweepConfig | None:
     """What the options ask to compare; None where they say nothing of it, for a sweep that is there."""
     from ..config.arms import alternatives, default_grid, read_grid, subgrids_of
+    from ..config.checks import check_rate
     from ..folders.run import is_sweep
 
     if not options.compares and is_sweep(options.folder):
         return None
+    for rate in options.rates:
+        check_rate(rate, "rates")
     given = {
         "encoder_dropout": options.rates,
         "dropout_kind": options.kinds,

@@ -50,13 +50,17 @@ def pilot_spread(folder: Path, storage: str | None = None) -> Spread:
     """The spread of an earlier sweep, or of as much of one as is finished.
 
     Raises:
-        FileNotFoundError, InputError: it is no sweep, or too little of it is finished to show a spread.
+        InputError: it is no sweep, or too little of it is finished to show a spread.
     """
     from .collecting import results
     from .comparing import answer
     from .state import open_state
 
-    found = answer(results(open_state(folder, storage)))
+    try:
+        state = open_state(folder, storage)
+    except (FileNotFoundError, InputError) as error:
+        raise InputError(f"`pilot` must be the folder of a sweep: {error}") from error
+    found = answer(results(state))
     std, degrees = found.std, found.degrees
     if not (degrees > 0 and std > 0):
         raise InputError(

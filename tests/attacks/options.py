@@ -5,6 +5,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import tyro
@@ -119,7 +120,8 @@ def _outputs(command: str, given: dict) -> tuple[str, ...]:
 def _culprits(option: Option, *values: str) -> tuple[str, ...]:
     name = option.name
     given = [value for value in values if len(value.strip()) > 2]
-    return (f"--{name}", name, name.replace("-", "_"), *given, *(value.replace("\n", " ") for value in given))
+    shown = [form for value in given for form in (value, value.replace("\n", " "), str(Path(value)))]
+    return (f"--{name}", name, name.replace("-", "_"), *shown)
 
 
 def _with_value(option: Option, value: str, bench: Bench, rng: np.random.Generator) -> Plan:
