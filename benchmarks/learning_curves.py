@@ -1,6 +1,7 @@
 """How often the interval of a learning curve, fitted to half of the labels, holds the mean Dice with all of them.
 
     python benchmarks/learning_curves.py [--sweeps 1000] [--csv FILE]
+    python benchmarks/learning_curves.py --trained DIR [DIR ...] [--csv FILE]
 
 A simulated sweep has K folds, each scored at some fractions of 40 labelled patients. A score is a curve's Dice at that
 number, plus what is hard or easy about the fold (standard deviation 0.03, the same at every fraction), plus the luck of
@@ -14,15 +15,25 @@ its median width; how often the interval for the same folds holds the mean that 
 often an interval holds that mean that comes of folds drawn with replacement, the exponent as it was fitted
 (`bootstrap`). The second table: how often the interval of the worth holds what an arm is worth that is ahead by 0 or by
 8 patients, all fractions known; how often it has no upper end; and how often it lies above 0.
+
+With `--trained` real sweeps take their place, whose arms differ in `train_fraction` alone: all choices of as many of a
+sweep's trainings as it has folds, without putting back, of all its folds and repeats. The curve is fitted to a choice's
+Dice at the fractions up to a half. "Same" is the mean Dice that the very trainings of the choice have with all labels;
+"new" that of all trainings with all labels, for which the interval that holds other patients, too, is taken.
 """
 
 import argparse
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from segdrop.scoring.learning import fit_curve, fit_curves
 from segdrop.show.tables import Table
+from segdrop.sweeps.collecting import results
+from segdrop.sweeps.state import open_state
 
 PATIENTS, FOLD = 40, 0.03
 CURVES = {
@@ -122,12 +133,46 @@ def tables(sweeps: int, seed: int = 0) -> tuple[Table, Table]:
     return Table(told, "Mean Dice with all labels, predicted from half"), Table(worth, "Worth of an arm that is ahead")
 
 
+def trained(folders: Sequence[Path]) -> Table:
+    """Of sweeps that were really trained: how often the interval holds the Dice with all labels; shares 0..1."""
+    rows = []
+    for folder in folders:
+        found = results(open_state(folder, None))
+        scores = defaultdict(dict)  # by number of labelled units, then by repeat and fold
+        for training in found.trainings:
+            scores[found.arms[training.arm].labelled][training.repeat, training.fold] = training.dice
+        units = np.array(sorted(scores))
+        dice = np.array([[scores[unit][key] for key in sorted(scores[units[-1]])] for unit in units])
+        half = units <= units[-1] / 2
+        held = []
+        for choice in itertools.combinations(range(dice.shape[1]), found.folds):
+            fitted = fit_curve(dice[half][:, choice], units[half], found.test_share)
+            same, new = (fitted.predict(units[-1], same_folds=same) for same in (True, False))
+            held.append(
+                [
+                    same.low <= dice[-1, choice].mean() <= same.high,
+                    same.high - same.low,
+                    new.low <= dice[-1].mean() <= new.high,
+                    new.high - new.low,
+                    abs(fitted.predict(units[-1]).mean - dice[-1, choice].mean()),
+                ]
+            )
+        held = np.array(held, np.float64)
+        names = ("same_held", "same_width", "held", "width", "off_by")
+        values = np.where([False, True, False, True, True], np.median(held, axis=0), held.mean(axis=0))
+        shown = {"sweep": folder.name, "units": ", ".join(f"{unit:g}" for unit in units), "choices": len(held)}
+        means = {"dice": ", ".join(f"{mean:.3f}" for mean in dice.mean(axis=1))}
+        rows.append(shown | means | {name: round(float(value), 3) for name, value in zip(names, values, strict=True)})
+    return Table(rows, "Mean Dice with all labels, predicted from half, of trained sweeps")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweeps", type=int, default=1000, help="simulated sweeps of each curve and setting")
+    parser.add_argument("--trained", type=Path, nargs="+", default=[], metavar="DIR", help="sweeps that were trained")
     parser.add_argument("--csv", type=Path, help="write the first table")
     options = parser.parse_args()
-    found = tables(options.sweeps)
+    found = (trained(options.trained),) if options.trained else tables(options.sweeps)
     for table in found:
         print(table, end="\n\n")
     if options.csv:
