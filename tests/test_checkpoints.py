@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from attacks.damage import CUTS, FLIPS, MORE
 from conftest import tiny_training
 from torchvision_files import random_tensors, write_safetensors
 
@@ -126,6 +127,44 @@ def test_nothing_but_tensors_is_unpickled(tmp_path):
     with pytest.raises(InputError, match="is not a file of tensors that torch can read safely"):
         read_checkpoint(tmp_path / "w.pth")
     assert not (tmp_path / "done").exists()
+
+
+def test_a_file_of_torch_s_holds_what_it_likes_beside_plain_tensors(tmp_path):
+    """Parameters, half precision, other names than texts, and a dictionary that is wrapped in itself."""
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    half = torch.tensor([1.5], dtype=torch.bfloat16)
+    torch.save({"a": torch.nn.Parameter(torch.ones(2)), "b": half, 3: torch.ones(1), "epoch": 4}, tmp_path / "w.pth")
+    np.testing.assert_equal(read_checkpoint(tmp_path / "w.pth"), {"a": np.ones(2, "f4"), "b": np.array([1.5], "f4")})
+    within = {"a": torch.ones(1)}
+    within["model"] = within
+    torch.save(within, tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth") == {}
+
+
+def test_tensors_that_numpy_does_not_have_are_one_line(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    for tensor in (torch.ones(2, 2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2).to(torch.float8_e5m2)):
+        torch.save({"conv1.weight": tensor}, tmp_path / "w.pth")
+        with pytest.raises(InputError, match="w.pth is not a file of tensors that torch can read safely: .") as caught:
+            read_checkpoint(tmp_path / "w.pth")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_of_torch_s_is_one_line_or_tensors(tmp_path, zipped):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    path, rng, refused = tmp_path / "w.pth", np.random.default_rng(0), 0
+    torch.save({f"a{i}": torch.ones(2, 3) for i in range(4)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for damage in [*CUTS.values(), *MORE.values(), *FLIPS.values()] * 20:
+        path.write_bytes(whole)
+        damage(path, rng)
+        try:
+            assert all(isinstance(value, np.ndarray) for value in read_checkpoint(path).values())
+        except InputError as error:
+            assert str(error).startswith(f"{path} is not a file of tensors") and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -129,15 +129,14 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
             'safetensors.torch.save_file(torch.load(PATH, weights_only=True), "weights.safetensors").'
         ) from error
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler's, a zip file's, torch's own
+        stored = _unwrapped(torch.load(path, map_location="cpu", weights_only=True))
+        return {
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
+            for name, tensor in stored.items()
+            if isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        }
+    except Exception as error:  # an unpickler's, a zip file's, torch's own, NumPy's for a kind that it does not have
         raise InputError(f"{path} is not a file of tensors that torch can read safely: {first_line(error)}") from error
-    tensors = _unwrapped(stored)
-    return {
-        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        for name, tensor in tensors.items()
-        if isinstance(tensor, torch.Tensor)
-    }
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -150,8 +149,10 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _unwrapped(stored) -> Mapping:
-    """The dictionary of tensors within what was stored."""
-    while isinstance(stored, Mapping):
+    """The dictionary of tensors within what was stored; nothing of one that is wrapped in itself."""
+    for _ in _WRAPPINGS:
+        if not isinstance(stored, Mapping):
+            break
         inner = next((stored[key] for key in _WRAPPINGS if isinstance(stored.get(key), Mapping)), None)
         if inner is None:
             return stored
