@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import brightness_model, randomise, write_run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from standin import build_small_unet
 from test_images import write_dicom
 
@@ -339,6 +341,48 @@ def test_what_cannot_be_predicted_is_told_in_one_line(plain, asked, words):
     image = page.upload("a.png", png(GREY)).json["image"]
     refused = page.post(f"images/{image}/predictions", json=asked)
     assert refused.status_code == 400 and words in refused.json["error"] and "\n" not in refused.json["error"]
+
+
+NUMBERS = st.sampled_from([0, 1, 2, -1, 2**63, 10**30, "x", "", "%00", ".."])
+PREDICTION = "images/{}/predictions/{}"
+ADDRESSES = ["", "run", "images", "files/{}", "images/{}/{}.png", "images/{}/predictions", PREDICTION]
+ADDRESSES += [f"{PREDICTION}/{end}" for end in ("file", "mask/{}/{}", "probability/{}/{}", "uncertainty/{}/{}")]
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+BODIES = st.one_of(
+    st.fixed_dictionaries({}, optional={"samples": LEAVES | st.integers(0, 2), "threshold": LEAVES}).map(json.dumps),
+    st.recursive(LEAVES, st.lists, max_leaves=4).map(json.dumps),
+    st.sampled_from(["[" * 100_000, "9" * 5000, '{"samples": 1e999}']),
+)
+anything = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def check_no_fault(answer):
+    assert answer.status_code < 500, answer.data
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    if answer.status_code >= 400 and answer.data:
+        assert "\n" not in answer.json["error"]
+
+
+@anything
+@given(st.sampled_from(ADDRESSES), st.lists(NUMBERS, min_size=4, max_size=4), st.sampled_from(["GET", "POST", "PUT"]))
+def test_no_address_is_answered_with_a_fault(page, address, numbers, method):
+    words = {"base_url": OWN, "method": method, "headers": page.headers, "buffered": True}
+    check_no_fault(page.client.open(f"/{SECRET}/{address.format(*numbers)}", **words))
+
+
+@anything
+@given(BODIES | st.binary(max_size=50), st.sampled_from(["application/json", "image/png", ""]))
+def test_nothing_that_is_asked_of_an_image_is_answered_with_a_fault(plain, body, kind):
+    page = Page(plain)
+    image = page.upload("a.png", png(GREY)).json["image"]
+    check_no_fault(page.post(f"images/{image}/predictions", data=body, content_type=kind))
+
+
+@anything
+@given(st.text(max_size=20), st.binary(max_size=50) | st.integers(1, len(png(GREY))).map(lambda i: png(GREY)[:i]))
+def test_no_file_that_is_sent_is_answered_with_a_fault(page, name, content):
+    check_no_fault(page.upload(name, content))
+    check_no_fault(page.upload(f"{name}.png", content))
 
 
 def test_what_is_not_there_any_more_is_told(page):

@@ -36,6 +36,7 @@ except ImportError as error:
 LOOPBACK = "127.0.0.1"
 NAMES = (LOOPBACK, "localhost")  # by which a browser on this machine may call it
 MOST_BYTES = 2**30  # of a file that is sent to the page
+_MOST_ASKED = 1000  # bytes, of which samples and threshold are thirty
 _PAGE = {"": "view.html", "view.js": "view.js", "view.css": "view.css"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -225,6 +226,8 @@ def _predictions(session: Session) -> flask.Blueprint:
 
     @predictions.post("")
     def predict(number: int):
+        if (flask.request.content_length or 0) > _MOST_ASKED:
+            raise RequestEntityTooLarge("What is asked is `samples` and `threshold` alone.")
         asked = flask.request.get_json()
         samples, threshold = (asked.get("samples"), asked.get("threshold")) if isinstance(asked, dict) else (None, None)
         if type(samples) is not int or not 0 <= samples <= MOST_SAMPLES:
