@@ -157,7 +157,14 @@ def measure(name: str, folds: int, repeats: int, sweeps: int) -> dict:
 def gaussian_sweeps(folds: int, correlation: float, sweeps: int) -> dict[str, str]:
     """Share of sweeps in which the table finds something; scores are normal, an arm's folds alike by `correlation`."""
     found = {}
-    for name, times in (("alike", {}), ("one arm three times as variable", {4: 3}), ("the reference", {0: 3})):
+    settings = {
+        "alike": {},
+        "one arm three times as variable": {4: 3},
+        "two": {4: 3, 5: 3},
+        "half": dict.fromkeys(range(6, 11), 3),
+    }
+    settings |= {"the reference twice": {0: 2}, "three times": {0: 3}, "five times": {0: 5}}
+    for name, times in settings.items():
         rng, spread = np.random.default_rng(0), np.ones(ARMS)
         for arm, factor in times.items():
             spread[arm] = factor

@@ -270,6 +270,13 @@ def test_an_arm_that_varies_more_than_the_others_is_said_to_be_tested_by_itself(
     assert about(found, 6).endswith("so that it is tested by itself.")
 
 
+def test_a_reference_that_varies_more_than_the_arms_is_said_to_have_its_own_spread():
+    alike = [(d + 0.06, d - 0.05, d + 0.02) for d in (0.01, 0.0, 0.005, 0.012, 0.003)]  # only the reference is not
+    found = answer(sweep(*alike))
+    assert (found.noisy, found.apart) == ((0,), ())
+    assert "What others are compared with, none, varies more over the folds" in " ".join(found.about_the_sweep)
+
+
 def test_what_was_stated_beforehand_is_told_beside_the_arms(tmp_path):
     found = answer(sweep(CLEAR, UNCLEAR, contrasts={"spatial, mean of 2 rates": [-1, 0.5, 0.5]}))
     assert found.contrasts["spatial, mean of 2 rates"].difference == pytest.approx(0.04)
@@ -581,7 +588,7 @@ def test_tables_fit_a_terminal_of_100_columns():
     from rich.console import Console
 
     long = Arm("element 0.2 at block_end", 0.2, "element at block_end", 0, {})
-    results = sweep(UNCLEAR, UNCLEAR)
+    results = sweep(CLEAR, UNCLEAR)
     trainings = [one for one in results.trainings if (one.arm, one.fold) != (1, 1)]
     failures = [Failure(1, 0, 1, 0, "out of memory")]
     shown = tables(answer(sweep(arms=[NONE, arm(0.1), long], trainings=trainings, failures=failures)))

@@ -118,7 +118,7 @@ class TestOneTable:
     def test_seeds_of_the_reference_narrow_all_intervals(self):
         table = np.random.default_rng(5).normal(0.8, 0.01, (200, 6, 5, 3))
         table[:, 1:, :, 1:] = np.nan
-        each = [compare(one, 0.25) for one in table[:60]]
+        each = [one for one in (compare(one, 0.25) for one in table[:80]) if not one.noisy]
         squares = [one.arms[1].standard_error ** 2 for one in each]
         # (1 + 1/3) / 5 for the two means, and twice 1/4 for shared images, of a variance of 0.01^2; without the seeds
         # it is 2 / 5. Folds that add nothing are known to some degrees of freedom only, which errs on the safe side.
@@ -157,16 +157,43 @@ class TestSpread:
         assert compared.arms[3].standard_error == pytest.approx(test.standard_error)
         assert compared.arms[3].adjusted_p == pytest.approx(min(1, 7 * test.p))
 
-    def test_a_noisy_reference_leaves_single_tests(self):
+    def test_a_noisy_reference_is_compared_with_its_own_spread(self):
+        """Welch's test: variances of the two means add up, and so do their squares over the degrees of freedom."""
         scores = noisy((8, 5), seed=1)
         scores[0] += [0.3, -0.3, 0.25, -0.2, -0.1]
         compared = compare(scores, 0.25)
-        assert 0 in compared.apart and not any(arm.pooled for arm in compared.arms[1:])
+        assert compared.noisy == (0,) and compared.apart == () and all(arm.pooled for arm in compared.arms[1:])
+        own = np.var(scores[0] - scores[1:].mean(axis=0), ddof=1)
+        usual = compared.std**2
+        assert compared.arms[1].standard_error == pytest.approx(math.sqrt((own + usual) * (1 / 5 + 1 / 4)))
+        assert compared.arms[1].degrees == pytest.approx((own + usual) ** 2 / (own**2 / 4 + usual**2 / (28 - 4)))
+        # All comparisons have the reference's luck in common, nearly all of theirs: they are hardly more than one.
+        nearly_one = simultaneous_quantile(0.95, compared.arms[1].degrees, [[math.sqrt(own / (own + usual))] * 7])
+        arm = compared.arms[1]
+        assert arm.simultaneous_high - arm.difference == pytest.approx(nearly_one * arm.standard_error, rel=1e-6)
+
+    def test_a_noisy_reference_of_one_arm_leaves_it_a_single_test(self):
+        scores = noisy((8, 5), seed=1)
+        scores[2] += [0.3, -0.3, 0.25, -0.2, -0.1]
+        compared = compare(scores, 0.25, reference=[0, 0, 2, 2, 0, 0, 0, 0])
+        assert (compared.apart, compared.noisy, compared.arms[3].pooled) == ((2,), (), False)
 
     def test_arms_that_vary_alike_are_rarely_taken_for_others(self):
-        found = [compare(noisy((6, 4), seed), 1 / 3).apart for seed in range(200)]
-        assert np.mean([0 in apart for apart in found]) == pytest.approx(0.2, abs=0.08)
-        assert np.mean([any(apart) for apart in found]) < 0.2
+        found = [compare(noisy((6, 4), seed), 1 / 3) for seed in range(200)]
+        assert np.mean([0 in one.noisy for one in found]) == pytest.approx(0.25, abs=0.08)
+        assert 0.1 < np.mean([any(one.apart) for one in found]) < 0.3
+
+    @pytest.mark.parametrize(("folds", "most"), [(3, 0.075), (5, 0.055)])
+    @pytest.mark.parametrize("noisy_arm", [None, 4, 0])
+    def test_false_alarms_stay_rare_where_one_arm_or_the_reference_varies_more(self, folds, most, noisy_arm):
+        """Eleven arms without any effect, the folds as alike as the correction assumes; two standard errors are 1.5%."""
+        rng, spread = np.random.default_rng(0), np.ones(11)
+        if noisy_arm is not None:
+            spread[noisy_arm] = 3
+        tables = math.sqrt(1 / folds) * rng.standard_normal((800, 11, 1))
+        tables = spread[:, None] * (tables + math.sqrt(1 - 1 / folds) * rng.standard_normal((800, 11, folds)))
+        alarms = [min(arm.adjusted_p for arm in compare(one, 1 / (folds - 1)).arms[1:]) < 0.05 for one in tables]
+        assert np.mean(alarms) < most + 0.015
 
     def test_the_spread_of_each_arm(self):
         scores = np.array([[0.0, 0.0], [0.0, 0.0], [0.1, -0.1]])

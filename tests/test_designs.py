@@ -115,9 +115,12 @@ class TestDesign:
         tables = 0.01 * (shared + math.sqrt(4 / 5) * rng.standard_normal((300, 5, 5)))
         tables *= 1 / math.sqrt(4 / 5)  # what the table shows is the spread without what folds share
         tables[:, 2] += effect
-        told = [compare(table, 1 / 4).arms[2] for table in tables]
-        pooled = [arm.simultaneous_low > 0 for arm in told if arm.pooled]
-        assert np.mean(pooled) == pytest.approx(0.8, abs=0.08)
+        compared = [compare(table, 1 / 4) for table in tables]
+        usual = [one.arms[2].simultaneous_low > 0 for one in compared if one.arms[2].pooled and not one.noisy]
+        assert np.mean(usual) == pytest.approx(0.8, abs=0.08)
+        assert (
+            np.mean([one.arms[2].simultaneous_low > 0 for one in compared]) > 0.65
+        )  # a spread taken for another costs
 
     def test_needed_repeats_are_the_fewest_that_tell(self):
         needed = Design(arms=4, folds=5).needed(0.04, std=0.02)

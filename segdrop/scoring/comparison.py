@@ -40,7 +40,7 @@ class ArmComparison:
         verdict: by the simultaneous interval: "no difference beyond the margin" where it lies within the margin,
             "helps" and "hurts" where it leaves out 0, else "cannot be told".
         folds: how many folds and repeats both sides have.
-        pooled: whether the spread is that of the whole table; else that of its own differences.
+        pooled: whether the spread is that of the table; else that of its own differences.
     """
 
     difference: float = math.nan
@@ -70,8 +70,8 @@ class Compared:
         std: standard deviation of a training's score about its arm and fold.
         degrees: degrees of freedom of that.
         spread: the same of each arm by itself; NaN where it has fewer than two folds.
-        apart: the arms whose spread is larger than that of the others, and which are tested by themselves; all, where
-            the reference is one of them.
+        apart: the arms that vary more than the others, so that their comparisons are tested by themselves.
+        noisy: the references of several that do, so that their own spread is taken in their part of the variance.
     """
 
     arms: tuple[ArmComparison, ...]
@@ -80,6 +80,7 @@ class Compared:
     degrees: float
     spread: tuple[float, ...]
     apart: tuple[int, ...]
+    noisy: tuple[int, ...]
 
 
 def compare(
@@ -97,7 +98,8 @@ def compare(
     The scores are fitted by arm and fold (least squares, so that missing trainings do no harm), and the spread of the
     residuals serves all comparisons, with (arms - 1)(folds - 1) degrees of freedom. Its variance of a mean is 1/J +
     test_share instead of 1/J, for the training images that folds share. Dunnett's integral makes the intervals hold
-    together. Arms with a spread of their own are tested by themselves, multiplied by the number of comparisons.
+    together. Arms with a spread of their own are tested by themselves, multiplied by the number of comparisons; where
+    the reference has one, it takes the place of the common one in its part of the variance (Welch's test).
 
     Args:
         scores: float (arms, folds x repeats), or (arms, folds x repeats, seeds), in 0..1; NaN where missing. All arms
@@ -120,11 +122,13 @@ def compare(
         >>> scores = [[0.80, 0.82, 0.81], [0.84, 0.86, 0.86], [0.80, 0.82, 0.82]]  # none, 0.1, 0.2 on three folds
         >>> first = compare(scores, test_share=1 / 2).arms[1]
         >>> round(first.difference, 3), round(first.simultaneous_low, 3), round(first.helps, 2), first.verdict
-        (0.043, 0.011, 0.99, 'helps')
+        (0.043, 0.022, 0.99, 'helps')
 
     References:
         Dunnett, "A multiple comparison procedure for comparing several treatments with a control", JASA 50, 1955.
         Nadeau and Bengio, "Inference for the generalization error", Machine Learning 52, 2003.
+        Welch, "The generalization of Student's problem when several different population variances are involved",
+        Biometrika 34, 1947.
         Corani and Benavoli, "A Bayesian approach for comparing cross-validated algorithms on multiple data sets",
         Machine Learning 100, 2015, for the probabilities.
     """
@@ -138,8 +142,8 @@ def compare(
         raise InputError(f"`confidence` must be in (0, 1), got confidence={confidence}.")
     weights = _check_contrasts(contrasts or {}, count, references)
 
-    apart = table.apart(references)
-    how = _How(table, apart, shares, margin, confidence)
+    apart, noisy = table.apart(references)
+    how = _How(table, apart, noisy, shares, margin, confidence)
     identity = np.eye(count)
     pairs = {i: identity[i] - identity[other] for i, other in enumerate(references) if i != other}
     compared = dict(zip(pairs, how.family(list(pairs.values()), [references[i] for i in pairs], further), strict=True))
@@ -151,6 +155,7 @@ def compare(
         degrees=table.degrees,
         spread=tuple(table.spread_by_arm().tolist()),
         apart=tuple(apart),
+        noisy=tuple(noisy),
     )
 
 
@@ -160,6 +165,7 @@ class _How:
 
     table: Table
     apart: Sequence[int]
+    noisy: Sequence[int]
     shares: np.ndarray
     margin: float
     confidence: float
@@ -195,7 +201,7 @@ class _How:
             if not test.degrees:
                 return None
             return _Single(test.mean, test.standard_error, test.degrees, 0.0, reference, len(paired), pooled=False)
-        estimate = table.estimate(contrast, self.shares)
+        estimate = table.estimate(contrast, self.shares, self.noisy)
         if estimate is None:
             return None
         difference, variances, degrees = estimate

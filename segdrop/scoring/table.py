@@ -8,9 +8,9 @@ import numpy as np
 
 from ..errors import InputError
 
-# From these p values on, an arm is tested by itself. A reference is in all comparisons: it is looked at more sharply.
-# Chosen by simulation (benchmarks/rejection.py): lower ones let a noisy reference raise false alarms.
-REFERENCE_LEVEL, ARM_LEVEL = 0.2, 0.1
+# From this p on, the spread of an arm or of a reference is taken by itself. By simulation (benchmarks/rejection.py): a
+# lower one lets a noisy arm raise false alarms, a higher one gives up what a spread that all share tells on three folds.
+LEVEL = 0.25
 DRAWS = 2000  # of tables whose arms vary alike
 
 
@@ -75,15 +75,19 @@ class Table:
         """Standard deviation of a cell of the arms with the fewest seeds about its arm and fold."""
         return math.sqrt(self._rest + self._seed_square / self._fewest)
 
-    def estimate(self, contrast: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray, float] | None:
+    def estimate(
+        self, contrast: np.ndarray, shares: np.ndarray, noisy: Collection[int] = ()
+    ) -> tuple[float, np.ndarray, float] | None:
         """A contrast of arms, (arms,) weights that add up to 0.
 
         Args:
             shares: (arms,), n_test / n_train: what the variance of an arm's mean gains for shared training images.
+            noisy: arms whose own spread is taken, where it is larger (Welch's test).
 
         Returns:
             the estimate, what each arm adds to its variance (arms,), and the degrees of freedom (Satterthwaite's, where
-            arms have other numbers of seeds); None where the folds do not connect its arms, or no spread is known.
+            arms have other numbers of seeds or are noisy); None where the folds do not connect its arms, or no spread
+            is known.
         """
         weights = self._fit.weights(contrast)
         if weights is None or not self.degrees > 0:
@@ -103,27 +107,45 @@ class Table:
         estimate = float(weights @ self._values)
         if not each.any() and abs(estimate) < 1e-12:
             estimate = 0.0  # rounding
+        for arm in noisy:
+            if contrast[arm]:
+                each, degrees = self._with_own_spread(arm, each, degrees)
         return estimate, each, degrees
+
+    def _with_own_spread(self, arm: int, each: np.ndarray, degrees: float) -> tuple[np.ndarray, float]:
+        """What arms add to a variance, and its degrees of freedom, with the spread of one arm about the others' mean."""
+        mine = self._fit.arm == arm
+        room, own = float(self._fit.room[mine].sum()), int(mine.sum()) - 1
+        found = float((self._residuals[mine] ** 2).sum()) * own / room**2
+        usual = self._rest + self._seed_square / float(self._seeds[mine].mean())
+        each = each.copy()
+        each[arm] *= max(1.0, found / usual)
+        others = each.sum() - each[arm]
+        pieces = each[arm] ** 2 / own + others**2 / max(1.0, degrees - own)
+        return each, round(float(each.sum() ** 2 / pieces), 6)
 
     def spread_by_arm(self) -> np.ndarray:
         """Standard deviation of each arm about its mean and its folds', (arms,); NaN where it cannot be told."""
         squares, room = self._fit.by_arm(self._residuals**2), self._fit.by_arm(self._fit.room)
         return np.sqrt(np.divide(squares, room, out=np.full(self.arms, np.nan), where=room > 1e-9))
 
-    def apart(self, references: Collection[int]) -> list[int]:
+    def apart(self, references: Collection[int]) -> tuple[list[int], list[int]]:
         """The arms that vary more than the others do, by a test against tables of arms that vary alike.
 
         An arm that has more seeds than others varies less, and is found too rarely rather than too often.
+
+        Returns:
+            those that few or no others are compared with, and those that several are.
         """
         if self.usable.sum() < 3 or not self._mean_square > 0:
-            return []
+            return [], []
         alone, largest = self._fit.spread_p(self._residuals)
         shared = {one for one in references if list(references).count(one) > 2}  # its own place, and two others'
-        return [
-            arm
-            for arm in np.flatnonzero(self.usable).tolist()
-            if largest[arm] < ARM_LEVEL or (arm in shared and alone[arm] < REFERENCE_LEVEL)
-        ]
+        usable = np.flatnonzero(self.usable).tolist()
+        return (
+            [arm for arm in usable if arm not in shared and largest[arm] < LEVEL],
+            [arm for arm in usable if arm in shared and alone[arm] < LEVEL],
+        )
 
 
 class _Fit:

@@ -110,6 +110,7 @@ class Answer:
             nothing is compared.
         degrees: degrees of freedom of that; 0 where it is not known.
         apart: the arms whose spread is larger than that of the others, so that they are compared by themselves.
+        noisy: the references of several for which that is so, and whose own spread is taken.
         gained: by what share the references' further seeds have narrowed the intervals; 0 where there are none.
         blank, rising: the finished trainings that have learnt nothing, and those whose last epoch is the best.
         headline: the answer in one sentence.
@@ -131,6 +132,7 @@ class Answer:
     std: float = math.nan
     degrees: float = 0.0
     apart: Sequence[int] = ()
+    noisy: Sequence[int] = ()
     gained: float = 0.0
     headline: str = ""
     about_the_sweep: Sequence[str] = ()

@@ -64,6 +64,7 @@ def answer(results: Results) -> Answer:
             std=table.std,
             degrees=table.degrees,
             apart=table.apart,
+            noisy=table.noisy,
             gained=_gained(results, table),
         )
     return dataclasses.replace(
@@ -178,7 +179,8 @@ def _needed(results: Results, table: Compared, arm: int, differences: np.ndarray
     reference = results.arms[arm].reference
     seeds = len(results.seeds_of(reference)) / len(results.seeds_of(arm))
     design = Design(compared, results.folds, results.repeats, max(1.0, seeds), share)
-    return design.needed(told.difference, table.std)
+    std = math.sqrt((table.std**2 + table.spread[reference] ** 2) / 2) if reference in table.noisy else table.std
+    return design.needed(told.difference, std)
 
 
 def _by_image(trainings: Mapping[Slot, Training], position: Mapping[str, int]) -> np.ndarray:

@@ -152,6 +152,11 @@ def _about_the_comparison(answer: Answer) -> list[str]:
         said.append(
             f"Dice varies more over the folds than with the other arms: {names}. These are tested by themselves."
         )
+    for i in answer.noisy:
+        said.append(
+            f"What others are compared with, {answer.arms[i].arm.name}, varies more over the folds than the other arms "
+            "do: its own spread is taken, which makes the intervals wider."
+        )
     if answer.gained >= 0.005:
         said.append(
             "What others are compared with was trained with further seeds, which narrowed the intervals by "
@@ -213,7 +218,7 @@ def _on_what(answer: Answer, one: ArmAnswer) -> str:
         )
         text += f"of {columns} folds."
     if not one.comparison.table.pooled:
-        text += " Its Dice or that of its reference varies more than the others' do, so that it is tested by itself."
+        text += " Its Dice varies more than the others' do, so that it is tested by itself."
     return text
 
 
