@@ -186,7 +186,7 @@ class TestSpread:
     @pytest.mark.parametrize(("folds", "most"), [(3, 0.075), (5, 0.055)])
     @pytest.mark.parametrize("noisy_arm", [None, 4, 0])
     def test_false_alarms_stay_rare_where_one_arm_or_the_reference_varies_more(self, folds, most, noisy_arm):
-        """Eleven arms without any effect, the folds as alike as the correction assumes; two standard errors are 1.5%."""
+        """Eleven arms without effect, the folds as alike as the correction assumes; two standard errors are 1.5%."""
         rng, spread = np.random.default_rng(0), np.ones(11)
         if noisy_arm is not None:
             spread[noisy_arm] = 3

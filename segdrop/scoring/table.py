@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError
 
 # From this p on, the spread of an arm or of a reference is taken by itself. By simulation (benchmarks/rejection.py): a
-# lower one lets a noisy arm raise false alarms, a higher one gives up what a spread that all share tells on three folds.
+# lower one lets noisy arms raise false alarms, a higher one gives up what a spread that all share tells on three folds.
 LEVEL = 0.25
 DRAWS = 2000  # of tables whose arms vary alike
 
@@ -113,7 +113,7 @@ class Table:
         return estimate, each, degrees
 
     def _with_own_spread(self, arm: int, each: np.ndarray, degrees: float) -> tuple[np.ndarray, float]:
-        """What arms add to a variance, and its degrees of freedom, with the spread of one arm about the others' mean."""
+        """What arms add to a variance, and its degrees of freedom, with one arm's spread about the mean of others."""
         mine = self._fit.arm == arm
         room, own = float(self._fit.room[mine].sum()), int(mine.sum()) - 1
         found = float((self._residuals[mine] ** 2).sum()) * own / room**2
