@@ -17,9 +17,8 @@ from conftest import read_csv
 from matplotlib.figure import Figure
 
 from segdrop import compare
-from segdrop.scoring.designs import Design
+from segdrop.scoring.designs import Design, Needed
 from segdrop.scoring.learning import fit_curves
-from segdrop.scoring.statistics import Needed
 from segdrop.show import plots
 from segdrop.sweeps import answer_files, wording
 from segdrop.sweeps.answer_files import tables, write_answer
@@ -262,12 +261,12 @@ def test_further_seeds_of_the_reference_narrow_the_intervals_and_it_is_said():
     assert 0.03 < found.gained < 1 - math.sqrt((4 / 9 + 1) / (2 / 3 + 1)) + 0.01
 
 
-def test_an_arm_that_varies_more_than_the_others_is_said_to_be_tested_by_itself():
+def test_an_arm_that_varies_more_than_the_others_is_said_to_have_its_own_spread():
     calm = [(d, d + 0.001, d - 0.001) for d in (0.01, 0.0, 0.005, 0.012, 0.003)]
     found = answer(sweep(*calm, (0.2, -0.2, 0.1)))
     assert found.apart == (6,) and not found.arms[6].comparison.table.pooled
     assert "Dice varies more over the folds than with the other arms: spatial 0.6." in " ".join(found.about_the_sweep)
-    assert about(found, 6).endswith("so that it is tested by itself.")
+    assert about(found, 6).endswith("so that its own spread is taken.")
 
 
 def test_a_reference_that_varies_more_than_the_arms_is_said_to_have_its_own_spread():

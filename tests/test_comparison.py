@@ -147,15 +147,18 @@ class TestOneTable:
 
 
 class TestSpread:
-    def test_a_noisy_arm_is_tested_by_itself_and_the_others_are_not(self):
+    def test_a_noisy_arm_has_its_own_spread_and_the_others_do_not(self):
         scores = noisy((8, 5), seed=1)
         scores[3] += [0.3, -0.3, 0.25, -0.2, -0.1]
         compared = compare(scores, 0.25)
-        test = corrected_paired_test(scores[3] - scores[0], 0.25)
-        assert compared.apart == (3,)
+        assert (compared.apart, compared.noisy) == ((3,), ())
         assert [arm.pooled for arm in compared.arms[1:]] == [True, True, False, True, True, True, True]
-        assert compared.arms[3].standard_error == pytest.approx(test.standard_error)
-        assert compared.arms[3].adjusted_p == pytest.approx(min(1, 7 * test.p))
+        own, usual = np.var(scores[3] - np.delete(scores, 3, axis=0).mean(axis=0), ddof=1), compared.std**2
+        arm = compared.arms[3]
+        assert arm.standard_error == pytest.approx(math.sqrt((own + usual) * (1 / 5 + 1 / 4)))
+        assert arm.degrees == pytest.approx((own + usual) ** 2 / (own**2 / 4 + usual**2 / (28 - 4)))
+        p = 2 * stats.t(arm.degrees).sf(abs(arm.difference) / arm.standard_error)
+        assert (arm.p, arm.adjusted_p) == pytest.approx((p, min(1, 7 * p)))
 
     def test_a_noisy_reference_is_compared_with_its_own_spread(self):
         """Welch's test: variances of the two means add up, and so do their squares over the degrees of freedom."""
@@ -172,7 +175,7 @@ class TestSpread:
         arm = compared.arms[1]
         assert arm.simultaneous_high - arm.difference == pytest.approx(nearly_one * arm.standard_error, rel=1e-6)
 
-    def test_a_noisy_reference_of_one_arm_leaves_it_a_single_test(self):
+    def test_a_noisy_reference_of_one_arm_is_as_a_noisy_arm(self):
         scores = noisy((8, 5), seed=1)
         scores[2] += [0.3, -0.3, 0.25, -0.2, -0.1]
         compared = compare(scores, 0.25, reference=[0, 0, 2, 2, 0, 0, 0, 0])

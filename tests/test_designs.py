@@ -9,8 +9,7 @@ from scipy import stats
 from segdrop import SweepConfig, compare
 from segdrop.config.design import contrasts_of, references_of, seeds_of
 from segdrop.errors import InputError
-from segdrop.scoring.designs import Design
-from segdrop.scoring.statistics import Needed
+from segdrop.scoring.designs import Design, Needed
 from segdrop.scoring.stopping import follow, levels_of, looks_of
 
 

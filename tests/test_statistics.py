@@ -13,11 +13,9 @@ from sklearn.svm import SVC
 
 from segdrop.errors import InputError
 from segdrop.scoring.statistics import (
-    Needed,
     corrected_paired_test,
     fold_correlation,
     holm,
-    needed_to_tell,
     paired_bootstrap,
     resampled_sums,
 )
@@ -278,46 +276,6 @@ def test_the_same_seed_draws_the_same_whatever_is_summed():
     assert sums.shape == (2000, 3, 2)
     np.testing.assert_allclose(sums[:, 1, 0], resampled_sums(values[:, 1, 0], seed=5))
     assert (sums != resampled_sums(values, seed=6)).any()
-
-
-@pytest.mark.parametrize(
-    ("differences", "family", "repeats"),
-    [(HELPS, 1, 3), (HELPS, 3, 6), (HELPS, 10, 142), ([-0.02, -0.01, -0.03], 3, 6), ([0.03, 0.01, 0.01] * 2, 1, 6)],
-)
-def test_the_repeats_are_the_fewest_that_suffice(differences, family, repeats):
-    assert needed_to_tell(differences, 0.5, folds=3, family=family) == Needed(repeats=repeats)
-    mean, std = np.mean(differences), np.std(differences, ddof=1)
-    p = [family * corrected_paired_test(sample(mean, std, 3 * n), 0.5).p for n in (repeats - 1, repeats)]
-    assert p[0] >= 0.05 > p[1]
-
-
-@pytest.mark.parametrize(("differences", "family"), [(UNCLEAR, 1), (NOISE, 1), (NOISE, 10), (-np.array(NOISE), 10)])
-def test_where_repeats_never_suffice_so_many_times_the_patients_do(differences, family):
-    needed = needed_to_tell(differences, 0.5, folds=3, family=family)
-    mean, std = np.mean(differences), np.std(differences, ddof=1)
-    assert needed.repeats is None
-    assert family * corrected_paired_test(sample(mean, std, 3000), 0.5).p > 0.05
-    test = corrected_paired_test(sample(mean, std / needed.patients_factor**0.5, 3), 0.5)
-    assert family * test.p == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize("differences", [[0.02, 0.021, 0.019], [0.01, -0.01, 0.0], [0.1] * 3, [0.0] * 3, [np.nan] * 3])
-def test_nothing_is_needed_where_it_is_told_and_nothing_helps_where_the_mean_is_zero(differences):
-    assert needed_to_tell(differences, 0.5, folds=3) == Needed(None, None)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"folds": 2}, "`folds` must be at least 2 and divide the 3 differences, got folds=2."),
-        ({"folds": 1}, "`folds` must be at least 2 and divide the 3 differences, got folds=1."),
-        ({"folds": 3, "family": 0.5}, "`family` must be at least 1, got family=0.5."),
-    ],
-)
-def test_folds_that_do_not_fit_are_an_error(options, message):
-    with pytest.raises(InputError) as error:
-        needed_to_tell(UNCLEAR, 0.5, **options)
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

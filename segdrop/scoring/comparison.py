@@ -15,7 +15,6 @@ from ..config.checks import is_whole
 from ..config.sweep import MARGIN
 from ..errors import InputError
 from .dunnett import largest_exceeds, simultaneous_quantile
-from .statistics import corrected_paired_test
 from .table import Table
 
 NO_DIFFERENCE = "no difference beyond the margin"
@@ -40,7 +39,8 @@ class ArmComparison:
         verdict: by the simultaneous interval: "no difference beyond the margin" where it lies within the margin,
             "helps" and "hurts" where it leaves out 0, else "cannot be told".
         folds: how many folds and repeats both sides have.
-        pooled: whether the spread is that of the table; else that of its own differences.
+        pooled: whether it is within Dunnett's integral; else its arm has a spread of its own, and the adjusted p is p
+            times the number of comparisons.
     """
 
     difference: float = math.nan
@@ -70,8 +70,9 @@ class Compared:
         std: standard deviation of a training's score about its arm and fold.
         degrees: degrees of freedom of that.
         spread: the same of each arm by itself; NaN where it has fewer than two folds.
-        apart: the arms that vary more than the others, so that their comparisons are tested by themselves.
-        noisy: the references of several that do, so that their own spread is taken in their part of the variance.
+        apart: the arms that vary more than the others: their own spread is taken in their part of the variance, and p
+            times the number of comparisons.
+        noisy: the references of several that do: their own spread is taken likewise, and Dunnett's integral.
     """
 
     arms: tuple[ArmComparison, ...]
@@ -98,8 +99,8 @@ def compare(
     The scores are fitted by arm and fold (least squares, so that missing trainings do no harm), and the spread of the
     residuals serves all comparisons, with (arms - 1)(folds - 1) degrees of freedom. Its variance of a mean is 1/J +
     test_share instead of 1/J, for the training images that folds share. Dunnett's integral makes the intervals hold
-    together. Arms with a spread of their own are tested by themselves, multiplied by the number of comparisons; where
-    the reference has one, it takes the place of the common one in its part of the variance (Welch's test).
+    together. Where an arm or the reference varies more than the others, its own spread takes the place of the common one
+    in its part of the variance (Welch's test); p of such an arm is multiplied by the number of comparisons.
 
     Args:
         scores: float (arms, folds x repeats), or (arms, folds x repeats, seeds), in 0..1; NaN where missing. All arms
@@ -194,20 +195,15 @@ class _How:
         table, involved = self.table, np.flatnonzero(contrast)
         if not table.usable[involved].all():
             return None
-        paired = contrast[involved] @ table.cells[involved]
-        paired = paired[~np.isnan(paired)]
-        if np.isin(involved, self.apart).any():
-            test = corrected_paired_test(paired, float(self.shares[involved].max()))
-            if not test.degrees:
-                return None
-            return _Single(test.mean, test.standard_error, test.degrees, 0.0, reference, len(paired), pooled=False)
-        estimate = table.estimate(contrast, self.shares, self.noisy)
+        folds = np.count_nonzero(~np.isnan(contrast[involved] @ table.cells[involved]))
+        estimate = table.estimate(contrast, self.shares, (*self.noisy, *self.apart))
         if estimate is None:
             return None
         difference, variances, degrees = estimate
         error = math.sqrt(variances.sum())
-        common = 0.0 if reference < 0 or not error else math.sqrt(variances[reference]) / error
-        return _Single(difference, error, degrees, common, reference, len(paired), pooled=True)
+        pooled = not np.isin(involved, self.apart).any()
+        common = 0.0 if reference < 0 or not (error and pooled) else math.sqrt(variances[reference]) / error
+        return _Single(difference, error, degrees, common, reference, folds, pooled)
 
     def _told(
         self, single: "_Single", number: int, families: list[list[float]], quantiles: Mapping[float, float]

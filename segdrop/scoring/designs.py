@@ -8,7 +8,21 @@ from scipy import optimize, stats
 
 from ..errors import InputError
 from .dunnett import simultaneous_quantile
-from .statistics import MOST_REPEATS, Needed
+
+MOST_REPEATS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """What would tell a difference: at most one of the two is given.
+
+    Attributes:
+        repeats: of the whole cross-validation, those already done included.
+        patients_factor: how many times as many independent groups, where no number of repeats is enough.
+    """
+
+    repeats: int | None = None
+    patients_factor: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,6 @@ from scipy import special
 
 from ..errors import InputError
 
-MOST_REPEATS = 1000
-
 
 @dataclass(frozen=True)
 class PairedTest:
@@ -38,19 +36,6 @@ class PairedTest:
     p: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Needed:
-    """Result of `needed_to_tell`: at most one of the two is given.
-
-    Attributes:
-        repeats: of the whole cross-validation, those already done included.
-        patients_factor: how many times as many independent groups, where no number of repeats is enough.
-    """
-
-    repeats: int | None = None
-    patients_factor: float | None = None
 
 
 def corrected_paired_test(differences, test_share: float, confidence: float = 0.95) -> PairedTest:
@@ -206,51 +191,6 @@ def resampled_sums(sums, seed: int = 0, resamples: int = 2000) -> np.ndarray:
         times = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
         totals.append(times @ columns)
     return np.concatenate(totals).reshape(resamples, *sums.shape[1:])
-
-
-def needed_to_tell(differences, test_share: float, folds: int, family: float = 1.0, confidence: float = 0.95) -> Needed:
-    """What would make the corrected test significant if mean and spread of the differences stayed as they are.
-
-    First more repeats of the cross-validation: J grows, and 1/J and the t quantile shrink, but test_share does not, so
-    that even infinitely many may not be enough. Then more independent groups with the same folds and repeats, the
-    variance of the differences taken as inversely proportional to their number: the factor is (quantile / statistic)^2.
-    That is a lower bound where part of the variance comes from the random course of training.
-
-    Args:
-        differences: float (J,), one for each fold of each repeat.
-        test_share: as in `corrected_paired_test`.
-        folds: K; J is a multiple of it.
-        family: what Holm's procedure multiplies the p value by, at least 1; the number of comparisons is safe.
-        confidence: 1 - the level that the adjusted p value must be below.
-
-    Returns:
-        `repeats` up to 1000, or else `patients_factor`; neither where the test is significant already, the mean is 0
-        or the test is undefined.
-
-    Raises:
-        InputError: as for `corrected_paired_test`; `folds` does not divide J, or `family` is below 1.
-
-    Example:
-        >>> needed_to_tell([0.01, 0.03, 0.02], test_share=1 / 2, folds=3)
-        Needed(repeats=3, patients_factor=None)
-    """
-    test = corrected_paired_test(differences, test_share, confidence)
-    count = len(differences)
-    if folds < 2 or count % folds:
-        raise InputError(f"`folds` must be at least 2 and divide the {count} differences, got folds={folds}.")
-    if not family >= 1:
-        raise InputError(f"`family` must be at least 1, got family={family}.")
-    if math.isnan(test.p) or test.mean == 0:
-        return Needed()
-    level = 1 - (1 - confidence) / family
-    if abs(test.statistic) > _quantile(level, test.degrees):
-        return Needed()
-    repeats = np.arange(count // folds, MOST_REPEATS + 1)
-    statistics = abs(test.mean) / (test.std * np.sqrt(1 / (folds * repeats) + test_share))
-    enough = repeats[statistics > _quantile(level, folds * repeats - 1)]
-    if enough.size:
-        return Needed(repeats=int(enough[0]))
-    return Needed(patients_factor=float(_quantile(level, test.degrees) / test.statistic) ** 2)
 
 
 def fold_correlation(differences) -> float:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..scoring.comparison import ArmComparison
+from ..scoring.designs import Needed
 from ..scoring.learning import Worth
-from ..scoring.statistics import Needed, PairedTest
+from ..scoring.statistics import PairedTest
 from .results import Arm, Failure, Results, Training
 
 LEVEL = 0.05  # of the adjusted p value

@@ -11,13 +11,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..scoring.comparison import ArmComparison, Compared, compare
-from ..scoring.designs import Design
+from ..scoring.designs import Design, Needed
 from ..scoring.statistics import (
-    Needed,
     PairedTest,
     corrected_paired_test,
     holm,
-    needed_to_tell,
     paired_bootstrap,
     pooled_std,
 )
@@ -144,8 +142,6 @@ def _compare(found: Gathered, table: Compared, dice: np.ndarray) -> dict[int, Co
     shares = [results.arms[i].test_share or results.test_share for i, _ in pairs]
     tests = [_paired(dice[i] - dice[reference], share) for (i, reference), share in zip(pairs, shares, strict=True)]
     adjusted = holm([*(test.p for test in tests), *[1.0] * results.dropped])[: len(tests)]
-    # Holm's procedure is done with those that are told, and multiplies the next by the number of the others.
-    family = max(1, results.dropped + int(np.count_nonzero(~(adjusted < LEVEL))))
     used = {i for pair in pairs for i in pair}
     names = {image for i in used for training in trainings[i].values() for image in training.images}
     position = {image: i for i, image in enumerate(sorted(names))}
@@ -159,7 +155,7 @@ def _compare(found: Gathered, table: Compared, dice: np.ndarray) -> dict[int, Co
             test=test,
             holm_p=float(p),
             images=paired_bootstrap(by_image[i] - by_image[reference], groups),
-            needed=_needed(results, table, i, (dice[i] - dice[reference]).ravel(), share, family),
+            needed=_needed(results, table, i, share),
         )
     return comparisons
 
@@ -168,19 +164,18 @@ def _paired(differences: np.ndarray, share: float) -> PairedTest:
     return corrected_paired_test(differences[~np.isnan(differences)], share)
 
 
-def _needed(results: Results, table: Compared, arm: int, differences: np.ndarray, share: float, family: int) -> Needed:
+def _needed(results: Results, table: Compared, arm: int, share: float) -> Needed:
     """What would tell an arm that is not told, by the same comparison."""
     told: ArmComparison = table.arms[arm]
     if told.adjusted_p < LEVEL:
         return Needed()
-    if not told.pooled:
-        return needed_to_tell(differences, share, results.folds, family)
     compared = sum(not math.isnan(other.difference) for other in table.arms) + results.dropped
     reference = results.arms[arm].reference
     seeds = len(results.seeds_of(reference)) / len(results.seeds_of(arm))
     design = Design(compared, results.folds, results.repeats, max(1.0, seeds), share)
-    std = math.sqrt((table.std**2 + table.spread[reference] ** 2) / 2) if reference in table.noisy else table.std
-    return design.needed(told.difference, std)
+    own = {*table.apart, *table.noisy}
+    spread = [max(table.std, table.spread[one]) if one in own else table.std for one in (arm, reference)]
+    return design.needed(told.difference, math.hypot(*spread) / math.sqrt(2))
 
 
 def _by_image(trainings: Mapping[Slot, Training], position: Mapping[str, int]) -> np.ndarray:

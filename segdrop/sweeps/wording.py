@@ -150,7 +150,8 @@ def _about_the_comparison(answer: Answer) -> list[str]:
     if answer.apart:
         names = "; ".join(answer.arms[i].arm.name for i in answer.apart)
         said.append(
-            f"Dice varies more over the folds than with the other arms: {names}. These are tested by themselves."
+            f"Dice varies more over the folds than with the other arms: {names}. Their own spread is taken, which "
+            "makes their intervals wider."
         )
     for i in answer.noisy:
         said.append(
@@ -218,7 +219,7 @@ def _on_what(answer: Answer, one: ArmAnswer) -> str:
         )
         text += f"of {columns} folds."
     if not one.comparison.table.pooled:
-        text += " Its Dice varies more than the others' do, so that it is tested by itself."
+        text += " Its Dice varies more than the others' do, so that its own spread is taken."
     return text
 
 
