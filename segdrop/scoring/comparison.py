@@ -99,8 +99,8 @@ def compare(
     The scores are fitted by arm and fold (least squares, so that missing trainings do no harm), and the spread of the
     residuals serves all comparisons, with (arms - 1)(folds - 1) degrees of freedom. Its variance of a mean is 1/J +
     test_share instead of 1/J, for the training images that folds share. Dunnett's integral makes the intervals hold
-    together. Where an arm or the reference varies more than the others, its own spread takes the place of the common one
-    in its part of the variance (Welch's test); p of such an arm is multiplied by the number of comparisons.
+    together. Where an arm or the reference varies more than the others, its own spread takes the place of the common
+    one in its part of the variance (Welch's test); p of such an arm is multiplied by the number of comparisons.
 
     Args:
         scores: float (arms, folds x repeats), or (arms, folds x repeats, seeds), in 0..1; NaN where missing. All arms
