@@ -15,10 +15,10 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+from dicom_files import write_dicom
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
-from test_images import write_dicom
 
 from segdrop import InputError
 from segdrop.images import nifti

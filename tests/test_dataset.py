@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import write_pairs, write_table
+from dicom_files import write_dicom
 from PIL import Image
-from test_images import write_dicom
 
 from segdrop import InputError
 from segdrop.conventions import IGNORED

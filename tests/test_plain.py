@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from conftest import write_pairs, write_table
+from dicom_files import write_dicom
 from PIL import Image
-from test_images import write_dicom
 from test_layouts import PUBLIC, lay
 
 from segdrop import InputError

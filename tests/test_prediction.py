@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import brightness_model, read_csv, write_run
-from test_images import write_dicom
+from dicom_files import write_dicom
 
 import segdrop
 from segdrop import InputError

@@ -18,11 +18,11 @@ import keras
 import numpy as np
 import pytest
 from conftest import randomise, tiny_training, write_pairs, write_run
+from dicom_files import write_dicom
 from onnx import TensorProto, helper
 from selenium.webdriver.support.ui import WebDriverWait
 from standin import build_small_unet
 from test_data_command import two_squares
-from test_images import write_dicom
 from test_reporting import make_run
 from test_reporting import squares as pictures
 from test_viewing_page import CHROMIUM, DRIVER, browser  # noqa: F401 (a fixture)

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import randomise, use_small_networks, write_pairs, write_table, write_weight_file
+from dicom_files import write_dicom
 from standin import build_small_unet
-from test_images import write_dicom
 
 import segdrop
 from segdrop import InputError, SweepConfig, TrainConfig, train

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import brightness_model, randomise, write_run
+from dicom_files import write_dicom
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from standin import build_small_unet
-from test_images import write_dicom
 
 from segdrop import predict, predict_uncertainty
 from segdrop.cli.main import main

@@ -48,25 +48,10 @@ def _tiff(path: Path, array: np.ndarray, **options) -> None:
 
 
 def _dicom(path: Path, array: np.ndarray, **attributes) -> None:
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from dicom_files import write_dicom
 
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-    data.Rows, data.Columns, data.SamplesPerPixel = *array.shape[:2], 1
-    data.PhotometricInterpretation, data.PixelRepresentation = "MONOCHROME2", 0
-    data.BitsAllocated = data.BitsStored = 8 * array.dtype.itemsize
-    data.HighBit, data.PixelSpacing, data.PatientID = data.BitsStored - 1, [0.5, 0.5], "SECRET"
-    data.RescaleSlope, data.RescaleIntercept = 1, 0
-    data.PixelData = array.tobytes()
-    for name, value in attributes.items():
-        if value is None:
-            delattr(data, name)
-        else:
-            setattr(data, name, value)
-    data.save_as(path)
+    usual = {"PixelSpacing": [0.5, 0.5], "RescaleSlope": 1, "RescaleIntercept": 0}
+    write_dicom(path, array, **{**usual, **attributes})
 
 
 def _nifti(path: Path, array: np.ndarray) -> None:
