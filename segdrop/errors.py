@@ -1,5 +1,8 @@
 """The one exception type that means "the input is wrong", as opposed to "the program is"."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A value, file or combination of options that the caller can put right.
@@ -31,6 +34,23 @@ class VerificationError(InputError):
 
 class Diverged(InputError):
     """The loss of a training is no longer finite."""
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Name the argument that an InputError or a FileNotFoundError comes of.
+
+    Example:
+        >>> with segdrop.errors.naming("pilot"):
+        ...     raise FileNotFoundError("The sweep does not exist: sweeps/first.")
+        Traceback (most recent call last):
+            ...
+        segdrop.errors.InputError: `pilot`: The sweep does not exist: sweeps/first.
+    """
+    try:
+        yield
+    except (InputError, FileNotFoundError) as error:
+        raise InputError(f"`{argument}`: {error}") from error
 
 
 def first_line(error: BaseException) -> str:

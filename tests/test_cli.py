@@ -169,7 +169,7 @@ def test_a_process_ends_with_that_line_and_code(tmp_path):
         (["train", "--epochs", "many"], "'many'"),
         (["train", "--epochz", "3"], "--epochz"),
         (["train", "--resume"], "`resume` needs run_dir"),
-        (["train", "--resume", "--run-dir", "nowhere"], "The run does not exist: nowhere"),
+        (["train", "--resume", "--run-dir", "nowhere"], "`run_dir`: The run does not exist: nowhere"),
         (["evaluate"], "PATH"),
         (["evaluate", "nowhere"], "The run does not exist: nowhere"),
         (["dance"], "no such command: 'dance'; there are data, train, sweep, evaluate, predict, rank, view, report, "),
@@ -661,7 +661,7 @@ def test_options_of_a_sweep_become_its_grid():
         (["sweep", "NEW", "--report", "--test"], "The sweep does not exist: "),
         (["sweep", "RUN", "--report"], "is not the folder of a sweep: it has no sweep.json."),
         (["sweep", "RUN"], "`folder` exists and is not a sweep's: "),
-        (["train", "--from-sweep", "NEW"], "The sweep does not exist: "),
+        (["train", "--from-sweep", "NEW"], "`from_sweep`: The sweep does not exist: "),
         (["train", "--from-sweep", "RUN"], "is not the folder of a sweep: it has no sweep.json."),
     ],
 )

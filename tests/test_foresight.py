@@ -20,7 +20,7 @@ def test_the_spread_of_an_earlier_sweep_has_an_interval():
 
 @pytest.mark.parametrize("empty", [True, False])
 def test_a_pilot_that_is_no_sweep_is_named_by_its_option(empty, tmp_path):
-    with pytest.raises(InputError, match="`pilot` must be the folder of a sweep: "):
+    with pytest.raises(InputError, match="`pilot`: .* (has no sweep.json|does not exist)"):
         pilot_spread(tmp_path if empty else tmp_path / "nowhere")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ..config.importing import import_modules
 from ..config.train import TrainConfig
-from ..errors import InputError
+from ..errors import InputError, naming
 from ..interrupts import Terminated, heeding
 from ..printing import printable, say, without_passwords
 from ..version import __version__
@@ -155,11 +155,13 @@ def _stored_config(arguments: list[str]) -> TrainConfig | None:
         from ..folders.run import open_run
 
         run_dir = words[words.index("--run-dir") + 1]
-        return dataclasses.replace(open_run(run_dir).config, run_dir=run_dir)
+        with naming("run_dir"):
+            return dataclasses.replace(open_run(run_dir).config, run_dir=run_dir)
     if "--from-sweep" in words[:-1]:
         from ..folders.sweep import chosen_config
 
-        return chosen_config(words[words.index("--from-sweep") + 1])
+        with naming("from_sweep"):
+            return chosen_config(words[words.index("--from-sweep") + 1])
     return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from scipy import stats
 
 from ..config.checks import is_finite
-from ..errors import InputError
+from ..errors import InputError, naming
 from ..scoring.designs import Design
 
 POWER = 0.8  # in four of five such sweeps
@@ -56,10 +56,8 @@ def pilot_spread(folder: Path, storage: str | None = None) -> Spread:
     from .comparing import answer
     from .state import open_state
 
-    try:
+    with naming("pilot"):
         state = open_state(folder, storage)
-    except (FileNotFoundError, InputError) as error:
-        raise InputError(f"`pilot` must be the folder of a sweep: {error}") from error
     found = answer(results(state))
     std, degrees = found.std, found.degrees
     if not (degrees > 0 and std > 0):
