@@ -665,3 +665,13 @@ def test_a_forest_plot_marks_what_can_be_told_and_shows_every_interval_and_the_m
     assert (shaded.get_x(), shaded.get_x() + shaded.get_width()) == pytest.approx((-0.02, 0.02))
     assert [one.get_title() for one in (axes, other)] == ["one", "two"]
     assert not len(plots.forest({"": arms}).axes[0].patches)
+
+
+def test_forests_of_the_same_arms_name_them_once_and_cut_an_interval_that_goes_too_far():
+    usual = [{"difference": 0.0, "low": -0.1, "high": 0.1, "verdict": "cannot be told"} for _ in range(3)]
+    far = {"difference": 0.0, "low": -3.0, "high": 3.0, "verdict": "cannot be told"}
+    arms = [{**arm, "name": f"arm {i} " * 12} for i, arm in enumerate([*usual, far])]
+    figure = plots.forest({"one": arms, "two": arms})
+    left, right = ([tick.get_text() for tick in axes.get_yticklabels()] for axes in figure.axes)
+    assert len(left) == 4 and max(map(len, "\n".join(left).splitlines())) <= 40 and not any(right)
+    assert figure.axes[0].get_xlim() == pytest.approx((-0.2, 0.2))

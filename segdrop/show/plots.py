@@ -1,6 +1,7 @@
 """Pictures of images with their masks, of a training's history, and of what a network's certainty is worth."""
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -280,13 +281,17 @@ def dice_by_rate(arms: Sequence[Mapping]) -> Figure:
 def forest(tables: Mapping[str, Sequence[Mapping]], margin: float | None = None) -> Figure:
     """Draw each arm's difference of Dice with its interval, one below the other, and a line at 0; tables side by side.
 
+    Names that all tables share stand once. An interval more than twice as far as most is cut off at the edge.
+
     Args:
         tables: by title ("" for none) the arms: name, difference, low and high (NaN where undefined) and verdict, by
             which its mark is filled, half filled for no difference beyond the margin, or open.
         margin: shaded to both sides of 0.
     """
-    most = max(len(arms) for arms in tables.values())
-    figure = Figure(figsize=(4.5 + 3.5 * len(tables), 1.2 + 0.32 * most), layout="constrained")
+    labels = [[textwrap.fill(_literal(arm["name"]), 40) for arm in arms] for arms in tables.values()]
+    once = all(names == labels[0] for names in labels)
+    lines = max(sum(max(1.0, 0.7 * (name.count("\n") + 1)) for name in names) for names in labels)
+    figure = Figure(figsize=(4.5 + (2.7 if once else 3.5) * len(tables), 1.2 + 0.32 * lines), layout="constrained")
     for place, (title, arms) in enumerate(tables.items()):
         axes = figure.add_subplot(1, len(tables), place + 1)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -297,7 +302,11 @@ def forest(tables: Mapping[str, Sequence[Mapping]], margin: float | None = None)
             axes.plot([arm["low"], arm["high"]], [row, row], color="C0", linewidth=1.5)
             inside = {"cannot be told": "white", "no difference beyond the margin": "0.7"}.get(arm["verdict"], "C0")
             axes.plot(arm["difference"], row, "s", color="C0", markerfacecolor=inside, markersize=6)
-        axes.set_yticks(range(len(arms)), [_literal(arm["name"]) for arm in arms])
+        axes.set_yticks(range(len(arms)), [] if once and place else labels[place])
         axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set(title=title, xlabel="difference of Dice", ylim=(len(arms) - 0.5, -0.5))
+        reach = 2 * np.median([max(abs(arm["low"]), abs(arm["high"])) for arm in arms])
+        if np.isfinite(reach) and reach > 0:
+            axes.set_xlim(*np.clip(axes.get_xlim(), -reach, reach))
     return figure
