@@ -175,6 +175,17 @@ class TestSpread:
         arm = compared.arms[1]
         assert arm.simultaneous_high - arm.difference == pytest.approx(nearly_one * arm.standard_error, rel=1e-6)
 
+    def test_where_arm_and_reference_are_noisy_neither_takes_the_common_spread(self):
+        scores = noisy((12, 5), seed=1)
+        scores[0] += [0.3, -0.3, 0.25, -0.2, -0.1]
+        scores[3] += [0.3, 0.25, -0.4, -0.1, 0.2]
+        compared = compare(scores, 0.25)
+        assert (compared.apart, compared.noisy) == ((3,), (0,))
+        of_reference, of_arm = (np.var(scores[i] - np.delete(scores, i, axis=0).mean(axis=0), ddof=1) for i in (0, 3))
+        arm = compared.arms[3]
+        assert arm.standard_error == pytest.approx(math.sqrt((of_reference + of_arm) * (1 / 5 + 1 / 4)))
+        assert arm.degrees == pytest.approx((of_reference + of_arm) ** 2 / (of_reference**2 / 4 + of_arm**2 / 4))
+
     def test_a_noisy_reference_of_one_arm_is_as_a_noisy_arm(self):
         scores = noisy((8, 5), seed=1)
         scores[2] += [0.3, -0.3, 0.25, -0.2, -0.1]

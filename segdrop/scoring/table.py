@@ -107,22 +107,20 @@ class Table:
         estimate = float(weights @ self._values)
         if not each.any() and abs(estimate) < 1e-12:
             estimate = 0.0  # rounding
-        for arm in noisy:
-            if contrast[arm]:
-                each, degrees = self._with_own_spread(arm, each, degrees)
-        return estimate, each, degrees
+        own = [arm for arm in noisy if contrast[arm]]
+        return estimate, *(self._with_own_spread(own, each, degrees) if own else (each, degrees))
 
-    def _with_own_spread(self, arm: int, each: np.ndarray, degrees: float) -> tuple[np.ndarray, float]:
-        """What arms add to a variance, and its degrees of freedom, with one arm's spread about the mean of others."""
-        mine = self._fit.arm == arm
-        room, own = float(self._fit.room[mine].sum()), int(mine.sum()) - 1
-        found = float((self._residuals[mine] ** 2).sum()) * own / room**2
-        usual = self._rest + self._seed_square / float(self._seeds[mine].mean())
-        each = each.copy()
-        each[arm] *= max(1.0, found / usual)
-        others = each.sum() - each[arm]
-        pieces = each[arm] ** 2 / own + others**2 / max(1.0, degrees - own)
-        return each, round(float(each.sum() ** 2 / pieces), 6)
+    def _with_own_spread(self, arms: list[int], each: np.ndarray, degrees: float) -> tuple[np.ndarray, float]:
+        """What arms add to a variance, and its degrees of freedom, with the spread of some about the others' mean."""
+        each, pieces = each.copy(), 0.0
+        for arm in arms:
+            mine = self._fit.arm == arm
+            room, own = float(self._fit.room[mine].sum()), int(mine.sum()) - 1
+            found = float((self._residuals[mine] ** 2).sum()) * own / room**2
+            each[arm] *= max(1.0, found / (self._rest + self._seed_square / float(self._seeds[mine].mean())))
+            pieces, degrees = pieces + each[arm] ** 2 / own, degrees - own
+        others = each.sum() - each[arms].sum()
+        return each, round(float(each.sum() ** 2 / (pieces + others**2 / max(1.0, degrees))), 6)
 
     def spread_by_arm(self) -> np.ndarray:
         """Standard deviation of each arm about its mean and its folds', (arms,); NaN where it cannot be told."""

@@ -289,7 +289,7 @@ def forest(tables: Mapping[str, Sequence[Mapping]], margin: float | None = None)
         margin: shaded to both sides of 0.
     """
     labels = [[textwrap.fill(_literal(arm["name"]), 40) for arm in arms] for arms in tables.values()]
-    once = all(names == labels[0] for names in labels)
+    once = len(tables) > 1 and all(names == labels[0] for names in labels)
     lines = max(sum(max(1.0, 0.7 * (name.count("\n") + 1)) for name in names) for names in labels)
     figure = Figure(figsize=(4.5 + (2.7 if once else 3.5) * len(tables), 1.2 + 0.32 * lines), layout="constrained")
     for place, (title, arms) in enumerate(tables.items()):
