@@ -5,6 +5,7 @@ The trainings are functions that return at once; Optuna keeps its trials in memo
 
 import json
 import signal
+import time
 from collections import Counter
 
 import optuna
@@ -33,6 +34,8 @@ def config(rates=(0.1, 0.2), **fields):
 def no_deadline(monkeypatch):
     """A SIGTERM does not end the tests' process in the end."""
     monkeypatch.setattr(interrupts, "DEADLINE", 1e6)
+    yield
+    time.sleep(0.5)  # a thread sets it, which may be late
 
 
 def trials_of(sweep):
