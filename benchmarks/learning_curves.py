@@ -142,19 +142,21 @@ def trained(folders: Sequence[Path]) -> Table:
         for training in found.trainings:
             scores[found.arms[training.arm].labelled][training.repeat, training.fold] = training.dice
         units = np.array(sorted(scores))
-        dice = np.array([[scores[unit][key] for key in sorted(scores[units[-1]])] for unit in units])
-        half = units <= units[-1] / 2
+        every = units[-1]
+        dice = np.array([[scores[unit][key] for key in sorted(scores[every])] for unit in units])
+        half = units <= every / 2
         held = []
         for choice in itertools.combinations(range(dice.shape[1]), found.folds):
             fitted = fit_curve(dice[half][:, choice], units[half], found.test_share)
-            same, new = (fitted.predict(units[-1], same_folds=same) for same in (True, False))
+            same, new = (fitted.predict(every, same_folds=same) for same in (True, False))
+            mean = dice[-1, choice].mean()
             held.append(
                 [
-                    same.low <= dice[-1, choice].mean() <= same.high,
+                    same.low <= mean <= same.high,
                     same.high - same.low,
                     new.low <= dice[-1].mean() <= new.high,
                     new.high - new.low,
-                    abs(fitted.predict(units[-1]).mean - dice[-1, choice].mean()),
+                    abs(new.mean - mean),
                 ]
             )
         held = np.array(held, np.float64)

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -12,6 +13,9 @@ from ..errors import InputError
 from ..files import write_atomically
 from ..layers import is_dropout, kind_of, rate_of
 from ..surgery.graph import Call, trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[int, int] | None = None) -> None:
@@ -51,18 +55,7 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
         if start == end:
             continue
         skip = column[end] - column[start] > 1
-        axes.annotate(
-            "",
-            (column[end], level[end]),
-            (column[start], level[start]),
-            arrowprops={
-                "arrowstyle": "->",
-                "color": "tab:blue" if skip else "0.4",
-                "shrinkA": 14,
-                "shrinkB": 14,
-                "linestyle": "--" if skip else "-",
-            },
-        )
+        _draw_arrow(axes, (column[start], level[start]), (column[end], level[end]), skip)
     marks = _marks(calls, groups)
     for name in names:
         mark = marks.get(name)
@@ -89,6 +82,11 @@ def draw_network(model: keras.Model, path: str | os.PathLike, image_size: tuple[
         fontsize=9,
     )
     write_atomically(Path(path), lambda temporary: save_undated(figure, temporary, ending))
+
+
+def _draw_arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float], skip: bool) -> None:
+    style = {"color": "tab:blue", "linestyle": "--"} if skip else {"color": "0.4", "linestyle": "-"}
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "shrinkA": 14, "shrinkB": 14, **style})
 
 
 def _levels(calls: list[Call], groups: dict[str, str], height: int) -> dict[str, float]:
