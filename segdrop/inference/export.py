@@ -32,6 +32,7 @@ from .onnx import (
     onnx_function,
     onnx_session,
     require_package,
+    shaped_like,
     write_onnx,
 )
 
@@ -179,10 +180,7 @@ class _AnyImage(keras.layers.Layer):
             # Of whole numbers above 0 alone: tf2onnx rounds the quotients of others towards 0.
             there_and_back = ops.arange((length + MULTIPLE - 1) // MULTIPLE * MULTIPLE, dtype="int32") % period
             prepared = ops.take(prepared, ops.minimum(there_and_back, period - there_and_back), axis=axis)
-        probabilities = self.network(prepared)[:, :height, :width]
-        # Of one channel tf2onnx makes reshapes of its transpositions, and in one export of a hundred leaves an axis of
-        # length 1 in front of the others; said once more, the shape is what it is.
-        return ops.reshape(probabilities, (-1, height, width, self.network.output_shape[-1]))
+        return shaped_like(image, self.network(prepared)[:, :height, :width])
 
 
 def _for_any_image(network: keras.Model, count: int) -> tuple[keras.Model, list]:

@@ -137,6 +137,16 @@ def export_onnx(model: keras.Model, signature: list, path: Path, opset: int | No
         model.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=opset)
 
 
+def shaped_like(image, probabilities):
+    """Probabilities (N, H, W, C) of images, as they are.
+
+    Of one channel tf2onnx makes reshapes of its transpositions, and in a few files of a hundred leaves an axis of
+    length 1 in front of the others; said once more, the shape is what it is.
+    """
+    height, width = keras.ops.shape(image)[1:3]
+    return keras.ops.reshape(probabilities, (-1, height, width, probabilities.shape[-1]))
+
+
 @contextlib.contextmanager
 def _garbage_collected_soon() -> Iterator[None]:
     """Within it, Python looks more often for objects that only know each other, and among the new ones alone.
