@@ -21,7 +21,7 @@ def test_things_are_done_one_after_the_other_and_the_next_waits():
     background, may_end, log = Background(), threading.Event(), []
 
     def first():
-        may_end.wait(10)
+        may_end.wait(300)
         log.append("first")
 
     background.do(first)
@@ -64,7 +64,7 @@ def test_the_state_is_of_the_end_of_its_epoch_though_training_goes_on_meanwhile(
     save = sessions.save_state
 
     def later(*arguments):
-        assert training_went_on.wait(10)
+        assert training_went_on.wait(300)
         save(*arguments)
 
     monkeypatch.setattr(sessions, "save_state", later)
@@ -90,7 +90,7 @@ def test_the_model_is_of_the_end_of_its_epoch_though_training_goes_on_meanwhile(
     save = keras.Model.save
 
     def later(*arguments):
-        assert training_went_on.wait(10)
+        assert training_went_on.wait(300)
         save(*arguments)
 
     monkeypatch.setattr(keras.Model, "save", later)

@@ -64,7 +64,7 @@ def test_a_signal_raises_what_it_is(number, kind, deadlines):
 
 
 def wait(until=lambda: False):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not until():
         time.sleep(0.01)
 
@@ -235,7 +235,7 @@ def test_a_process_that_does_not_heed_a_sigterm_is_ended():
             except KeyboardInterrupt:
                 time.sleep(60)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=30)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=300)
     assert done.returncode == 143
 
 
@@ -248,7 +248,7 @@ def test_so_is_one_that_hears_of_none_within_a_library():
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=30)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=300)
     assert done.returncode == 143
 
 

@@ -162,7 +162,7 @@ def test_a_killed_workers_trial_is_run_again_and_a_living_workers_is_not(task, t
     assert process.returncode == -signal.SIGKILL
     assert states(trials) == [TrialState.RUNNING]
     trials.enqueue(jobs[1:])
-    watcher, deadline = another(trials, opened), time.monotonic() + 30
+    watcher, deadline = another(trials, opened), time.monotonic() + 300
 
     def long(job, number):
         while states(watcher)[0] == TrialState.RUNNING and time.monotonic() < deadline:

@@ -455,7 +455,7 @@ def test_a_worker_ends_with_the_process_that_has_started_it():
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], **pipes) as process:
         assert process.stdout.readline() == b"working\n"
         process.stdin.close()  # as the system does when the other end dies
-        assert process.wait(timeout=30) == 143
+        assert process.wait(timeout=300) == 143
         assert process.stderr.read() == b"It was asked to end.\n"
 
 
