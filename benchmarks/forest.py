@@ -1,9 +1,13 @@
 """The tables of finished sweeps, all arms compared together, and their forest plots side by side.
 
-    python benchmarks/forest.py docs/pictures/forest.png docs/evidence/kvasir_seg.csv ... [--margin 0.01]
+    python benchmarks/forest.py docs/pictures/forest.png docs/evidence/kvasir_seg.csv ... [--margin 0.01] [--together]
 
 A table is a sweep's answer.csv. One of a version that compared each arm by itself is compared anew: by the folds' Dice,
 means over seeds, and one image of validation for K - 1 of training.
+
+`--together` adds the means of the arms' differences over these very sets, weighted by the inverse variances (Hedges and
+Olkin, Statistical Methods for Meta-Analysis, 1985, ch. 6), with intervals that hold for all arms (Bonferroni), and p of
+Cochran's Q: that an arm's differences vary between the sets by chance alone. Of another set it says nothing.
 """
 
 import argparse
@@ -12,18 +16,26 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
+from scipy.stats import chi2, norm
+
 from segdrop import compare
 from segdrop.scoring.comparison import verdict_of
 from segdrop.show.plots import forest
 from segdrop.show.tables import Table
 
+ALL = "all sets together"
 NUMBERS = ("difference", "simultaneous_low", "simultaneous_high", "adjusted_p", "helps", "equal", "hurts")
+
+
+def read(path: Path) -> list[dict]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def arms_in(path: Path, margin: float) -> list[dict]:
     """The compared arms of a table: name, verdict and NUMBERS."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read(path)
     if "simultaneous_low" in rows[0]:
         told = [{name: float(row[name] or math.nan) for name in NUMBERS} for row in rows]
     else:
@@ -41,16 +53,45 @@ def arms_in(path: Path, margin: float) -> list[dict]:
     ]
 
 
+def over_sets(paths: list[Path], margin: float) -> list[dict]:
+    """What `arms_in` gives, of the weighted means over the sets, for arms that all tables have; and Q's p."""
+    tables = [{row["arm"]: row for row in read(path) if row["difference"]} for path in paths]
+    names = [name for name in tables[0] if all(name in table for table in tables)]
+    told = []
+    for name in names:
+        differences = np.array([float(table[name]["difference"]) for table in tables])
+        weights = np.array([float(table[name]["standard_error"]) ** -2 for table in tables])
+        mean, error = np.average(differences, weights=weights), weights.sum() ** -0.5
+        half = norm.isf(0.025 / len(names)) * error
+        helps, hurts = norm.sf(margin, mean, error), norm.cdf(-margin, mean, error)
+        told.append(
+            {
+                "name": name,
+                "difference": mean,
+                "simultaneous_low": mean - half,
+                "simultaneous_high": mean + half,
+                "adjusted_p": min(1, 2 * len(names) * norm.sf(abs(mean) / error)),
+                **{"helps": helps, "equal": 1 - helps - hurts, "hurts": hurts},
+                "verdict": verdict_of(mean - half, mean + half, margin),
+                "homogeneous": chi2.sf((weights * (differences - mean) ** 2).sum(), len(tables) - 1),
+            }
+        )
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path)
     parser.add_argument("tables", type=Path, nargs="+")
     parser.add_argument("--margin", type=float, default=0.01)
+    parser.add_argument("--together", action="store_true")
     options = parser.parse_args()
+    tables = {path.stem: arms_in(path, options.margin) for path in options.tables}
+    if options.together:
+        tables[ALL] = over_sets(options.tables, options.margin)
     drawn = {}
-    for path in options.tables:
-        arms = arms_in(path, options.margin)
-        drawn[path.stem if len(options.tables) > 1 else ""] = [
+    for name, arms in tables.items():
+        drawn[name if len(tables) > 1 else ""] = [
             {**arm, "low": arm["simultaneous_low"], "high": arm["simultaneous_high"]} for arm in arms
         ]
         rows = [
@@ -59,12 +100,13 @@ def main() -> None:
                 "difference": f"{arm['difference']:+.3f} [{arm['simultaneous_low']:+.3f}, "
                 f"{arm['simultaneous_high']:+.3f}]",
                 "adjusted p": f"{arm['adjusted_p']:.3f}",
-                "helps / equal / hurts": " / ".join(f"{100 * arm[name]:.0f}%" for name in NUMBERS[-3:]),
+                "helps / equal / hurts": " / ".join(f"{100 * arm[key]:.0f}%" for key in NUMBERS[-3:]),
                 "verdict": arm["verdict"],
+                **({"p of Q": f"{arm['homogeneous']:.2f}"} if name == ALL else {}),
             }
             for arm in arms
         ]
-        print(Table(rows, path.stem))
+        print(Table(rows, name))
     forest(drawn, options.margin).savefig(options.picture, dpi=110)
 
 
