@@ -15,6 +15,8 @@ import weakref
 import pytest
 
 from segdrop import interrupts
+from segdrop.cli.main import COMMANDS, main
+from segdrop.cli.options import ExportOptions
 from segdrop.interrupts import Terminated, check, heeding, held, let_through
 
 
@@ -222,6 +224,22 @@ def test_in_another_thread_nothing_changes():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_that_comes_while_tensorflow_is_imported_waits_until_it_is(number, code, monkeypatch, capsys):
+    """Raised within the import of its C++, it ended a command now and then by a segmentation fault."""
+    passed = []
+
+    def importing():
+        ask(number)
+        passed.append("imported")
+
+    monkeypatch.setattr("segdrop.cli.main._import_tensorflow", importing)
+    monkeypatch.setitem(COMMANDS, "export", (ExportOptions, lambda options: passed.append("exported")))
+    assert main(["export", "run"]) == code
+    assert passed == ["imported"]
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_process_that_does_not_heed_a_sigterm_is_ended():

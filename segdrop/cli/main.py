@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from ..config.importing import import_modules
 from ..config.train import TrainConfig
 from ..errors import InputError, naming
-from ..interrupts import Terminated, heeding
+from ..interrupts import Terminated, heeding, held
 from ..printing import printable, say, without_passwords
 from ..version import __version__
 from .commands import (
@@ -118,7 +118,8 @@ def _dispatch(arguments: list[str]) -> int:
     _find_data(options)
     answers = isinstance(options, SweepOptions) and options.report and not options.test
     if not (answers or isinstance(options, DataOptions)):
-        _import_tensorflow()
+        with held():  # raised from within the import of TensorFlow's C++, a request can end in a segmentation fault
+            _import_tensorflow()
         if isinstance(options, LoadsModels):
             import_modules(options.imports, "import")
     return COMMANDS[arguments[0]][1](options) or 0
@@ -173,6 +174,7 @@ def _import_tensorflow() -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
+        import keras  # noqa: F401  (which every command needs, and which imports as much)
         import tensorflow as tf
 
         tf.config.list_physical_devices()

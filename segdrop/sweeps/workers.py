@@ -24,7 +24,7 @@ from ..data.dataset import Dataset
 from ..errors import Diverged, InputError
 from ..folders.run import MODEL
 from ..folders.sweep import check_data, read_folds, training_dir
-from ..interrupts import check, heeding
+from ..interrupts import check, heeding, held
 from ..printing import say
 from ..show.times import in_words
 from .outcome import models_lacking, remove_models, scored_by_training
@@ -42,7 +42,8 @@ class Worker:
     """Trains what is waiting, one training after the other, in this process."""
 
     def __init__(self, state: State):
-        import tensorflow as tf
+        with held():  # see `segdrop.cli.main`
+            import tensorflow as tf
 
         self.state, self.progress = state, Progress(state)
         self.failures = (Diverged, tf.errors.ResourceExhaustedError, MemoryError)
