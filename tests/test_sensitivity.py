@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import rich.console
 from conftest import randomise, read_csv, tiny_training, write_pairs, write_run
 from keras import layers
 from standin import build_small_unet
@@ -293,3 +294,15 @@ def test_the_sentence_claims_no_more_than_the_rows_say():
     told = Sensitivities(rows).reading
     assert "in stage2 and stage3 lowers" in told and "by 0.050 and 0.050, that of" in told
     assert "(--dropout-blocks stage2 stage3)" in told and "whether it does, a sweep measures" in told
+
+
+def test_one_group_has_no_intervals_and_gives_no_hint():
+    nothing = dict.fromkeys(["train_low", "train_high", "val_low", "val_high"], np.nan)
+    nothing |= {"difference_low": np.nan, "difference_high": np.nan, "train_dice": 0.7, "val_dice": 0.6}
+    falls = {"train_fall": 0.05, "val_fall": 0.01, "difference": 0.04, "train_images": 4, "val_images": 2}
+    table = Sensitivities([falls | nothing | {"stage": "stage1", "places": 2, "rate": 0.2, "samples": 5}])
+    console = rich.console.Console(width=100, record=True)
+    console.print(table.rich())
+    (row,) = (line.split() for line in console.export_text().splitlines() if "stage1" in line)
+    assert row == ["stage1", "2", "0.050", "0.010", "0.040"]
+    assert table.reading.startswith("The training or the validation images are of one group, which tells nothing")

@@ -1,5 +1,6 @@
 """How much Dice falls with dropout in one stage alone: a table, and what it says in words."""
 
+import math
 from collections.abc import Sequence
 
 from .tables import Table
@@ -18,6 +19,11 @@ class Sensitivities(Table):
     def reading(self) -> str:
         told = [row for row in self if row["difference_low"] > 0]
         rate, looked = f"{self[0]['rate']:g}", len(self)
+        if math.isnan(self[0]["difference_low"]):
+            return (
+                "The training or the validation images are of one group, which tells nothing of others: no interval "
+                f"can be had, and no hint where dropout might help ({HINT})."
+            )
         if not told:
             where = f"In none of the {looked} stages" if looked > 1 else "Not even in the one stage"
             return (
@@ -55,8 +61,8 @@ class Sensitivities(Table):
 
 
 def _with_interval(row, name: str) -> str:
-    start = name.removesuffix("_fall")
-    return f"{row[name]:.3f} [{row[f'{start}_low']:.3f}, {row[f'{start}_high']:.3f}]"
+    low, high = (row[f"{name.removesuffix('_fall')}_{end}"] for end in ("low", "high"))
+    return f"{row[name]:.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
 
 def _listed(words: Sequence[str]) -> str:
