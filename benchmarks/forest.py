@@ -33,9 +33,8 @@ def read(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def arms_in(path: Path, margin: float) -> list[dict]:
+def arms_in(rows: list[dict], margin: float) -> list[dict]:
     """The compared arms of a table: name, verdict and NUMBERS."""
-    rows = read(path)
     if "simultaneous_low" in rows[0]:
         told = [{name: float(row[name] or math.nan) for name in NUMBERS} for row in rows]
     else:
@@ -53,9 +52,9 @@ def arms_in(path: Path, margin: float) -> list[dict]:
     ]
 
 
-def over_sets(paths: list[Path], margin: float) -> list[dict]:
+def over_sets(sets: list[list[dict]], margin: float) -> list[dict]:
     """What `arms_in` gives, of the weighted means over the sets, for arms that all tables have; and Q's p."""
-    tables = [{row["arm"]: row for row in read(path) if row["difference"]} for path in paths]
+    tables = [{row["arm"]: row for row in rows if row["difference"]} for rows in sets]
     names = [name for name in tables[0] if all(name in table for table in tables)]
     told = []
     for name in names:
@@ -86,9 +85,10 @@ def main() -> None:
     parser.add_argument("--margin", type=float, default=0.01)
     parser.add_argument("--together", action="store_true")
     options = parser.parse_args()
-    tables = {path.stem: arms_in(path, options.margin) for path in options.tables}
+    sets = {path.stem: read(path) for path in options.tables}
+    tables = {name: arms_in(rows, options.margin) for name, rows in sets.items()}
     if options.together:
-        tables[ALL] = over_sets(options.tables, options.margin)
+        tables[ALL] = over_sets(list(sets.values()), options.margin)
     drawn = {}
     for name, arms in tables.items():
         drawn[name if len(tables) > 1 else ""] = [

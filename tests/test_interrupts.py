@@ -110,9 +110,12 @@ def test_what_python_forgets_is_raised_again(lose):
 
 
 def test_what_is_lost_at_the_very_end_is_not_raised_afterwards():
+    raised = []
+    signal.signal(signal.SIGINT, lambda *_: raised.append("afterwards"))
     with heeding():
         in_a_finalizer()
     time.sleep(3 * interrupts._AGAIN)
+    assert raised == []
 
 
 def test_what_has_been_made_another_error_is_the_request():

@@ -174,7 +174,6 @@ def _import_tensorflow() -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        import keras  # noqa: F401  (which every command needs, and which imports as much)
         import tensorflow as tf
 
         tf.config.list_physical_devices()

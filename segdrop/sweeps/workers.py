@@ -42,7 +42,7 @@ class Worker:
     """Trains what is waiting, one training after the other, in this process."""
 
     def __init__(self, state: State):
-        with held():  # see `segdrop.cli.main`
+        with held():  # raised from within this import, a request can end in a segmentation fault
             import tensorflow as tf
 
         self.state, self.progress = state, Progress(state)
