@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 
+import keras
 import pytest
 import tensorflow as tf
+from conftest import assert_passes_under_jax, tiny_training
 
+from segdrop import train
 from segdrop.training.device import choose_device
+from segdrop.training.session import Session
 
 
 @pytest.mark.parametrize(("deterministic", "threads"), [("auto", 1), ("on", 1), ("off", 0)])
@@ -32,3 +36,23 @@ def test_on_a_gpu_deterministic_kernels_are_taken_where_they_are_asked_for(monke
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: details)
     assert choose_device("auto", deterministic) == ("GPU, One", "float16")
     assert len(calls) == asked
+
+
+def test_steps_are_compiled_by_xla_where_there_is_nothing_else_and_left_to_onednn_on_a_cpu(
+    cells, tmp_path, monkeypatch
+):
+    seen = []
+    fit = Session.compile
+
+    def compile(self, *arguments, **options):
+        fit(self, *arguments, **options)
+        seen.append(self.trained.jit_compile)
+
+    monkeypatch.setattr(Session, "compile", compile)
+    train(tiny_training(cells, run_dir=str(tmp_path / "run"), steps_per_epoch=1))
+    assert seen == [keras.backend.backend() == "jax"]
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is JAX")
+def test_jax_compiles_a_training_s_steps():
+    assert_passes_under_jax(__file__, "compiled_by_xla", 1)

@@ -99,8 +99,9 @@ class Session:
         self._best = rebuild(self.model)  # with the flags of this phase
         # On a CPU, XLA's convolutions took 1.6 times as long as oneDNN's; it does not go with several devices.
         # It would merge what is computed again for the gradient with what was computed first.
-        on_gpu = bool(tf.config.list_physical_devices("GPU"))
-        jit_compile = "auto" if on_gpu and not self.config.checkpointing else False
+        # JAX has nothing else: without it, every operation is a call of its own.
+        by_xla = keras.backend.backend() == "jax" or bool(tf.config.list_physical_devices("GPU"))
+        jit_compile = "auto" if by_xla and not self.config.checkpointing else False
         if self.strategy is not None:
             self.trained = replicate(self.model, self.strategy)
             self.predicting.compile(loss=self._loss(), metrics=self._metrics(), jit_compile=jit_compile)
