@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 
@@ -37,12 +37,16 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
                 os.replace(_partial(path), path)
             placed.append(path)
     except BaseException:
-        for path in placed:
-            path.unlink(missing_ok=True)
+        _remove(placed)
         raise
     finally:
-        for path in writers:
-            _partial(path).unlink(missing_ok=True)
+        _remove(map(_partial, writers))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # in a folder that is gone; it would hide what went wrong before
+            path.unlink()
 
 
 def _partial(path: Path) -> Path:

@@ -56,17 +56,13 @@ def with_small_networks(*arguments):
     return [sys.executable, "-c", WITH_SMALL_NETWORKS, *map(str, arguments)]
 
 
-@pytest.mark.parametrize(
-    ("training", "epochs"),
-    [
-        (lambda *arguments: with_small_networks("train", *arguments), 12),  # they are short; one must be caught
-        pytest.param(command, 3, marks=pytest.mark.slow),
-    ],
-    ids=["small", "resnet18"],
-)
-def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path, training, epochs):
+def test_a_killed_run_resumes_to_the_same_history_and_weights(cells, tmp_path):
     """Two uninterrupted runs are equal, and so is one that was killed; with a frozen phase, a changing rate, and an
     encoder that learns at a rate of its own, and gradients that are gathered over the end of an epoch."""
+    epochs = 12  # they are short; one must be caught
+
+    def training(*arguments):
+        return with_small_networks("train", *arguments)
 
     def run(*arguments):
         return subprocess.run(training(*arguments), capture_output=True, text=True)

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from kills import differences, files_of, litter, predict_again, run_of, sweep_of
 
 from segdrop.cells import draw_cells
 from segdrop.cli.main import main
+from segdrop.cli.parsing import describe_error
+from segdrop.files import write_atomically
 from segdrop.folders.run import lock_training
 from segdrop.locks import locked
 from segdrop.sweeps.state import open_state
 
 pytestmark = pytest.mark.usefixtures("small_unet")
-KINDS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE]
+KINDS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENOTCONN]
 TINY = "--encoder resnet18 --encoder-weights none --mixed-precision off --crop-size 32 --batch-size 2".split()
 TINY += "--augment medical --scale 1.0 --steps-per-epoch 2 --data".split()
 
@@ -143,9 +146,22 @@ def test_a_training_whose_write_fails_goes_on_to_the_same_end(number, kind, data
     assert every_write("train", data, tmp_path, capsys, [kind], [number]) == 1
 
 
+def test_a_folder_that_is_gone_does_not_hide_which_file_could_not_be_written(tmp_path, monkeypatch):
+    def gone(path, *_, **__):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+
+    monkeypatch.setattr(Path, "unlink", gone)
+    with pytest.raises(OSError, match="not connected") as told:
+        write_atomically(tmp_path / "model.keras", gone)
+    assert told.value.filename == str(tmp_path / "model.keras")
+    assert describe_error(told.value).startswith(
+        f"Transport endpoint is not connected: {tmp_path}/model.keras; see that the network folder is there again, "
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [KINDS, [Killed]], ids=["error", "kill"])
-@pytest.mark.parametrize(("name", "step", "least"), [("train", 4, 4), ("sweep", 11, 3)])
+@pytest.mark.parametrize(("name", "step", "least"), [("train", 4, 4), ("sweep", 17, 3)])
 def test_any_write_of_a_training_and_of_a_sweep_may_fail(name, step, least, kinds, data, tmp_path, capsys, monkeypatch):
     """A sample of them: all of a sweep's take five minutes."""
     # Without it each killed sweep waits 150 s until its dead training counts as one.

@@ -169,11 +169,12 @@ def describe_error(error: OSError) -> str:
     if error.errno is None or error.strerror is None:
         return str(error)
     where = f": {error.filename}" if error.filename else ""
+    gone = f"; see that the network folder is there again, {_GO_ON}"
     advice = {
         errno.ENOSPC: f"; free some space, {_GO_ON}",
         errno.EDQUOT: f"; free some of your quota, {_GO_ON}",
         errno.EFBIG: f"; allow larger files (ulimit -f), {_GO_ON}",
-        errno.ESTALE: f"; see that the network folder is there again, {_GO_ON}",
+        **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN), gone),
         errno.EIO: f"; see that the disk is well, {_GO_ON}",
         errno.EACCES: "; choose another place or change the permissions",
         errno.EROFS: "; choose another place",
