@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import read_csv
+from conftest import needs_the_keras_that_made_it, read_csv
 
 import segdrop
 import segdrop.layers  # registers them
@@ -36,23 +36,28 @@ def predicted(name):
         return stored[name]
 
 
-@pytest.mark.parametrize("name, file", [("run", "run"), ("onnx", "model.onnx")])
+@pytest.mark.parametrize(
+    "name, file", [pytest.param("run", "run", marks=needs_the_keras_that_made_it), ("onnx", "model.onnx")]
+)
 def test_a_run_and_its_export_predict_what_they_did(name, file):
     np.testing.assert_allclose(segdrop.load(MADE / file).predict(IMAGE), predicted(name), atol=1e-5)
 
 
+@needs_the_keras_that_made_it
 def test_a_model_with_every_layer_of_segdrop_predicts_what_it_did():
     model = keras.saving.load_model(MADE / "inside.keras")
     np.testing.assert_allclose(model(IMAGE[None].astype("float32"))[0], predicted("inside"), atol=1e-5)
     assert {type(layer).__name__ for layer in model.layers} >= {"AdjustableDropout", "DropBlock2D", "SpatialDropout2D"}
 
 
+@needs_the_keras_that_made_it
 def test_a_monte_carlo_twin_still_samples():
     twin = keras.saving.load_model(MADE / "layers.keras")
     images = np.repeat(IMAGE[None].astype("float32"), 8, axis=0)
     assert np.ptp(np.asarray(twin(images)), axis=0).max() > 0
 
 
+@needs_the_keras_that_made_it
 def test_a_run_is_scored_as_it_was(copied):
     before = json.loads((copied / "run" / "metrics.json").read_text())["test"]
     after = segdrop.evaluate(copied / "run")
@@ -60,6 +65,7 @@ def test_a_run_is_scored_as_it_was(copied):
     assert after.keys() == before.keys()
 
 
+@needs_the_keras_that_made_it
 def test_a_killed_run_ends_as_it_would_have(copied, small_unet):
     config = segdrop.TrainConfig(
         **{**json.loads((copied / "killed" / "config.json").read_text())["config"], "resume": True}
@@ -71,6 +77,7 @@ def test_a_killed_run_ends_as_it_would_have(copied, small_unet):
         assert row == pytest.approx(expected, rel=1e-3)
 
 
+@needs_the_keras_that_made_it
 def test_a_finished_sweep_predicts_and_is_trained_on(copied):
     network = segdrop.predict_uncertainty(copied / "sweep", IMAGE, samples=0)
     np.testing.assert_allclose(network.mean, predicted("sweep"), atol=1e-5)

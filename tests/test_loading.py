@@ -1,7 +1,10 @@
 """load: one call gives what is needed to use a trained network elsewhere."""
 
+import json
+import re
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -116,6 +119,24 @@ def test_what_is_no_run_is_an_error(run, tmp_path):
     (run / "model.keras").unlink()
     with pytest.raises(InputError, match=r"has no model\.keras yet"):
         segdrop.load(run)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("99.1.0", f"was written by Keras 99.1.0, and cannot be read by this older one, {keras.__version__}; install"),
+        ("3.0.0", "is not a Keras model that can be loaded"),
+        (7, "is not a Keras model that can be loaded"),
+    ],
+)
+def test_a_model_of_a_newer_keras_that_this_one_cannot_read_says_so(written, told, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        file.writestr("metadata.json", json.dumps({"keras_version": written}))
+        file.writestr(
+            "config.json", json.dumps({"module": "keras.layers", "class_name": "ReLU", "config": {"not_yet": 1}})
+        )
+    with pytest.raises(InputError, match=re.escape(told)):
+        load_model(tmp_path / "model.keras")
 
 
 def test_code_in_a_model_file_is_refused_and_not_run(run, tmp_path):

@@ -1,11 +1,13 @@
 """Networks in files."""
 
+import json
 import re
 import warnings
 import zipfile
 from pathlib import Path
 
 import keras
+from packaging.version import Version
 
 from .. import layers  # noqa: F401 (registers the layers that a network of segdrop may have)
 from ..errors import InputError, first_line
@@ -33,7 +35,22 @@ def load_model(path: Path) -> keras.Model:
                 f"{path} has a layer of a class that is not known, {unknown[1]}; import the module that registers it, "
                 f"on the command line with --import {_module_of(path.parent)}."
             ) from error
+        if newer := _newer_keras(path):
+            raise InputError(
+                f"{path} was written by Keras {newer}, and cannot be read by this older one, {keras.__version__}; "
+                f"install that one or a newer one."
+            ) from error
         raise InputError(f"{path} is not a Keras model that can be loaded: {first_line(error)}") from error
+
+
+def _newer_keras(path: Path) -> str | None:
+    """The version of Keras that wrote a file, if it is newer than this one."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            written = json.loads(file.read("metadata.json"))["keras_version"]
+        return written if Version(written) > Version(keras.__version__) else None
+    except (OSError, zipfile.BadZipFile, LookupError, TypeError, ValueError):  # damaged: it does not tell
+        return None
 
 
 def _module_of(run: Path) -> str:
