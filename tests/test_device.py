@@ -39,7 +39,7 @@ def test_on_a_gpu_deterministic_kernels_are_taken_where_they_are_asked_for(monke
 
 
 def test_steps_are_compiled_by_xla_where_there_is_nothing_else_and_left_to_onednn_on_a_cpu(
-    cells, tmp_path, monkeypatch
+    cells, tmp_path, monkeypatch, small_unet
 ):
     seen, original = [], Session.compile
 
