@@ -53,7 +53,8 @@ def entropy(probabilities, multilabel: bool = False) -> np.ndarray:
     channels = [p[..., i] for i in range(p.shape[-1])]
     if multilabel or len(channels) == 1:
         channels += [1 - channel for channel in channels]
-    return -sum(channel * np.log(np.maximum(channel, SMALLEST)) for channel in channels)
+    total = -sum(channel * np.log(np.maximum(channel, SMALLEST)) for channel in channels)
+    return total.astype(np.float32, copy=False)  # NumPy 1 makes a single pixel's float64
 
 
 def moments(probabilities, multilabel: bool = False) -> np.ndarray:
