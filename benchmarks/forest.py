@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import chi2, norm
 
 from segdrop import compare
-from segdrop.scoring.comparison import verdict_of
+from segdrop.scoring.comparison import ArmComparison, verdict_of
 from segdrop.show.plots import forest
 from segdrop.show.tables import Table
 
@@ -33,18 +33,30 @@ def read(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def columns_of(rows: list[dict]) -> list[str]:
+    """Of the folds' Dice, means over seeds."""
+    return [name for name in rows[0] if re.fullmatch(r"dice_repeat\d+_fold\d+", name)]
+
+
+def scores_of(rows: list[dict]) -> np.ndarray:
+    """Dice, (arms, folds x repeats); NaN where missing."""
+    return np.array([[float(row[column] or math.nan) for column in columns_of(rows)] for row in rows])
+
+
+def anew(rows: list[dict], margin: float, correction: float = 1.0) -> tuple[ArmComparison, ...]:
+    """The arms of a table compared by its scores; `correction` times what is assumed for images that folds share."""
+    folds = len({name.rpartition("fold")[2] for name in columns_of(rows)})
+    names = [row["arm"] for row in rows]
+    references = [names.index(row["reference"]) for row in rows]
+    return compare(scores_of(rows), correction / (folds - 1), references, margin=margin).arms
+
+
 def arms_in(rows: list[dict], margin: float) -> list[dict]:
     """The compared arms of a table: name, verdict and NUMBERS."""
     if "simultaneous_low" in rows[0]:
         told = [{name: float(row[name] or math.nan) for name in NUMBERS} for row in rows]
     else:
-        columns = [name for name in rows[0] if re.fullmatch(r"dice_repeat\d+_fold\d+", name)]
-        folds = len({name.rpartition("fold")[2] for name in columns})
-        names = [row["arm"] for row in rows]
-        scores = [[float(row[column] or math.nan) for column in columns] for row in rows]
-        references = [names.index(row["reference"]) for row in rows]
-        arms = compare(scores, 1 / (folds - 1), references, margin=margin).arms
-        told = [{name: getattr(arm, name) for name in NUMBERS} for arm in arms]
+        told = [{name: getattr(arm, name) for name in NUMBERS} for arm in anew(rows, margin)]
     return [
         {"name": row["arm"], **arm, "verdict": verdict_of(arm["simultaneous_low"], arm["simultaneous_high"], margin)}
         for row, arm in zip(rows, told, strict=True)

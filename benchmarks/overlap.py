@@ -1,4 +1,4 @@
-"""How much do folds share? The correction for shared training images, measured on finished sweeps.
+"""How much do folds share? The correction for shared training images, measured on finished sweeps of one repeat.
 
     python benchmarks/overlap.py docs/evidence/*_pretrained.csv [--margin 0.02] [--check 100]
 
@@ -11,27 +11,17 @@ such tables with normal scores, and tells how often interval and p are right.
 """
 
 import argparse
-import csv
 import json
-import re
 from pathlib import Path
 
 import numpy as np
+from forest import anew, read, scores_of
 from scipy.optimize import minimize_scalar
 from scipy.stats import chi2, f
 
-from segdrop import compare
 from segdrop.show.tables import Table
 
 DROPOUT = {"encoder_dropout", "dropout_kind", "dropout_placement"}
-
-
-def read(path: Path) -> tuple[list[dict], np.ndarray]:
-    """The rows of an answer.csv of one repeat, and the folds' Dice, (arms, folds)."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = [name for name in rows[0] if re.fullmatch(r"dice_repeat1_fold\d+", name)]
-    return rows, np.array([[float(row[column]) for column in columns] for row in rows])
 
 
 def of_dropout(row: dict) -> bool:
@@ -51,12 +41,13 @@ def ratio(scores: np.ndarray) -> float:
 def estimate(tables: list[np.ndarray]) -> tuple[float, float, float, float]:
     """The most likely g, its 95% interval, and p of g = 1."""
 
+    known = [(ratio(scores), *scores.shape) for scores in tables]
+
     def loss(g: float) -> float:
         total = 0.0
-        for scores in tables:
-            arms, folds = scores.shape
+        for value, arms, folds in known:
             scale = 1 + g * folds / (folds - 1)
-            total -= f.logpdf(ratio(scores) / scale, arms - 1, (arms - 1) * (folds - 1)) - np.log(scale)
+            total -= f.logpdf(value / scale, arms - 1, (arms - 1) * (folds - 1)) - np.log(scale)
         return total
 
     best = minimize_scalar(loss, bounds=(-0.5, 5), method="bounded")
@@ -78,14 +69,11 @@ def check(shapes: list[tuple[int, int]], g: float, count: int) -> str:
     return f"simulated, g = {g:.2f}: the interval holds it in {held / count:.0%}, 1 is refuted in {refuted / count:.0%}"
 
 
-def decided(rows: list[dict], scores: np.ndarray, g: float, margin: float) -> tuple[int, float]:
+def decided(rows: list[dict], g: float, margin: float) -> str:
     """How many arms are told from the reference or from the margin, and half of the median interval."""
-    names = [row["arm"] for row in rows]
-    references = [names.index(row["reference"]) for row in rows]
-    arms = compare(scores, g / (scores.shape[1] - 1), references, margin=margin).arms
-    arms = [arm for i, arm in enumerate(arms) if references[i] != i]
+    arms = [arm for arm in anew(rows, margin, g) if not np.isnan(arm.difference)]
     halves = [(arm.simultaneous_high - arm.simultaneous_low) / 2 for arm in arms]
-    return sum(arm.verdict != "cannot be told" for arm in arms), float(np.median(halves))
+    return f"{sum(arm.verdict != 'cannot be told' for arm in arms)} of {len(arms)}, {np.median(halves):.3f}"
 
 
 def main() -> None:
@@ -95,18 +83,21 @@ def main() -> None:
     parser.add_argument("--check", type=int, default=0)
     given = parser.parse_args()
     found = {path.stem: read(path) for path in given.tables}
-    alike = {name: scores[[of_dropout(row) for row in rows]] for name, (rows, scores) in found.items()}
+    alike = {name: scores_of([row for row in rows if of_dropout(row)]) for name, rows in found.items()}
     best, low, high, p = estimate(list(alike.values()))
-    shown = []
-    for name, (rows, scores) in found.items():
-        row = {"table": name, "arms, folds": "{} x {}".format(*alike[name].shape), "F": f"{ratio(alike[name]):.2f}"}
-        for g in (1.0, high, max(best, 0.0)):
-            count, half = decided(rows, scores, g, given.margin)
-            row[f"decided, half an interval with g = {g:.2f}"] = f"{count} of {len(rows) - 1}, {half:.3f}"
-        shown.append(row)
+    candidates = 1.0, high, max(best, 0.0)
+    shown = [
+        {
+            "table": name,
+            "arms, folds": "{} x {}".format(*alike[name].shape),
+            "F": f"{ratio(alike[name]):.2f}",
+            **{f"decided, half an interval with g = {g:.2f}": decided(rows, g, given.margin) for g in candidates},
+        }
+        for name, rows in found.items()
+    ]
     print(Table(shown))
     print(f"g {best:.2f} [{low:.2f}, {high:.2f}]; p of g = 1: {p:.4f}")
-    for g in (1.0, high, max(best, 0.0)) if given.check else ():
+    for g in candidates if given.check else ():
         print(check([scores.shape for scores in alike.values()], g, given.check))
 
 

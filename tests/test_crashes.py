@@ -161,7 +161,7 @@ def test_a_folder_that_is_gone_does_not_hide_which_file_could_not_be_written(tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [KINDS, [Killed]], ids=["error", "kill"])
-@pytest.mark.parametrize(("name", "step", "least"), [("train", 4, 4), ("sweep", 17, 2)])
+@pytest.mark.parametrize(("name", "step", "least"), [("train", 4, 4), ("sweep", 16, 3)])
 def test_any_write_of_a_training_and_of_a_sweep_may_fail(name, step, least, kinds, data, tmp_path, capsys, monkeypatch):
     """A sample of them: all of a sweep's take five minutes."""
     # Without it each killed sweep waits 150 s until its dead training counts as one.

@@ -385,12 +385,8 @@ def test_a_mean_entropy_is_in_nats_and_over_scored_pixels(graded):
 
 
 def test_large_images_are_predicted_in_tiles(graded):
-    def numbers(metrics):
-        return [np.ravel(np.array(value, float)) for scores in metrics["classes"].values() for value in scores.values()]
-
     whole, tiled = evaluate(graded), evaluate(graded, tile=32, overlap=0)
-    for ours, theirs in zip(numbers(tiled), numbers(whole), strict=True):  # this network sees single pixels
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert tiled["classes"] == whole["classes"]  # this network sees single pixels
     assert tiled["calibration"]["brier"] == pytest.approx(whole["calibration"]["brier"], rel=1e-6)
 
 
