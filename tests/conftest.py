@@ -1,8 +1,6 @@
 import csv
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -173,18 +171,6 @@ def tiny_training(data, **fields):
 needs_the_keras_that_made_it = pytest.mark.skipif(
     Version(keras.__version__) < Version("3.15"), reason="tests/made_by_0_4 was written by a newer Keras"
 )
-
-
-def assert_passes_under_jax(file, expression, count):
-    """Tests of a file, chosen as by -k, pass in a process of their own under JAX, so many of them."""
-    pytest.importorskip("jax", reason="JAX is not installed; `pip install segdrop[test]` brings it")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", file, "-k", expression],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0 and f"{count} passed" in run.stdout, run.stdout
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import assert_passes_under_jax, tiny_training
+from conftest import tiny_training
 from standin import build_small_unet
 
 from segdrop import InputError, train
@@ -149,13 +149,9 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(cells, tmp_path, monkeyp
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.jax
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="run by the next test")
 def test_averages_are_refused_under_jax(cells, tmp_path):
     with pytest.raises(InputError, match=r"^`ema` needs Keras's backend tensorflow, got jax\.$"):
         train(tiny_training(cells, run_dir=str(tmp_path / "run"), ema=0.9))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is JAX")
-def test_jax_is_told():
-    assert_passes_under_jax(__file__, "refused_under_jax", 1)

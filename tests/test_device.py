@@ -7,7 +7,7 @@ import sys
 import keras
 import pytest
 import tensorflow as tf
-from conftest import assert_passes_under_jax, tiny_training
+from conftest import tiny_training
 
 from segdrop import train
 from segdrop.training.device import choose_device
@@ -38,6 +38,7 @@ def test_on_a_gpu_deterministic_kernels_are_taken_where_they_are_asked_for(monke
     assert len(calls) == asked
 
 
+@pytest.mark.jax
 def test_steps_are_compiled_by_xla_where_there_is_nothing_else_and_left_to_onednn_on_a_cpu(
     cells, tmp_path, monkeypatch, small_unet
 ):
@@ -51,8 +52,3 @@ def test_steps_are_compiled_by_xla_where_there_is_nothing_else_and_left_to_onedn
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])  # whatever the machine has
     train(tiny_training(cells, run_dir=str(tmp_path / "run"), steps_per_epoch=1))
     assert seen == [keras.backend.backend() == "jax"]
-
-
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is JAX")
-def test_jax_compiles_a_training_s_steps():
-    assert_passes_under_jax(__file__, "compiled_by_xla", 1)

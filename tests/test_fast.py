@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import assert_passes_under_jax, randomise
+from conftest import randomise
 from keras import layers
 from standin import build_small_unet
 
@@ -57,6 +57,7 @@ def test_all_norms_but_the_images_own_and_all_padding_but_that_of_strides_are_ex
     assert len(pads) - sum(isinstance(layer, layers.ZeroPadding2D) for layer in twin.layers) == convolutions
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(
     ("kernel", "padding", "dilation"), [(3, 1, 1), (5, 2, 1), (3, 2, 2), ((1, 3), (0, 1), 1), (1, 0, 1)]
 )
@@ -70,6 +71,7 @@ def test_padding_that_is_the_convolutions_own_goes_into_it_exactly(kernel, paddi
     np.testing.assert_array_equal(twin(images()), model(images()))
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(
     "middle",
     [
@@ -91,6 +93,7 @@ def test_other_padding_stays(middle):
     np.testing.assert_array_equal(twin(images()), model(images()))
 
 
+@pytest.mark.jax
 def test_padding_stays_where_something_else_reads_it_or_it_is_called_twice():
     image = keras.Input((None, None, 3))
     pad, convolution = layers.ZeroPadding2D(1), layers.Conv2D(3, 3)
@@ -105,6 +108,7 @@ def test_padding_stays_where_something_else_reads_it_or_it_is_called_twice():
             np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.jax
 def test_two_convolutions_take_the_padding_that_they_share():
     image = keras.Input((None, None, 3))
     padded = layers.ZeroPadding2D(1)(image)
@@ -154,6 +158,7 @@ def test_norms_within_nested_models_are_exchanged():
 # One set of weights
 
 
+@pytest.mark.jax
 def test_the_twin_has_the_variables_of_the_model_in_its_order_and_the_names_of_its_layers():
     model = build_unet("resnet18", encoder_weights=None, encoder_dropout=0.2, seed=1)
     twin = fast(model)
@@ -194,6 +199,7 @@ def test_a_model_is_left_as_it_was():
 # The same numbers
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("scale", [True, False])
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("momentum", [0.9, 0.99])
@@ -353,6 +359,7 @@ def test_a_model_of_another_kind_is_refused():
         fast(Own())
 
 
+@pytest.mark.jax
 def test_under_mixed_precision_the_twin_computes_in_the_layers_precision():
     with precision_policy("bfloat16"):
         model = build_small_unet()
@@ -360,11 +367,6 @@ def test_under_mixed_precision_the_twin_computes_in_the_layers_precision():
     kept = {layer.name: layer.compute_dtype for layer in twin.layers}
     assert kept == {layer.name: layer.compute_dtype for layer in model.layers if layer.name in kept}
     assert "bfloat16" in kept.values() and twin.output.dtype == "float32"
-
-
-@pytest.mark.slow
-def test_the_twin_works_under_jax():
-    assert_passes_under_jax(__file__, "padding or variables or statistics_of_keras or precision", 25)
 
 
 def test_it_is_public():

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import assert_passes_under_jax, randomise
+from conftest import randomise
 from keras import layers
 from standin import build_small_unet
 
@@ -50,6 +50,7 @@ def assert_same(ours, theirs, given=None, tolerance=1e-5):
 # What goes into a convolution
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(
     ("convolution", "norm"),
     [
@@ -71,6 +72,7 @@ def test_a_norm_goes_into_the_convolution_before_it(convolution, norm):
     assert_same(twin, model, images(4))
 
 
+@pytest.mark.jax
 def test_the_kernel_by_hand():
     model = chain(layers.Conv2D(1, 1), layers.BatchNormalization(epsilon=0), shape=(1, 1, 1))
     convolution, norm = model.layers[1:]
@@ -80,6 +82,7 @@ def test_the_kernel_by_hand():
     assert (kernel.item(), bias.item()) == (3, 3)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(
     "middle",
     [
@@ -166,7 +169,3 @@ def test_the_model_keeps_its_weights():
     folded(model)
     for ours, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-
-
-def test_under_jax():
-    assert_passes_under_jax(__file__, "by_hand or goes_into or what_stays", 14)

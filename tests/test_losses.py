@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from conftest import assert_passes_under_jax
 
 from segdrop.conventions import IGNORED
 from segdrop.training.losses import LOSSES, SegmentationLoss
@@ -93,6 +92,7 @@ def smoothed_by_hand(probabilities, labels):
     return -np.mean(np.sum(labels * np.log(probabilities), axis=-1))
 
 
+@pytest.mark.jax
 def test_label_smoothing_by_hand_where_there_are_two_classes():
     both = np.concatenate([1 - PROBABILITIES, PROBABILITIES], axis=-1)
     labels = np.where(TRUTH == [0, 1], 0.9, 0.1)  # of 0.2, half to each
@@ -102,6 +102,7 @@ def test_label_smoothing_by_hand_where_there_are_two_classes():
     assert float(softmax) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.jax
 def test_label_smoothing_by_hand_where_there_are_three():
     truth, pred = random_batch(3)
     labels = np.where(truth == np.arange(3), 0.8, 0.1)  # of 0.3, a third to each
@@ -111,6 +112,7 @@ def test_label_smoothing_by_hand_where_there_are_three():
     assert float(SegmentationLoss("focal", label_smoothing=0.3)(truth, pred)) == pytest.approx(focal, rel=1e-5)
 
 
+@pytest.mark.jax
 def test_label_smoothing_by_hand_where_classes_overlap():
     truth = np.array([[[0, 1], [2, 3]]], "uint8")[..., None]  # neither, the first, the second, both
     pred = np.random.default_rng(0).uniform(0.1, 0.9, (1, 2, 2, 2)).astype("float32")
@@ -123,6 +125,7 @@ def test_label_smoothing_by_hand_where_classes_overlap():
     assert float(smooth) - float(plain) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("classes", [1, 3])
 def test_label_smoothing_leaves_overlap_and_ignored_pixels_alone(classes):
     truth, pred = random_batch(classes)
@@ -136,6 +139,7 @@ def test_label_smoothing_leaves_overlap_and_ignored_pixels_alone(classes):
         assert abs(float(loss(truth, pred)) - float(SegmentationLoss(name)(truth, pred))) > 0.01
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("classes", [1, 3])
 def test_a_blend_costs_what_its_images_cost_by_their_shares(name, classes):
@@ -150,6 +154,7 @@ def test_a_blend_costs_what_its_images_cost_by_their_shares(name, classes):
     assert float(loss(blend, pred)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.jax
 def test_cross_entropy_of_a_blend_is_that_of_blended_labels():
     (truth, pred), (other, _) = random_batch(3), random_batch(3, seed=1)
     labels = 0.8 * np.eye(3)[truth[..., 0]] + 0.2 * np.eye(3)[other[..., 0]]
@@ -161,11 +166,6 @@ def test_cross_entropy_of_a_blend_is_that_of_blended_labels():
 def test_a_loss_is_made_again_from_its_configuration():
     loss = SegmentationLoss("focal", class_weights=(1, 2), label_smoothing=0.1)
     assert SegmentationLoss.from_config(loss.get_config()).get_config() == loss.get_config()
-
-
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is JAX")
-def test_the_same_holds_under_jax():
-    assert_passes_under_jax(__file__, "smoothing or blend", 14)
 
 
 def test_an_unknown_loss_is_an_error():

@@ -1,10 +1,9 @@
 """Mixed crops: what is taken from where, whose truth it has, and that the seed alone decides."""
 
 import cv2
-import keras
 import numpy as np
 import pytest
-from conftest import assert_passes_under_jax, tiny_training, write_pairs
+from conftest import tiny_training, write_pairs
 
 from segdrop import TrainConfig, train
 from segdrop.conventions import IGNORED
@@ -138,6 +137,7 @@ def test_objects_are_pasted_before_crops_are_blended():
     np.testing.assert_allclose(blend[0], (1 - share) * pasted[0] + share * pasted[j], atol=1e-4)
 
 
+@pytest.mark.jax
 def test_metrics_go_by_the_crop_that_has_the_larger_share():
     truth = np.zeros((1, 2, 2, 3), np.uint8)
     truth[0, 0, :, 0], truth[0, :, 0, 1], truth[..., 2] = 1, 1, 100
@@ -232,7 +232,8 @@ KINDS_OF_TRAINING = {
 @pytest.mark.parametrize(
     ("kind", "how"),
     [
-        *(("binary", how) for how in ("pasted", "blended", "float16")),
+        *(("binary", how) for how in ("pasted", "float16")),
+        pytest.param("binary", "blended", marks=pytest.mark.jax),
         *(("multilabel", how) for how in ("cut", "blended")),
     ],
 )
@@ -248,12 +249,6 @@ def test_a_training_runs_with_it(tmp_path, small_unet, kind, how):
     )
     result = train(config)
     assert np.isfinite(result.history[0]["loss"]) and 0 <= result.history[0]["dice"] <= 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is JAX")
-def test_the_same_holds_under_jax():
-    assert_passes_under_jax(__file__, "binary-blended or larger_share", 2)
 
 
 def test_a_batch_of_one_has_no_other_crop():

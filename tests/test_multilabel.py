@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import tifffile
-from conftest import assert_passes_under_jax, tiny_training, write_run, write_table
+from conftest import tiny_training, write_run, write_table
 from keras import losses as keras_losses
 from PIL import Image
 from scipy import stats
@@ -99,6 +99,7 @@ def test_a_temperature_is_fitted_to_each_class_of_a_pixel_by_itself():
     assert layer.multilabel and layer.temperature == 2
 
 
+@pytest.mark.jax
 def test_the_keras_metrics_say_the_same():
     counts = confusion_counts(TRUTH, to_labels(P, multilabel=True), CLASSES, multilabel=True)
     for metric, score in ((Dice, dice_from_counts), (IoU, lambda c: c[:, 0] / c.sum(axis=1))):
@@ -111,6 +112,7 @@ def test_the_keras_metrics_say_the_same():
 # Losses, against Keras's own on each class.
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("weights", [None, (1.0, 2.0, 3.0, 4.0)])
 def test_a_loss_is_made_of_the_classes_own(name, weights):
@@ -127,14 +129,11 @@ def test_a_loss_is_made_of_the_classes_own(name, weights):
     assert float(loss) == pytest.approx(parts.get(name, np.average(1 - overlap, weights=others)), rel=1e-4)
 
 
+@pytest.mark.jax
 def test_where_all_is_ignored_a_loss_is_nothing_and_it_keeps_what_it_was_told():
     loss = SegmentationLoss("dice_ce", multilabel=True)
     assert float(loss(np.full((1, 4, 4, 1), IGNORED), P[None, :4, :4])) == 0
     assert SegmentationLoss.from_config(loss.get_config()).multilabel
-
-
-def test_the_same_holds_under_jax():
-    assert_passes_under_jax(__file__, "keras_metrics or classes_own or all_is_ignored", 10)
 
 
 # Masks as people have them.

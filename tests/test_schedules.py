@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from conftest import assert_passes_under_jax
 from keras import layers, ops
 
 from segdrop import DropoutSchedule, InputError, build_unet, insert_dropout, monte_carlo, set_dropout_rate
@@ -49,6 +48,7 @@ class Rates(keras.callbacks.Callback):
         self.seen.append(1 - 1 / loss)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("kind", ["element", "spatial", "block"])
 def test_a_schedule_acts_in_every_epoch_of_a_traced_fit(kind):
     model, rates = ones_model(0.4, kind=kind), Rates()
@@ -56,12 +56,14 @@ def test_a_schedule_acts_in_every_epoch_of_a_traced_fit(kind):
     np.testing.assert_allclose(rates.seen, [0, 0.1, 0.2, 0.3, 0.4], atol=0.06)
 
 
+@pytest.mark.jax
 def test_a_rate_set_in_the_middle_of_an_epoch_acts_on_the_next_step():
     model, rates = ones_model(0.5), Rates(change_at=2, to=0.1)
     model.fit(ONES, ONES, batch_size=2, verbose=0, callbacks=[rates])
     np.testing.assert_allclose(rates.seen, [0.5, 0.5, 0.1, 0.1], atol=0.02)
 
 
+@pytest.mark.jax
 def test_assigning_the_layer_s_rate_acts_without_compiling_again():
     model = ones_model(0.5)
     first = model.train_on_batch(ONES, ONES)
@@ -69,10 +71,6 @@ def test_assigning_the_layer_s_rate_acts_without_compiling_again():
     model.get_layer("same_dropout").rate = 0.2
     assert 1 - 1 / first == pytest.approx(0.5, abs=0.01)
     assert 1 - 1 / model.train_on_batch(ONES, ONES) == pytest.approx(0.2, abs=0.01)
-
-
-def test_the_same_works_under_jax():
-    assert_passes_under_jax(__file__, "traced_fit or middle_of or compiling_again", 5)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import assert_passes_under_jax, randomise
+from conftest import randomise
 from standin import build_small_unet
 
 from segdrop import InputError, build_unet, insert_dropout, monte_carlo
@@ -140,6 +140,7 @@ def test_samples_have_the_statistics_of_independent_passes():
     assert found.expected_entropy.mean() == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.jax
 def test_seed_and_key_choose_the_samples():
     model = small()
     first = MonteCarlo(model, 3, seed=1).moments(IMAGES)
@@ -158,13 +159,10 @@ def test_samples_in_one_batch_differ(shared, monkeypatch):
     assert together == pytest.approx(apart, rel=0.5)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("kind", ["element", "block"])
 def test_samples_of_images_of_any_size_are_drawn_without_a_warning(kind):
     assert from_moments(MonteCarlo(small(kind=kind), 3).moments(IMAGES)).std.mean() > 0
-
-
-def test_the_same_works_under_jax():
-    assert_passes_under_jax(__file__, "seed_and_key or without_a_warning", 3)
 
 
 def test_dropout_inside_a_nested_model_is_sampled():
