@@ -1,6 +1,7 @@
 """What lies in examples/ runs as it stands, in a process of its own and an empty folder."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,9 @@ def test_the_notebook_is_stored_without_what_it_printed():
 
 
 @pytest.mark.slow
-def test_the_notebook_goes_from_data_to_an_answer(tmp_path):
+def test_the_notebook_goes_from_data_to_an_answer(tmp_path, monkeypatch):
+    """Also where the environment of its kernel is not the one that is active."""
+    monkeypatch.setenv("PATH", os.defpath)
     copy = tmp_path / NOTEBOOK.name
     copy.write_bytes(NOTEBOOK.read_bytes())
     output_of(tmp_path, "-m", "jupyter", "execute", "--inplace", copy)
