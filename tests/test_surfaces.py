@@ -36,10 +36,10 @@ def test_distances_agree_with_brute_force(seed, spacing):
     there, back = by_brute_force(truth, pred, spacing)
     assert there.max() > 3 * min(spacing or (1, 1))  # the masks do differ
     found = boundary_distances(truth, pred, spacing)
-    np.testing.assert_allclose(found[0], there, rtol=1e-6)
-    np.testing.assert_allclose(found[1], back, rtol=1e-6)
+    np.testing.assert_allclose(found[0], there, rtol=1e-12)
+    np.testing.assert_allclose(found[1], back, rtol=1e-12)
     expected = max(np.percentile(there, 95), np.percentile(back, 95))
-    assert hausdorff95(truth, pred, spacing) == pytest.approx(expected, rel=1e-6)
+    assert hausdorff95(truth, pred, spacing) == pytest.approx(expected, rel=1e-12)
     near = np.concatenate([there, back]) <= 1.5
     assert surface_dice(truth, pred, 1.5, spacing) == pytest.approx(near.mean(), rel=1e-12)
 
@@ -74,9 +74,9 @@ EMPTY = square(0, 0, 0)
     ],
 )
 def test_distances_by_hand(truth, pred, spacing, tolerance, distance, share):
-    np.testing.assert_allclose(hausdorff95(truth, pred, spacing), distance, rtol=1e-6)
-    np.testing.assert_allclose(surface_dice(truth, pred, tolerance, spacing), share, rtol=1e-6)
-    np.testing.assert_allclose(hausdorff95(truth.astype(bool), pred.astype(bool), spacing), distance, rtol=1e-6)
+    np.testing.assert_allclose(hausdorff95(truth, pred, spacing), distance, rtol=1e-12)
+    np.testing.assert_allclose(surface_dice(truth, pred, tolerance, spacing), share, rtol=1e-12)
+    np.testing.assert_allclose(hausdorff95(truth.astype(bool), pred.astype(bool), spacing), distance, rtol=1e-12)
 
 
 def test_the_images_border_counts_as_outside():
