@@ -165,8 +165,8 @@ def test_a_folder_that_is_gone_does_not_hide_which_file_could_not_be_written(tmp
 def test_any_write_of_a_training_and_of_a_sweep_may_fail(name, step, least, kinds, data, tmp_path, capsys, monkeypatch):
     """A sample of them: all of a sweep's take five minutes."""
     # Without it each killed sweep waits 150 s until its dead training counts as one.
-    monkeypatch.setitem(open_state.__kwdefaults__, "heartbeat", 2)
-    monkeypatch.setitem(open_state.__kwdefaults__, "grace", 10)
+    monkeypatch.setitem(open_state.__kwdefaults__, "heartbeat", 1)
+    monkeypatch.setitem(open_state.__kwdefaults__, "grace", 5)
     assert every_write(name, data, tmp_path, capsys, kinds, itertools.count(2, step)) >= least
 
 

@@ -98,23 +98,23 @@ def by_training(state):
 
 @pytest.fixture(scope="module")
 def swept(postgresql, tmp_path_factory):
-    """40 trainings by four workers, two of them killed; the server is away for a while; and one process's own sweep."""
+    """24 trainings by four workers, two of them killed; the server is away for a while; and one process's own sweep."""
     folder = tmp_path_factory.mktemp("sweeps")
     data = write_pairs(folder / "data", {f"c{i}": draw_cells(np.random.default_rng(i), 32) for i in range(8)})
     url = postgresql.create("sweep")
-    rates = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45]
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5]
     opened = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "segdrop.sweeps.state.open_storage", lambda *given: opened.append(open_storage(*given)) or opened[-1]
         )
         shared = open_or_start(folder / "shared", config(data, rates, (0, 1)), url, heartbeat=1, grace=4)
-        alone = open_or_start(folder / "alone", config(data, rates[3:4], (0,)), None)
+        alone = open_or_start(folder / "alone", config(data, rates[1:2], (0,)), None)
     single = worker(alone.folder, None, folder / "alone.log")
     workers = [worker(shared.folder, url, folder / f"shared{i}.log") for i in range(4)]
     wait_until(lambda: len(by_training(shared)) >= 4)
     killed = kill_two(workers, shared)
-    wait_until(lambda: len(by_training(shared)) >= 20)
+    wait_until(lambda: len(by_training(shared)) >= 12)
     postgresql.stop("immediate")
     time.sleep(8)
     postgresql.start()
@@ -131,14 +131,14 @@ def test_the_workers_that_are_left_finish_every_training(swept):
     assert {pid for pid, code in codes.items() if code} == set(killed)
     places = {(0, fold, seed) for fold in (0, 1) for seed in (0, 1)}
     arms = {arm for arm, *_ in by_training(shared)}
-    assert len(arms) == 10 and set(by_training(shared)) == {(arm, *place) for arm in arms for place in places}
+    assert len(arms) == 6 and set(by_training(shared)) == {(arm, *place) for arm in arms for place in places}
 
 
 def test_nothing_is_left_waiting_or_running_and_nothing_is_run_twice_to_its_end(swept):
     shared, *_ = swept
     known = shared.trials.all()
-    assert Counter(trial.state for trial in known) == {TrialState.COMPLETE: 40, TrialState.FAIL: 2}
-    assert sum(map(is_score, known)) == 40 and shared.trials.missing(known) == []
+    assert Counter(trial.state for trial in known) == {TrialState.COMPLETE: 24, TrialState.FAIL: 2}
+    assert sum(map(is_score, known)) == 24 and shared.trials.missing(known) == []
 
 
 def test_the_trainings_of_killed_workers_are_run_again_by_others(swept):
@@ -163,17 +163,17 @@ def test_the_scores_are_those_of_a_single_process(swept):
     assert len({trial.user_attrs["scores"]["brier"] for trial in expected.values()}) == 4
 
 
-def test_the_answer_counts_forty_trainings_and_the_chosen_models_are_there(swept):
+def test_the_answer_counts_every_training_once_and_the_chosen_models_are_there(swept):
     shared, *_ = swept
     found = answer(results(shared))
-    assert (found.trained, found.expected, found.failures) == (40, 40, [])
+    assert (found.trained, found.expected, found.failures) == (24, 24, [])
     assert choose(shared)
     remove_models(shared)
     left = sorted(path.parent for path in shared.folder.glob("trainings/*/model.keras"))
     assert left == sorted(fold_runs(shared.folder)) and len(left) == 2
 
 
-def test_an_outage_of_a_minute_is_waited_out(postgresql):
+def test_an_outage_longer_than_its_workers_grace_is_waited_out(postgresql):
     url = postgresql.create("outage")
     sweep = config("nowhere", [0.1], (0,))
     database, watching = open_storage(url, 1, 4), open_storage(url, 1, 4)
@@ -181,7 +181,7 @@ def test_an_outage_of_a_minute_is_waited_out(postgresql):
     trials = Trials(optuna.create_study(study_name="outage", storage=database, direction="maximize"), sweep)
     watcher = Trials(optuna.load_study(study_name="outage", storage=watching), sweep)
     trials.enqueue(trials.missing([]))
-    back = threading.Timer(60, postgresql.start)
+    back = threading.Timer(15, postgresql.start)
 
     def struck(job, number):
         if number == 0:
