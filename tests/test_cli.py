@@ -650,6 +650,10 @@ def test_options_of_a_sweep_become_its_grid():
         (["sweep", "NEW", "--grid", '{"lr": [1]}', "--rates", "0.1"], "`grid` is given beside encoder_dropout"),
         (["sweep", "NEW", "--blocks", "stage9"], "names no unit of this encoder: 'stage9"),
         (["sweep", "NEW", "--prune"], "`prune` belongs to a search"),
+        (
+            ["sweep", "NEW", "--grid", '{"train_fraction": [0.5]}', "--stop-when-told"],
+            "`stop_when_told` needs arms of which one is compared with another, got ",
+        ),
         (["sweep", "NEW", "--workers", "0"], "`workers` must be a whole number of at least 1"),
         (["sweep", "NEW", "--storage", "nonsense"], "`storage` must look like postgresql://"),
         (["sweep", "NEW", "--run-dir", "x"], "`run_dir` is not for a sweep"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import optuna
 
-from ..config.arms import arm_config, arms_of, config_of, subgrids_of
+from ..config.arms import arm_config, arms_of, config_of, name_of, subgrids_of
 from ..config.design import contrasts_of, references_of
 from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
@@ -210,7 +210,11 @@ def check(config: SweepConfig) -> Checked:
     from ..training.planning import make_plan
 
     arms = arms_of(config)  # what is wrong with them is found before the data are read
-    contrasts_of(config.contrasts, arms, references_of(arms, config.reference))
+    references = references_of(arms, config.reference)
+    contrasts_of(config.contrasts, arms, references)
+    if config.stop_when_told and references == list(range(len(arms))):
+        names = "; ".join(map(name_of, arms))
+        raise InputError(f"`stop_when_told` needs arms of which one is compared with another, got {names}.")
     _check_search(config)
     dataset = open_configured(config.train)
     values = values_of(dataset, np.arange(len(dataset)))
