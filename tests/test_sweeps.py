@@ -125,6 +125,9 @@ def test_a_sweep_that_stops_when_told_trains_no_further_what_is_clear(trained, c
     assert len(fold_runs(tmp_path / "sweep")) == 3  # a network of each fold
     again = sweep(tmp_path / "sweep", config)
     assert again.headline == answer.headline and len(trained) == answer.trained
+    assert sweep_report(tmp_path / "sweep", reference="none").headline == answer.headline
+    with pytest.raises(InputError, match="`reference` cannot be 'spatial 0.1' in a sweep that stops when told"):
+        sweep_report(tmp_path / "sweep", reference="spatial 0.1")
 
 
 def test_any_arm_can_be_what_the_others_are_compared_with(finished):
@@ -136,6 +139,12 @@ def test_any_arm_can_be_what_the_others_are_compared_with(finished):
         sweep_report(finished, reference="element 0.1")
     with pytest.raises(InputError, match="`margin` must be in 0..0.5"):
         sweep_report(finished, margin=-0.1)
+
+
+def test_what_was_stated_beforehand_stays_whatever_the_arms_are_compared_with_later(trained, cells, tmp_path):
+    beforehand = sweep(tmp_path / "sweep", config_of(cells, contrasts="kinds")).contrasts
+    later = sweep_report(tmp_path / "sweep", reference="spatial 0.1").contrasts
+    assert beforehand == later and list(later) == ["spatial, mean of 2 rates"]
 
 
 def test_a_reference_or_contrast_that_there_is_not_is_told_before_anything_is_trained(trained, cells, tmp_path):

@@ -24,11 +24,19 @@ def results(state: State, reference: str | None = None) -> Results:
 
     Args:
         reference: the name of the arm that the others are compared with, where it is not that of the configuration.
+
+    Raises:
+        InputError: there is no arm of this name, or the sweep was stopped by comparisons with another one.
     """
     trials = state.trials.all()
     arms = arms_in(state, trials)
     keys = [key_of(arm) for arm in arms]
-    references, seeds = references_of(arms, reference or state.config.reference), seeds_of(state.config, arms)
+    stated, seeds = references_of(arms, state.config.reference), seeds_of(state.config, arms)
+    references = references_of(arms, reference) if reference else stated
+    if state.config.stop_when_told and references != stated:
+        raise InputError(
+            f"`reference` cannot be {reference!r} in a sweep that stops when told: it has stopped by other comparisons."
+        )
     pruned = {trial.user_attrs["arm"] for trial in first_trainings(trials) if is_pruned(trial)}
     scored = scored_by_training(trials)
     scores = {trial.number: fold_scores(trial) for trial in scored.values()}
@@ -79,7 +87,8 @@ def results(state: State, reference: str | None = None) -> Results:
         groups=groups_in(rows),
         test=test if test and leader is not None and test["arm"] == name_of(leader) else None,
         margin=config.margin,
-        contrasts=contrasts_of(config.contrasts, arms, references),
+        contrasts=contrasts_of(config.contrasts, arms, stated),
+        stated=stated,
         before=state.record.segdrop if state.record.single_tests else "",
         stops=config.stop_when_told,
         shares=shares_of(config, arms) if config.stop_when_told else (),

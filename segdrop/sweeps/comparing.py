@@ -109,14 +109,14 @@ def _table(found: Gathered) -> Compared | None:
     table = np.where(np.array(found.usable)[:, None, None], dice.reshape(len(dice), -1, dice.shape[3]), np.nan)
     if table.shape[0] < 2 or table.shape[1] < 2:
         return None
-    compared = compare(
-        table,
-        [arm.test_share or results.test_share for arm in results.arms],
-        [arm.reference for arm in results.arms],
-        contrasts=results.contrasts,
-        margin=results.margin,
-        further=results.dropped,
-    )
+    shares = [arm.test_share or results.test_share for arm in results.arms]
+    references = [arm.reference for arm in results.arms]
+    compared = compare(table, shares, references, margin=results.margin, further=results.dropped)
+    if results.contrasts:  # are what they were beforehand, whatever the arms are compared with now
+        stated = compare(
+            table, shares, results.stated or references, contrasts=results.contrasts, margin=results.margin
+        )
+        compared = dataclasses.replace(compared, contrasts=stated.contrasts)
     if found.course is None:
         return compared
     # Each arm as it was when it was looked at last.

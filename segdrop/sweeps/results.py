@@ -115,6 +115,7 @@ class Results:
             images (their number) and what (a phrase that says what was scored); None if there are none.
         margin: differences up to it do not matter.
         contrasts: weights (arms,) of what was to be compared beforehand, by name.
+        stated: for each arm the index of its reference beforehand, where the answer may be asked of another.
         before: the version that started it, where that compared each arm by itself; else "".
         stops: whether arms were trained no further once they were told; n_test / n_train of each arm is then `shares`.
     """
@@ -132,6 +133,7 @@ class Results:
     test: Mapping | None = None
     margin: float = MARGIN
     contrasts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    stated: Sequence[int] = ()
     before: str = ""
     stops: bool = False
     shares: Sequence[float] = ()
