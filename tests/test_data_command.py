@@ -108,7 +108,7 @@ def test_json_is_what_the_page_is_made_of(squares, tmp_path, capsys):
     told = json.loads(out)
     assert told["findings"][0]["check"] == "duplicates"
     assert told == json.loads((tmp_path / "new" / "look" / "data.json").read_text())
-    assert error == f"\nPictures: {tmp_path / 'new' / 'look' / 'data.html'}\n"
+    assert error == ""
 
 
 def test_the_page_holds_all_it_needs_and_takes_names_for_text(squares, tmp_path):

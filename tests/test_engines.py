@@ -144,6 +144,16 @@ def test_a_file_that_is_none_is_refused_by_either_engine(exported, tmp_path, eng
         segdrop.load(tmp_path / "cut.onnx", engine=engine)
 
 
+@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("text", ["image", "class_names", "segdrop", "Conv"])
+def test_a_file_whose_text_is_not_utf_8_is_refused_by_either_engine(exported, tmp_path, engine, text):
+    content = exported.read_bytes()
+    assert text.encode() in content
+    (tmp_path / "broken.onnx").write_bytes(content.replace(text.encode(), b"\xcb" * len(text)))
+    with pytest.raises(InputError, match=r"broken\.onnx "):
+        segdrop.load(tmp_path / "broken.onnx", engine=engine)
+
+
 def test_an_engine_that_gives_something_else_is_not_used(run, monkeypatch):
     """Nor one that gives the right values in another shape, which a comparison would broadcast away."""
     right = segdrop.load(run).probabilities

@@ -58,10 +58,12 @@ def run_data(options: DataOptions) -> None:
         from ..reporting.data_page import PAGE, write_data_pages
 
         write_data_pages(dataset, told, findings, options.out, options.context_slices)
-        say("", f"Pictures: {options.out / PAGE}", to_stderr=options.json)
+        if not options.json:
+            say("", f"Pictures: {options.out / PAGE}")
     if options.to:
         write_plain(dataset, options.to)
-        say("", f"In the plain layout: {options.to}", to_stderr=options.json)
+        if not options.json:
+            say("", f"In the plain layout: {options.to}")
 
 
 def run_sweep(options: SweepOptions) -> None:
@@ -233,7 +235,7 @@ def run_rank(options: RankOptions) -> int:
             if row["chosen"]
         ]
         _console(WIDTH).print(Table(rows, f"By {ranking.measure.replace('_', ' ')}, and different").rich())
-    say(f"Page: {out / PAGE}", to_stderr=options.json)
+        say(f"Page: {out / PAGE}")
     for line in ranking.failed:
         say(f"segdrop: {line}", to_stderr=True)
     return 1 if ranking.failed else 0

@@ -19,6 +19,7 @@ from .onnx import (
     onnx_feeds,
     onnx_session,
     providers,
+    reading,
     require_package,
     shaped_like,
 )
@@ -80,21 +81,19 @@ def function_of_file(path: Path, engine: str) -> Function:
         return lambda images: session.run(None, {"image": np.asarray(images, np.float32)})[0]
     import openvino
 
-    proto = load_onnx(path)
-    # What may be left out is a constant to OpenVINO, whatever it is given.
-    given = {name.name for name in proto.graph.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in given]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
     # In bfloat16, its own choice where a processor has it, masks would be others.
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     core = openvino.Core()
-    try:
+    with reading(path):
+        proto = load_onnx(path)
+        # What may be left out is a constant to OpenVINO, whatever it is given.
+        given = {name.name for name in proto.graph.input}
+        kept = [tensor for tensor in proto.graph.initializer if tensor.name not in given]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
         compiled = core.compile_model(core.read_model(proto.SerializeToString()), "CPU", options)
-    except RuntimeError as error:
-        raise InputError(f"{path} has a network that OpenVINO cannot read; export it again.") from error
-    inputs = {port.any_name: port.partial_shape for port in compiled.inputs}
-    count = inputs["low"][1].get_length() if "low" in inputs else 1
+        inputs = {port.any_name: port.partial_shape for port in compiled.inputs}
+        count = inputs["low"][1].get_length() if "low" in inputs else 1
 
     def infer(images):
         feeds = onnx_feeds(images, 0, 255, count)

@@ -45,20 +45,30 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
     if not path.exists():
         raise FileNotFoundError(f"There is no ONNX file: {path}.")
     session = onnx_session(path, providers())
-    return _checked(path, session.get_modelmeta().custom_metadata_map), onnx_function(session)
+    with reading(path):
+        stored, function = session.get_modelmeta().custom_metadata_map, onnx_function(session)
+    return _checked(path, stored), function
 
 
 def read_metadata(path: Path) -> dict:
     """The metadata that `open_onnx` gives, for whoever runs the file otherwise."""
     if not path.exists():
         raise FileNotFoundError(f"There is no ONNX file: {path}.")
+    with reading(path):
+        stored = {entry.key: entry.value for entry in load_onnx(path).metadata_props}
+    return _checked(path, stored)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong within is the fault of the file: errors of protobuf and of the engines have no class in
+    common, and names that are not UTF-8 are found when they are asked for."""
     try:
-        stored = load_onnx(path).metadata_props
+        yield
     except InputError:
         raise
-    except Exception as error:  # protobuf's own, which is no dependency
+    except Exception as error:
         raise InputError(f"{path} is not an ONNX file that can be read; export it again.") from error
-    return _checked(path, {entry.key: entry.value for entry in stored})
 
 
 def load_onnx(path: Path):
@@ -195,13 +205,9 @@ def onnx_session(path: Path, providers: list[str]):
     runtime = require_package("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # it would write to stderr what is raised here
-    try:
+    with reading(path):
         _check_data_of(path)
         return runtime.InferenceSession(path, options, providers=providers)
-    except InputError:
-        raise
-    except Exception as error:  # its exceptions have no class in common
-        raise InputError(f"{path} is not an ONNX file that can be read; export it again.") from error
 
 
 def onnx_function(session) -> Callable[..., np.ndarray]:
