@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import sys
 import weakref
 
@@ -158,7 +159,8 @@ def test_the_result_says_what_was_measured_on_what(unet_run):
 
 
 def test_the_metadata_tell_how_images_were_prepared(unet_run):
-    assert open_onnx(unet_run[1].path)[0] == {
+    (entry,) = (entry for entry in onnx.load(unet_run[1].path).metadata_props if entry.key == "segdrop")
+    assert json.loads(entry.value) == {
         "format": 2,
         "segdrop": __version__,
         "class_names": ["background", "cell"],
@@ -196,7 +198,7 @@ def test_classes_and_opset_are_those_asked_for(small_onnx):
     metadata, probabilities = open_onnx(result.path)
     batch = images(2, 32, 64)
     found = probabilities(batch)
-    assert metadata["class_names"] == ["background", "cell", "debris"]
+    assert metadata.class_names == ("background", "cell", "debris")
     assert onnx.load(result.path).opset_import[0].version == 18
     assert found.std(axis=(0, 1, 2)).min() > 0.1
     np.testing.assert_allclose(found, network.predict_on_batch(batch), atol=1e-5)
@@ -483,6 +485,32 @@ def test_another_onnx_file_is_an_error(tmp_path, metadata, message):
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(InputError, match=message):
         open_onnx(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": "2"}, "`scale` should be a valid number, got '2'"),
+        ({"scale": 0.0}, "`scale` must be in (0, 4], got scale=0.0"),
+        ({"spacing": -1.0}, "`spacing` must be a positive number of millimetres"),
+        ({"slice_axis": 3}, "`slice_axis` must be 0, 1 or 2"),
+        ({"threshold": None}, "`threshold` should be a valid number, got None"),
+        ({"class_names": 5}, "`class_names` should be a valid"),
+        ({"values": {"stored": [0, 1]}}, "lacks `values.mapped`"),
+        ({"intensity": {"rule": "dtype", "percentiles": [5, 101]}}, "`percentiles` must rise within [0, 100]"),
+        ({"intensity": {"rule": "window", "window": [9, 9]}}, "`window` must rise from low to high"),
+        ({"intensity": {"rule": "guess"}}, "`intensity.rule` should be "),
+        ({"class_names": ["a", "b", "c", "d"]}, "is not a complete export of segdrop"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_named(small_onnx, tmp_path, change, message):
+    model = onnx.load(small_onnx[1].path)
+    for entry in model.metadata_props:
+        if entry.key == "segdrop":
+            entry.value = json.dumps(json.loads(entry.value) | change)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(InputError, match=rf"other\.onnx .*{re.escape(message)}.*; export the run again\."):
+        segdrop.load(tmp_path / "other.onnx")
 
 
 def test_an_exported_file_predicts_images_like_its_run(small_onnx, tmp_path):

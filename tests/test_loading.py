@@ -139,6 +139,14 @@ def test_a_model_of_a_newer_keras_that_this_one_cannot_read_says_so(written, tol
         load_model(tmp_path / "model.keras")
 
 
+def test_a_model_file_whose_directory_is_damaged_is_one_line(run):
+    content = bytearray((run / "model.keras").read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 6] = 207  # the version of ZIP that it needs
+    (run / "model.keras").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.keras is not a Keras model that can be loaded: .*20\.7"):
+        load_model(run / "model.keras")
+
+
 def test_code_in_a_model_file_is_refused_and_not_run(run, tmp_path):
     inputs = keras.Input((None, None, 3))
     witness = str(tmp_path / "witness")

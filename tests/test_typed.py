@@ -1,6 +1,7 @@
 """Stored files are read against a type, and what does not fit is one line: which file, where in it, what to do."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -225,6 +226,24 @@ def test_a_damaged_state_gives_way_to_that_of_the_epoch_before(two_epochs, damag
     restored = [Variable(np.zeros(4)), Variable(np.uint32(9))]
     restore_state(two_epochs, restored)
     assert restored[0].value.tolist() == [0, 1, 2, 3] and restored[1].value == 0
+
+
+def test_a_state_of_which_a_bit_is_another_is_damaged_or_says_the_same(two_epochs):
+    """Bits in dates change nothing; one in the kind of compression has any decoder raise its own error."""
+    path, same = two_epochs / "state.npz", 0
+    (two_epochs / "state.previous.npz").unlink()
+    content, history = path.read_bytes(), load_history(two_epochs)
+    for place, bit in itertools.product(range(len(content)), range(8)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        try:
+            assert load_history(two_epochs) == history
+        except InputError as error:
+            assert "state.npz is damaged: " in str(error)
+        else:
+            same += 1
+    assert same < 0.3 * 8 * len(content)
 
 
 def test_where_both_states_are_damaged_the_run_is_not_resumed(two_epochs):

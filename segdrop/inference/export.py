@@ -22,10 +22,9 @@ from ..locks import unfinished
 from ..surgery.dropout import remove_dropout
 from ..surgery.rebuild import in_float32
 from ..version import __version__
+from .metadata import FILE, VERSION, Metadata
 from .network import Network, load
 from .onnx import (
-    METADATA,
-    VERSION,
     check_opset,
     drawn_images,
     onnx_feeds,
@@ -138,24 +137,24 @@ def export(
     return ExportResult(out, difference, source)
 
 
-def _metadata(network: Network) -> dict:
-    return {
-        "format": VERSION,
-        "segdrop": __version__,
-        "class_names": list(network.class_names),
-        "multilabel": network.multilabel,
-        "intensity": dataclasses.asdict(network.intensity),
-        "values": None if network.values is None else dataclasses.asdict(network.values),
-        "spacing": network.spacing,
-        "scale": network.scale,
-        "slice_axis": network.slice_axis,
-        "channels": network.image_channels,
-        "context_slices": network.context_slices,
-        "tile": TILE,
-        "multiple": 1,
-        "temperature": network.temperature,  # which the graph applies
-        "threshold": network.threshold,
-    }
+def _metadata(network: Network) -> Metadata:
+    return Metadata(
+        format=VERSION,
+        segdrop=__version__,
+        class_names=network.class_names,
+        multilabel=network.multilabel,
+        intensity=network.intensity,
+        values=network.values,
+        spacing=network.spacing,
+        scale=network.scale,
+        slice_axis=network.slice_axis,
+        channels=network.image_channels,
+        context_slices=network.context_slices,
+        tile=TILE,
+        multiple=1,
+        temperature=network.temperature,
+        threshold=network.threshold,
+    )
 
 
 class _AnyImage(keras.layers.Layer):
@@ -191,7 +190,7 @@ def _for_any_image(network: keras.Model, count: int) -> tuple[keras.Model, list]
     return keras.Model(inputs, {"probabilities": _AnyImage(network, count)(*inputs)}), [signature]
 
 
-def _write_saved_model(model: keras.Model, signature: list, path: Path, metadata: dict, out: Path) -> None:
+def _write_saved_model(model: keras.Model, signature: list, path: Path, metadata: Metadata, out: Path) -> None:
     """Write what will be `out` to `path`.
 
     Raises:
@@ -206,8 +205,8 @@ def _write_saved_model(model: keras.Model, signature: list, path: Path, metadata
     except tf.errors.OpError as error:
         reason = error.message.rpartition("; ")[2].partition(" [Op:")[0]
         raise OSError(f"{out} cannot be written: {reason}.") from error
-    (path / METADATA).parent.mkdir()
-    write_json(path / METADATA, metadata)
+    (path / FILE).parent.mkdir()
+    write_json(path / FILE, dataclasses.asdict(metadata))
 
 
 def _saved_model_function(path: Path) -> Callable[..., np.ndarray]:

@@ -326,32 +326,29 @@ def _load_onnx(path: Path, engine: Engine) -> Network:
     else:
         metadata, probabilities = open_onnx(path)
     try:
-        rule, channels, context = metadata["intensity"], metadata.get("channels"), metadata.get("context_slices", 0)
-        inputs = count_inputs(channels, context)
-        return Network(
-            path=path,
-            class_names=tuple(metadata["class_names"]),
-            channels=probabilities(np.zeros((1, MULTIPLE, MULTIPLE, inputs), np.float32)).shape[-1],
-            multilabel=metadata.get("multilabel", False),
-            intensity=Intensity(
-                rule["rule"],
-                tuple(rule["percentiles"]),
-                rule["window"] and tuple(rule["window"]),
-                rule.get("by_channel", False),
-            ),
-            values=Values.from_json(metadata["values"]) if metadata.get("values") else None,
-            spacing=metadata["spacing"],
-            scale=metadata.get("scale", 1.0),
-            slice_axis=metadata["slice_axis"],
-            image_channels=channels,
-            context_slices=context,
-            temperature=float(metadata.get("temperature", 1.0)),
-            threshold=float(metadata["threshold"]),
-            model=None,
-            probabilities=probabilities,
-        )
-    except Exception as error:  # what is missing, or what onnxruntime says of a graph with other inputs
+        inputs = count_inputs(metadata.channels, metadata.context_slices)
+        outputs = probabilities(np.zeros((1, MULTIPLE, MULTIPLE, inputs), np.float32)).shape[-1]
+        if len(metadata.class_names) != max(outputs + metadata.multilabel, 2):
+            raise ValueError(f"{len(metadata.class_names)} classes for {outputs} outputs")
+    except Exception as error:  # also what an engine says of a graph with other inputs
         raise InputError(f"{path} is not a complete export of segdrop; export the run again.") from error
+    return Network(
+        path=path,
+        class_names=metadata.class_names,
+        channels=outputs,
+        multilabel=metadata.multilabel,
+        intensity=metadata.intensity,
+        values=metadata.values,
+        spacing=metadata.spacing,
+        scale=metadata.scale,
+        slice_axis=metadata.slice_axis,
+        image_channels=metadata.channels,
+        context_slices=metadata.context_slices,
+        temperature=metadata.temperature,
+        threshold=metadata.threshold,
+        model=None,
+        probabilities=probabilities,
+    )
 
 
 def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

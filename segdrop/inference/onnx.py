@@ -1,41 +1,34 @@
 """ONNX files: written, opened, run."""
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
-from pydantic_core import from_json
 
 from ..cells import draw_cells
 from ..config.checks import check_whole
-from ..config.fields import count_inputs
 from ..errors import InputError
 from ..images.intensity import scale
+from .metadata import KEY, RECIPE, Metadata, metadata_in, recipe
 
-VERSION = 2  # of what the metadata hold, and of the inputs
-READABLE = (1, 2)  # files of version 1 take sides that are multiples of 32, and always `low` and `high`
-KEY, RECIPE = "segdrop", "recipe"  # of the ONNX file's metadata
-METADATA = Path("assets.extra", "segdrop.json")  # in a SavedModel's folder
 OPSETS = (15, 18)  # tf2onnx's default, and the last that it writes
 
 
-def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.ndarray]]:
+def open_onnx(path: str | os.PathLike) -> tuple[Metadata, Callable[[np.ndarray], np.ndarray]]:
     """Open an ONNX file that `export` wrote.
 
     Returns:
-        The metadata: `format`, `segdrop` (the version that wrote it), `class_names`, `multilabel`, `intensity` (`rule`,
-        `percentiles`, `window`, `by_channel`), `values` of the training images or None, `spacing` in mm per pixel or
-        None, `slice_axis`, `channels` of the images or None for RGB, `context_slices`, `tile` in pixels, `multiple`
-        (what sides must be multiples of: 1, in files of version 1 32), `threshold`; and the network as a function from
-        images, float32 (N, H, W, 3 or what `channels` and `context_slices` make), 0..255, to probabilities, float32
-        (N, H, W, C). It runs on a GPU where onnxruntime has one.
+        The metadata; and the network as a function from images, float32 (N, H, W, 3 or what `channels` and
+        `context_slices` make), 0..255, to probabilities, float32 (N, H, W, C). It runs on a GPU where onnxruntime has
+        one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -47,16 +40,16 @@ def open_onnx(path: str | os.PathLike) -> tuple[dict, Callable[[np.ndarray], np.
     session = onnx_session(path, providers())
     with reading(path):
         stored, function = session.get_modelmeta().custom_metadata_map, onnx_function(session)
-    return _checked(path, stored), function
+    return metadata_in(stored, path), function
 
 
-def read_metadata(path: Path) -> dict:
+def read_metadata(path: Path) -> Metadata:
     """The metadata that `open_onnx` gives, for whoever runs the file otherwise."""
     if not path.exists():
         raise FileNotFoundError(f"There is no ONNX file: {path}.")
     with reading(path):
         stored = {entry.key: entry.value for entry in load_onnx(path).metadata_props}
-    return _checked(path, stored)
+    return metadata_in(stored, path)
 
 
 @contextlib.contextmanager
@@ -104,18 +97,6 @@ def _tensors(message) -> Iterator:
         if field.message_type is not None:
             for member in [value] if hasattr(value, "ListFields") else value:
                 yield from _tensors(member)
-
-
-def _checked(path: Path, stored: Mapping[str, str]) -> dict:
-    """segdrop's metadata of a file."""
-    try:
-        metadata = from_json(stored[KEY])  # whose depth is bounded
-        version = metadata["format"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} was not written by segdrop: it has no {KEY} metadata; see segdrop export.") from error
-    if version not in READABLE:
-        raise InputError(f"{path} was written by segdrop {metadata.get('segdrop')}, which this version cannot read.")
-    return metadata
 
 
 def check_opset(opset: int, format: str) -> None:
@@ -182,7 +163,7 @@ def drawn_images(channels: int, count: int) -> list[np.ndarray]:
     return [scale(draw_cells(np.random.default_rng(seed))[0], 0, 255)[..., colours] for seed in range(count)]
 
 
-def write_onnx(model: keras.Model, signature: list, path: Path, metadata: dict, opset: int | None) -> None:
+def write_onnx(model: keras.Model, signature: list, path: Path, metadata: Metadata, opset: int | None) -> None:
     """Write a model of `image`, `low` and `high`; the last two may be left out by whoever runs it."""
     import onnx
 
@@ -194,10 +175,10 @@ def write_onnx(model: keras.Model, signature: list, path: Path, metadata: dict, 
             if not axis.HasField("dim_value"):
                 axis.dim_param = name
     # An initializer of an input's name is what it is where it is not given.
-    for name, value in zip(("low", "high"), metadata["intensity"]["window"] or (0, 255), strict=True):
+    for name, value in zip(("low", "high"), metadata.intensity.window or (0, 255), strict=True):
         shape = model.get_layer(name).output.shape
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full((1, shape[1]), value, np.float32), name))
-    onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata), RECIPE: recipe(metadata)})
+    onnx.helper.set_model_props(proto, {KEY: json.dumps(dataclasses.asdict(metadata)), RECIPE: recipe(metadata)})
     onnx.save(proto, path)
 
 
@@ -224,34 +205,3 @@ def onnx_feeds(images, low, high, count: int) -> dict[str, np.ndarray]:
     bounds = {"low": low, "high": high}
     columns = {name: np.full((len(images), count), value, np.float32) for name, value in bounds.items()}
     return {"image": np.asarray(images, np.float32), **columns}
-
-
-def recipe(metadata: Mapping) -> str:
-    """The Python that runs a network of these metadata on an image, for whoever has nothing but its file."""
-    rule, values = metadata["intensity"], metadata["values"]
-    inputs = count_inputs(metadata["channels"], metadata["context_slices"])
-    own = metadata["channels"] or metadata["context_slices"]
-    image = f'np.load("image.npy")  # (H, W, {inputs})' if own else 'np.atleast_3d(PIL.Image.open("image.png"))'
-    if metadata["spacing"]:
-        image += f"  # resampled to {metadata['spacing']:g} mm per pixel"
-    feeds, bounds = f'{{"image": np.float32([image * np.ones({inputs})])', []
-    if rule["rule"] == "percentiles":
-        axis = ", axis=(0, 1)" if rule["by_channel"] else ""
-        bounds = [f"low, high = np.float32(np.percentile(image, {tuple(rule['percentiles'])}{axis})).reshape(2, 1, -1)"]
-        feeds += ', "low": low, "high": high'
-    elif rule["rule"] == "dtype" and values and values["stored"][1] > 255:
-        feeds += ', "high": np.float32([[65535]])'  # what images of more than 8 bits can hold
-    if metadata["multilabel"]:  # 1 for the first class, 2 for the second, 4 for the third ...
-        labels = f"(probabilities >= {metadata['threshold']:g}) @ (1 << np.arange({len(metadata['class_names']) - 1}))"
-    else:
-        binary = f"probabilities[..., 0] >= {metadata['threshold']:g} if probabilities.shape[-1] == 1"
-        labels = f"{binary} else probabilities.argmax(-1)"
-    lines = [
-        "import numpy as np, onnxruntime, PIL.Image",
-        f"image = {image}",
-        *bounds,
-        'session = onnxruntime.InferenceSession("model.onnx")',
-        f'probabilities = session.run(["probabilities"], {feeds}}})[0][0]',
-        f"labels = {labels}",
-    ]
-    return "\n".join(lines)
