@@ -20,10 +20,10 @@ def check_rate(rate: float, name: str = "rate") -> float:
 
 
 def check_whole(value: int, name: str, minimum: int = 1) -> int:
-    """Return `value` as an int, or raise InputError unless it is a whole number of at least `minimum`."""
-    rule = at_least(minimum)
-    if not rule.holds(value):
-        raise InputError(f"`{name}` must be {rule.words}, got {name}={value!r}.")
+    """Return `value` as an int, or raise InputError unless it is a whole number of at least `minimum`, below 2^32."""
+    for rule in (at_least(minimum), SMALL):
+        if not rule.holds(value):
+            raise InputError(f"`{name}` must be {rule.words}, got {name}={value!r}.")
     return int(value)
 
 
@@ -63,12 +63,15 @@ def within(words: str, holds: Callable[[float], bool]) -> Rule:
     return Rule(words, lambda value: is_finite(value) and holds(value))
 
 
-Seed = Annotated[int, at_least(0), within("below 2^32", lambda value: value < 2**32)]
+# Nothing is that many; and larger numbers do not fit what computes with them.
+SMALL = Rule("below 2^32", lambda value: not is_whole(value) or value < 2**32)
+Seed = Annotated[int, at_least(0), SMALL]
 
 
 def check_fields(options) -> None:
     """Raise InputError unless every field of a dataclass is what its hint says: one of the choices of a `Literal`, and
-    what the rules of an `Annotated` ask for. A field that may be None is not looked at where it is."""
+    what the rules of an `Annotated` ask for, whole numbers below 2^32. A field that may be None is not looked at where
+    it is."""
     for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
         choices, rules, optional = _read(hint)
@@ -78,7 +81,7 @@ def check_fields(options) -> None:
             continue
         if choices and not rules:
             raise InputError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {name}={value!r}.")
-        for rule in rules:
+        for rule in (*rules, SMALL):
             if not rule.holds(value):
                 others = "".join(f", or {choice}" for choice in choices)
                 raise InputError(f"`{name}` must be {rule.words}{others}, got {name}={value!r}.")

@@ -35,6 +35,8 @@ Weights = Annotated[
     ),
 ]
 Count = Annotated[int, at_least(1)]
+_MOST_CROPS = 10_000_000  # of an epoch, whose order is drawn at once
+Batch = Annotated[int, at_least(1), within("at most 16,384", lambda value: value <= 16_384)]
 Crop = Annotated[
     int,
     at_least(32),
@@ -102,3 +104,21 @@ def check_regularisation(config) -> None:
             raise InputError(f"`{name}` needs a batch_size of at least 2, to take from another crop, got batch_size=1.")
     if config.ema is not None and config.gpus != "one":
         raise InputError(f"`ema` needs gpus='one', got ema={config.ema} with gpus={config.gpus!r}.")
+
+
+def check_length(config) -> None:
+    """Raise InputError unless what a TrainConfig says of steps, epochs and batches goes together."""
+    steps, epochs, each, batch = config.steps, config.epochs, config.steps_per_epoch, config.batch_size
+    if steps is not None and is_whole(epochs) and is_whole(each):
+        total = epochs * each  # whole epochs, where the plan has chosen one of the two
+        if not steps - max(epochs, each) < total <= steps:
+            raise InputError(
+                f"`steps` is {steps}, but {epochs} epochs of {each} steps are {total}; leave one of them out."
+            )
+    if is_whole(each) and is_whole(batch) and each * batch > _MOST_CROPS:
+        raise InputError(
+            f"`steps_per_epoch` must be at most {_MOST_CROPS // batch} with batch_size={batch}, got {each}; "
+            "take more epochs."
+        )
+    if epochs != "auto" and config.freeze_epochs > epochs:
+        raise InputError(f"`freeze_epochs` must be at most epochs={epochs}, got {config.freeze_epochs}.")

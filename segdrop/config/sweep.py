@@ -63,8 +63,8 @@ class SweepConfig:
         check_fields(self)
         seeds = self.seeds if isinstance(self.seeds, (tuple, list)) else (self.seeds,)
         object.__setattr__(self, "seeds", tuple(check_whole(seed, "seeds", minimum=0) for seed in seeds))
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or max(self.seeds) >= 2**32:
-            raise InputError(f"`seeds` must be one or more different numbers below 2^32, got seeds={self.seeds!r}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"`seeds` must be one or more different numbers, got seeds={self.seeds!r}.")
         if self.prune and not self.search:
             raise InputError("`prune` belongs to a search; a grid trains every fold of every arm.")
         for name, given in (("stop_when_told", self.stop_when_told), ("contrasts", self.contrasts != "none")):

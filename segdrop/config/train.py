@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 from ..conventions import OVERLAPPING
 from ..errors import InputError
 from ..typed import fit
-from .checks import Seed, at_least, check_fields, check_rate, is_finite, is_whole
+from .checks import Seed, at_least, check_fields, check_rate, is_finite
 from .fields import (
     ENCODER_RULE,
     AtLeastZero,
     Auto,
     Average,
     Axis,
+    Batch,
     Channels,
     Classes,
     Context,
@@ -36,6 +37,7 @@ from .fields import (
     Skips,
     Third,
     Weights,
+    check_length,
     check_regularisation,
     count_inputs,
     resolve_kind,
@@ -93,7 +95,7 @@ class TrainConfig:
     40."""
     steps_per_epoch: Count | Literal["auto", "images"] = "auto"
     """Length of an epoch: auto: as many steps as have the training images' pixels; images: each image once."""
-    batch_size: Count | Auto = "auto"
+    batch_size: Batch | Auto = "auto"
     """Crops per training step; auto: 8, fewer where they are large or memory is small."""
     accumulate: Count = 1
     """Steps whose mean gradient moves the weights, for larger batches than memory holds; BatchNorm sees each alone."""
@@ -262,15 +264,7 @@ class TrainConfig:
                 f"`channels` must be {self.input_channels} with context_slices={self.context_slices}, or left out, "
                 f"got channels={self.channels}."
             )
-        if self.steps is not None and is_whole(self.epochs) and is_whole(self.steps_per_epoch):
-            total = self.epochs * self.steps_per_epoch  # whole epochs, where the plan has chosen one of the two
-            if not self.steps - max(self.epochs, self.steps_per_epoch) < total <= self.steps:
-                raise InputError(
-                    f"`steps` is {self.steps}, but {self.epochs} epochs of {self.steps_per_epoch} steps are {total}; "
-                    "leave one of them out."
-                )
-        if self.epochs != "auto" and self.freeze_epochs > self.epochs:
-            raise InputError(f"`freeze_epochs` must be at most epochs={self.epochs}, got {self.freeze_epochs}.")
+        check_length(self)
         asked = {"accumulate": self.accumulate > 1, "checkpointing": self.checkpointing}
         for name in (name for name in asked if asked[name] and self.gpus != "one"):
             raise InputError(f"`{name}` needs gpus='one', got {name}={getattr(self, name)} with gpus={self.gpus!r}.")
