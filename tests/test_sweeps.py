@@ -1,8 +1,10 @@
 """Sweeps: what is trained on what, what is refused, what is chosen. Trainings are stand-ins that give known scores."""
 
+import contextlib
 import gc
 import json
 import shutil
+import sqlite3
 import statistics
 from pathlib import Path
 
@@ -152,6 +154,13 @@ def test_a_reference_or_contrast_that_there_is_not_is_told_before_anything_is_tr
         with pytest.raises(InputError, match="`reference` must be|`contrasts` kinds needs"):
             sweep(tmp_path / "sweep", config_of(cells, **wrong))
     assert not trained and not (tmp_path / "sweep").exists()
+
+
+def test_a_score_that_is_no_number_is_told(finished):
+    with contextlib.closing(sqlite3.connect(finished / "sweep.db")) as database, database:
+        database.execute("UPDATE trial_values SET value = 'high' WHERE trial_id = 1")
+    with pytest.raises(InputError, match="^trial 0 of the sweep's database has no value; "):
+        sweep_report(finished)
 
 
 def test_a_pilot_without_a_spread_says_what_one_needs(finished):

@@ -106,7 +106,7 @@ def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
                 name: [np.asarray(group[name][weight]) for weight in group[name].attrs["weight_names"]]
                 for name in (_text(n) for n in group.attrs["layer_names"])
             }
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # HDF5's own come as any of Python's
         raise InputError(
             f"{path} is neither a .keras model, its weights (.weights.h5) nor a Keras 2 HDF5 weight file: "
             f"{first_line(error)}."

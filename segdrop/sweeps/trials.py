@@ -317,7 +317,7 @@ def _check(trial: FrozenTrial) -> None:
     attributes = fit(Attributes, trial.user_attrs, where, ADVICE)
     for name in sorted({"repeat", "fold", "seed", *(["arm"] if is_score(trial) else [])} - attributes.keys()):
         raise InputError(f"{where} lacks `{name}`; {ADVICE}.")
-    if is_score(trial) and trial.value is None:
+    if is_score(trial) and not isinstance(trial.value, float | int):  # SQLite keeps text where a number should be
         raise InputError(f"{where} has no value; {ADVICE}.")
     if "arm" in attributes:
         try:
