@@ -285,6 +285,19 @@ def test_the_command_shows_and_writes_what_the_function_gives(tmp_path, data, ca
     assert "leave --verify," in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["rank", "RUN", "IMAGES", "--mc-samples", "0"], "`mc_samples` must be a whole number of at least 1"),
+        (["inspect", "RUN", "--sensitivity", "--mc-samples", "0"], "`mc_samples` must be a whole number of at least 1"),
+        (["inspect", "RUN", "--sensitivity", "--mc-images", "1"], "`mc_images` must be a whole number of at least 2"),
+        (["inspect", "RUN", "--sensitivity", "--mc-rate", "1"], "`mc_rate` must be a number in (0, 1)"),
+    ],
+)
+def test_options_are_named_as_the_user_has_given_them(words, named, capsys):
+    assert main(words) == 2 and named in capsys.readouterr().err
+
+
 def test_the_sentence_claims_no_more_than_the_rows_say():
     row = {"rate": 0.2, "train_fall": 0.05, "val_fall": 0.01, "difference_low": -0.001}
     told = Sensitivities([row | {"stage": "stage1"}]).reading
