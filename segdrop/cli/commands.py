@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config.checks import check_whole
+from ..config.checks import check_fields
 from ..config.sweep import MARGIN, SweepConfig
 from ..config.train import TrainConfig
 from ..errors import InputError
@@ -217,7 +217,7 @@ def run_rank(options: RankOptions) -> int:
     from ..show.data import WIDTH, short
     from ..show.tables import Table
 
-    check_whole(options.mc_samples, "mc_samples")  # as the option is called
+    check_fields(options)  # named as the user knows them
     network, out = load(options.run), options.out or options.run
     _check_folder(out)
     ranking = rank(network, options.inputs, count=options.count, samples=options.mc_samples, seed=options.seed)
@@ -312,10 +312,7 @@ def _show_sensitivity(options: InspectOptions) -> None:
 
     if options.verify or options.svg or options.image_size:
         raise InputError("`sensitivity` has a table of its own; leave --verify, --svg and --image-size out.")
-    for name, least in (("mc_samples", 1), ("mc_images", 2)):  # as the options are called
-        check_whole(getattr(options, name), name, minimum=least)
-    if not 0 < options.mc_rate < 1:
-        raise InputError(f"`mc_rate` must be a number in (0, 1), got mc_rate={options.mc_rate!r}.")
+    check_fields(options)  # named as the user knows them
     table = sensitivity(
         options.model,
         rate=options.mc_rate,

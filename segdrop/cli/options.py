@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..config.fields import Kind, Placement, Schedule
+from ..config.checks import at_least, within
+from ..config.fields import Count, Kind, Placement, Schedule
 from ..config.predict import PredictOptions
 from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
@@ -123,7 +124,7 @@ class RankOptions(LoadsModels):
     """How many to choose."""
     out: Path | None = None
     """Folder for a page (ranking.html) and a table of all images (ranking.csv), by default the run's."""
-    mc_samples: int = 20
+    mc_samples: Count = 20
     """Monte Carlo dropout samples of each image, where the network has dropout."""
     seed: int = 0
     """Seed of the samples and of the choice."""
@@ -234,11 +235,11 @@ class InspectOptions(LoadsModels):
     sensitivity: bool = False
     """Of a run: how much Dice falls on its training and its validation images where dropout is on in one stage alone, a
     hint where it might help; takes minutes."""
-    mc_rate: float = 0.2
+    mc_rate: Annotated[float, within("a number in (0, 1)", lambda value: 0 < value < 1)] = 0.2
     """Of --sensitivity: the rate of that dropout, in (0, 1)."""
-    mc_samples: int = 5
+    mc_samples: Count = 5
     """Of --sensitivity: predictions of each image, with other maps dropped."""
-    mc_images: int = 100
+    mc_images: Annotated[int, at_least(2)] = 100
     """Of --sensitivity: images of the training and of the validation split as many at most."""
     seed: int = 0
     """Of --sensitivity: seed of the images, the samples and the intervals' resampling."""

@@ -65,7 +65,7 @@ def within(words: str, holds: Callable[[float], bool]) -> Rule:
 
 # Nothing is that many; and larger numbers do not fit what computes with them.
 SMALL = Rule("below 2^32", lambda value: not is_whole(value) or value < 2**32)
-Seed = Annotated[int, at_least(0), SMALL]
+Seed = Annotated[int, at_least(0)]
 
 
 def check_fields(options) -> None:

@@ -2,12 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.arms import DROPOUT_FIELDS, changes_of, curve_of, key_of, name_of
 from ..config.design import contrasts_of, references_of, seeds_of, shares_of
+from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
 from ..errors import InputError
 from ..folders.records import FoldScores
@@ -32,11 +33,7 @@ def results(state: State, reference: str | None = None) -> Results:
     arms = arms_in(state, trials)
     keys = [key_of(arm) for arm in arms]
     stated, seeds = references_of(arms, state.config.reference), seeds_of(state.config, arms)
-    references = references_of(arms, reference) if reference else stated
-    if state.config.stop_when_told and references != stated:
-        raise InputError(
-            f"`reference` cannot be {reference!r} in a sweep that stops when told: it has stopped by other comparisons."
-        )
+    references = _asked(state.config, arms, stated, reference)
     pruned = {trial.user_attrs["arm"] for trial in first_trainings(trials) if is_pruned(trial)}
     scored = scored_by_training(trials)
     scores = {trial.number: fold_scores(trial) for trial in scored.values()}
@@ -93,6 +90,16 @@ def results(state: State, reference: str | None = None) -> Results:
         stops=config.stop_when_told,
         shares=shares_of(config, arms) if config.stop_when_told else (),
     )
+
+
+def _asked(config: SweepConfig, arms: Sequence[Mapping], stated: list[int], reference: str | None) -> list[int]:
+    """For each arm the index of its reference, where the answer may be asked of another than was stated beforehand."""
+    references = references_of(arms, reference) if reference else stated
+    if config.stop_when_told and references != stated:
+        raise InputError(
+            f"`reference` cannot be {reference!r} in a sweep that stops when told: it has stopped by other comparisons."
+        )
+    return references
 
 
 def _training(
