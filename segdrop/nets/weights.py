@@ -5,7 +5,6 @@ import io
 import os
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 from classification_models.weights import WEIGHTS_COLLECTION
@@ -16,6 +15,7 @@ from . import hub
 from .channels import fit_channels
 from .checkpoints import load_checkpoint
 from .encoders import check_published
+from .hdf5 import read_hdf5
 from .sites import encoder_layers
 from .stored import load_model
 from .torchvision import RESNETS
@@ -72,7 +72,7 @@ def load_encoder(model, encoder: str, path: Path) -> None:
     if encoder in RESNETS and path.suffix not in (".keras", ".h5"):
         load_checkpoint(model, encoder, path)
         return
-    stored = _read_weights(path)
+    stored = _layers_of_model(path) if path.suffix == ".keras" else read_hdf5(path)
     channels = model.input_shape[-1]
     pending = []
     for layer in encoder_layers(model):
@@ -94,37 +94,5 @@ def load_encoder(model, encoder: str, path: Path) -> None:
         layer.set_weights(values)
 
 
-def _read_weights(path: Path) -> dict[str, list[np.ndarray]]:
-    if path.suffix == ".keras":
-        return {layer.name: layer.get_weights() for layer in load_model(path).layers}
-    try:
-        with h5py.File(path) as file:
-            if "layers" in file and "layer_names" not in file.attrs:
-                return _keras_3_weights(file)
-            group = file.get("model_weights", file)
-            return {
-                name: [np.asarray(group[name][weight]) for weight in group[name].attrs["weight_names"]]
-                for name in (_text(n) for n in group.attrs["layer_names"])
-            }
-    except Exception as error:  # HDF5's own come as any of Python's
-        raise InputError(
-            f"{path} is neither a .keras model, its weights (.weights.h5) nor a Keras 2 HDF5 weight file: "
-            f"{first_line(error)}."
-        ) from error
-
-
-def _keras_3_weights(file: h5py.File) -> dict[str, list[np.ndarray]]:
-    """What `save_weights` has written: a group `vars` for each layer, whose number is that of its class and not its
-    name; but the group tells it."""
-    stored = {}
-
-    def visit(_, group) -> None:
-        if isinstance(group, h5py.Group) and "name" in group.attrs and len(group):
-            stored[_text(group.attrs["name"])] = [np.asarray(group[str(index)]) for index in range(len(group))]
-
-    file.visititems(visit)
-    return stored
-
-
-def _text(name) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
+def _layers_of_model(path: Path) -> dict[str, list[np.ndarray]]:
+    return {layer.name: layer.get_weights() for layer in load_model(path).layers}

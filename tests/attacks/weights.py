@@ -92,7 +92,26 @@ def _link(file, name, rng) -> None:
     ]
 
 
+def _structure(path: Path, rng: np.random.Generator) -> None:
+    """Another byte where HDF5 has its own numbers, outside of all values; of the whole file few bytes are such."""
+    import h5py
+
+    own = np.ones(path.stat().st_size, bool)
+    with h5py.File(path) as file:
+
+        def leave(_, item) -> None:
+            if isinstance(item, h5py.Dataset):
+                start = item.id.get_offset()
+                own[start : start + item.id.get_storage_size()] = False
+
+        file.visititems(leave)
+    content = bytearray(path.read_bytes())
+    content[rng.choice(np.flatnonzero(own))] ^= int(rng.integers(1, 256))
+    replace_bytes(path, bytes(content))
+
+
 H5: dict[str, Damage] = {
+    **{f"with another byte of its structure {number}": _structure for number in range(4)},
     "without a layer": _in_h5(lambda file, name, rng: file.__delitem__(name)),
     "without its list of layers": _in_h5(lambda file, name, rng: file.attrs.__delitem__("layer_names")),
     "with a list of numbers": _in_h5(lambda file, name, rng: file.attrs.__setitem__("layer_names", [1, 2])),
