@@ -147,6 +147,16 @@ def test_arms_that_differ_in_the_rate_alone_are_one_curve():
     ]
 
 
+def test_a_ramp_from_a_rate_to_itself_is_that_rate():
+    arms = arms_of(SweepConfig(grid={"encoder_dropout": [[0.1, 0.1], 0.1, [0.1, 0.2]]}))
+    assert [name_of(arm) for arm in arms] == ["none", "element 0.1", "element 0.1..0.2"]
+
+
+def test_a_name_that_is_twice_in_a_grid_is_an_error():
+    with pytest.raises(InputError, match=r"^`grid` is not JSON: 'lr' is there twice\.$"):
+        read_grid('{"lr": [0.1], "lr": [0.2]}')
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -173,8 +183,17 @@ def test_arms_that_differ_in_the_rate_alone_are_one_curve():
             {"encoder_dropout": [0.1], "dropout_kind": ["spatial"], "dropout_block_size": [3]},
             "`grid` has an impossible arm (encoder_dropout=0.1, dropout_kind='spatial', dropout_block_size=3): ",
         ),
-        ({"encoder_dropout": [0.0]}, "`grid` has nothing to compare with rate 0; give rates or other fields."),
-        (None, "`grid` has nothing to compare with rate 0; give rates or other fields."),
+        ({"encoder_dropout": [0.0]}, "`grid` has nothing to compare with rate 0; give rates above 0 or other fields."),
+        (None, "`grid` has nothing to compare with rate 0; give rates above 0 or other fields."),
+        (
+            {"minutes": [5, 10]},
+            "`grid` cannot vary 'minutes': the plan, which all arms have in common, reads it; give `ep",
+        ),
+        ({"ema": [0.99001, 0.99002]}, "`grid` has two arms that are called 'weight averaging 0.99'; take values that"),
+        (
+            {"intensity_percentiles": [[1, 99]]},
+            "`grid` has an impossible arm (intensity_percentiles=[1, 99]): `intensity",
+        ),
     ],
 )
 def test_a_grid_that_cannot_be_is_told_in_a_sentence(grid, message):
@@ -223,7 +242,7 @@ def test_a_sweep_that_cannot_be_is_refused(options, message):
 
 def test_a_sweep_s_configuration_survives_json():
     config = SweepConfig(
-        train=TrainConfig(dropout_blocks=("stage4",), intensity_percentiles=(1, 99)),
+        train=TrainConfig(dropout_blocks=("stage4",), intensity="percentiles", intensity_percentiles=(1, 99)),
         grid={"encoder_dropout": [(0.1, 0.2), {"stage4": 0.3}]},
         seeds=[3, 5],
     )

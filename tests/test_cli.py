@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -339,6 +340,30 @@ def test_inspect_shows_proves_and_draws(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("inspect RUN --csv NEW/t.csv --json nowhere/t.json", "`json` has no folder: nowhere; make it first."),
+        ("inspect RUN --csv NEW/t.csv --json RUN/config.json", "`json` exists: "),
+        ("inspect RUN --csv NEW/t --json NEW/t", "`csv`, `json` and `svg` must be different files, got "),
+        ("inspect RUN --csv NEW/t.csv --mc-rate 0.5", "`mc_rate` needs sensitivity"),
+        ("inspect RUN --csv NEW/t.csv --image-size 0", "`image_size` must be a whole number of at least 1"),
+        ("inspect RUN --verify", "`model`: dropout was added: "),
+        ("report RUN --out RUN/config.json", "`out` exists and is no page: "),
+        ("report RUN RUN --mc-samples 3", "`mc_samples` is for the report of one run; leave it out."),
+        ("export RUN --out NEW/net.saved", "`out` must end in .onnx for format='onnx', got "),
+        ("export RUN --out NEW/net.onnx --format saved_model", "`out` must not end in .onnx for format='saved_model'"),
+    ],
+)
+def test_outputs_replace_nothing_and_a_refused_command_writes_none(bright, tmp_path, capsys, words, message):
+    before = {path: path.read_bytes() for path in bright.rglob("*") if path.is_file()}
+    words = [word.replace("RUN", str(bright)).replace("NEW", str(tmp_path)) for word in words.split()]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert {path: path.read_bytes() for path in bright.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("nothing.keras", None, "There is no model: "),
@@ -541,6 +566,48 @@ def test_another_grid_in_a_sweep_s_folder_is_one_line(answered, cells, capsys):
     error = capsys.readouterr().err
     assert error.startswith("segdrop: `grid` is {") and error.count("\n") == 1
     assert "'encoder_dropout': [0.3]}, but" in error and "'encoder_dropout': [0.2]}; choose another" in error
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (["--folds", "5"], "`folds` is 5, but "),  # the default, of which the sweep has 2
+        (["--lr", "0.5", "--report"], "`lr` is 0.5, but "),
+        (["--reference", "spatial 0.2"], "`reference` is 'spatial 0.2', but "),
+        (["--rates", "0.2", "--encoder-dropout", "0.3"], "`encoder_dropout` is given beside values of it to compare"),
+        (["--kinds", "spatial", "--dropout-kind", "block"], "`dropout_kind` is given beside values of it to compare"),
+        (["--report", "--dry-run"], "`report` contradicts dry_run; give one of them."),
+        (["--spread", "0.02"], "`spread` needs dry_run"),
+        (["--dry-run", "--hours", "3"], "`hours` needs detect"),
+        (["--dry-run", "--spread", "0.02", "--pilot", "F"], "`spread` contradicts pilot"),
+        (["--report", "--test", "--data", "nowhere"], "does not exist: nowhere"),
+    ],
+)
+def test_what_is_said_beside_a_sweep_s_folder_counts_or_is_refused(answered, capsys, said, message):
+    folder, *_ = answered
+    assert main(["sweep", str(folder), *(word.replace("F", str(folder)) for word in said)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_margin_is_a_question_to_the_same_trainings_also_the_default_one(answered, tmp_path, monkeypatch):
+    from segdrop.sweeps import sweep
+
+    folder = shutil.copytree(answered[0], tmp_path / "sweep")
+    record = json.loads((folder / "sweep.json").read_text())
+    record["config"]["margin"] = 0.05
+    (folder / "sweep.json").write_text(json.dumps(record))
+    answers, original = [], sweep.answer
+    monkeypatch.setattr(sweep, "answer", lambda results: answers.append(original(results)) or answers[-1])
+    for said in ([], ["--margin", "0.03"], ["--margin", "0.01"]):
+        assert main(["sweep", str(folder), "--report", *said]) == 0
+    assert [answer.results.margin for answer in answers] == [0.05, 0.03, 0.01]
+
+
+@pytest.mark.parametrize("option", ["--from_sweep", "--from-sweep"])
+def test_an_option_is_written_with_lines_or_underscores(answered, option):
+    folder, *_ = answered
+    assert read_options(["train", option, str(folder)]) == chosen_config(folder)
 
 
 def test_a_finished_sweep_predicts_with_the_mean_of_its_folds_models(answered, cells, tmp_path, capsys):

@@ -296,6 +296,14 @@ def test_finished_files_are_not_predicted_again(run, tmp_path, monkeypatch):
     assert [row["status"] for row in found.files] == ["ok", "ok"]
 
 
+def test_the_table_keeps_what_an_earlier_call_predicted(run, tmp_path):
+    folder = write_images(tmp_path / "in", a=noise(32, 32), b=noise(32, 32))
+    predict(run, folder / "b.png", tmp_path / "out")
+    found = predict(run, folder / "a.png", tmp_path / "out", resume=True)
+    assert [row["file"] for row in found.files] == ["b", "a"]
+    assert [row["mask"] for row in read_csv(tmp_path / "out" / "predictions.csv")] == ["b.png", "a.png"]
+
+
 def test_a_file_that_has_changed_is_predicted_again(run, tmp_path):
     folder = write_images(tmp_path / "in", a=np.zeros((32, 32), np.uint8), b=noise(32, 32))
     predict(run, folder, tmp_path / "out")
@@ -506,6 +514,7 @@ def test_a_file_without_a_spacing_is_reported(tmp_path):
         ({"probabilities": "png"}, "`probabilities` must be one of none, tiff, npz"),
         ({"threshold": 1.5}, r"`threshold` must be in \(0, 1\), got threshold=1.5"),
         ({"mc_rate": 0.2}, "`mc_rate` needs mc_samples"),
+        ({"mc_rate": 0, "mc_samples": 2}, "`mc_rate` must be above 0, for samples to differ"),
         ({"mc_rate": 1.2, "mc_samples": 2}, r"`mc_rate` must be a number in \[0, 1\)"),
         ({"mc_samples": 5}, "`mc_samples` cannot be drawn from .*has no dropout layer"),
     ],

@@ -573,7 +573,7 @@ def test_changed_options_stand_before_those_at_their_defaults(plain):
 def test_the_report_goes_where_it_is_told_and_leaves_nothing_else(plain, tmp_path):
     before = sorted(path.name for path in plain.iterdir())
     out = tmp_path / "page.html"
-    out.write_text("old")
+    out.write_text("<!DOCTYPE html>old")
     assert report(plain, out) == out
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert sorted(path.name for path in plain.iterdir()) == before

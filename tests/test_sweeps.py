@@ -235,7 +235,7 @@ def test_only_the_chosen_arm_s_models_are_kept(trained, finished):
 
 
 def test_the_chosen_configuration_is_the_arm_s_on_all_folds_for_the_median_best_epoch(trained, cells, tmp_path):
-    train = {"epochs": 20, "lr": 0.01, "train_fraction": 0.8}
+    train = {"epochs": 20, "lr": 0.01, "train_fraction": 0.8, "recalibrate_batchnorm": True}
     sweep(tmp_path / "sweep", config_of(cells, train, seeds=(7, 8)))
     config = chosen_config(tmp_path / "sweep", run_dir="somewhere")
     assert config == tiny(
@@ -251,7 +251,9 @@ def test_the_chosen_configuration_is_the_arm_s_on_all_folds_for_the_median_best_
     )
     assert chosen_config(tmp_path / "sweep", stop_after=2).stop_after == 2
     told = sweep_report(tmp_path / "sweep").results.facts
-    assert told["training"].startswith("20 epochs at most") and told["other options"] == "lr=0.01, train_fraction=0.8"
+    assert told["training"].startswith("20 epochs at most") and told["other options"] == (
+        "lr=0.01, recalibrate_batchnorm=True, train_fraction=0.8"
+    )
 
 
 def test_rate_0_can_be_chosen_too(trained, cells, tmp_path):

@@ -384,6 +384,11 @@ def test_resuming_with_another_option_names_it(finished, cells):
         ({"val_fraction": 0.4}, r"`val_fraction` must be in \(0, 1/3\], got val_fraction=0.4"),
         ({"seed": 2**32}, r"`seed` must be below 2\^32"),
         ({"resume": True}, "`resume` needs run_dir"),
+        (
+            {"from_sweep": "x", "recalibrate_batchnorm": True},
+            "`recalibrate_batchnorm` needs validation images, of which",
+        ),
+        ({"intensity_percentiles": (1, 99)}, "`intensity_percentiles` needs intensity='percentiles', got 'auto'"),
         ({"accumulate": 2, "gpus": "all"}, "`accumulate` needs gpus='one', got accumulate=2 with gpus='all'"),
         ({"checkpointing": True, "gpus": "all"}, "`checkpointing` needs gpus='one', got checkpointing=True with gpus="),
         ({"intensity": "range"}, "`intensity` must be one of auto, dtype, percentiles, window"),
@@ -411,8 +416,28 @@ def test_a_configuration_survives_json():
     assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
     blocks = TrainConfig(dropout_blocks=("stage3", "stage4_unit1"))
     assert TrainConfig(**json.loads(json.dumps(blocks.to_json()))) == blocks
-    window = TrainConfig(intensity="window", intensity_window=(-160, 240), intensity_percentiles=(1, 99), spacing=0.5)
+    window = TrainConfig(intensity="window", intensity_window=(-160, 240), spacing=0.5)
     assert TrainConfig(**json.loads(json.dumps(window.to_json()))) == window
+
+
+def test_percentiles_that_took_no_part_in_an_earlier_version_s_run_are_left_out():
+    stored = {**TrainConfig(intensity="dtype").to_json(), "intensity_percentiles": [1, 99]}
+    assert TrainConfig.from_json(stored) == TrainConfig(intensity="dtype")
+
+
+def test_weights_that_would_never_move_and_options_that_do_nothing_are_told(cells, tmp_path, small_unet):
+    config = tiny(cells, run_dir=str(tmp_path / "run"), steps_per_epoch=2, epochs=1)
+    with pytest.raises(
+        InputError, match="`accumulate` must be at most the 2 steps of the training, for the weights to"
+    ):
+        train(dataclasses.replace(config, accumulate=3))
+    with (
+        pytest.warns(UserWarning, match="Without an encoder_dropout above 0 nothing comes of spatial, dropout_blocks"),
+        pytest.raises(InputError, match="accumulate"),
+    ):
+        train(dataclasses.replace(config, accumulate=3, spatial=True, dropout_blocks=("stage4",)))
+    with pytest.raises(InputError, match="`augmentation` is not for a run that goes on"):
+        train(dataclasses.replace(config, resume=True), augmentation=A.Compose([]))
 
 
 def test_a_configuration_gives_its_intensity_rule():

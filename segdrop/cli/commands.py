@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.checks import check_fields
-from ..config.sweep import MARGIN, SweepConfig
+from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
-from ..errors import InputError
+from ..errors import InputError, naming
 from ..printing import printable, say
 from .options import (
     DataOptions,
@@ -72,11 +73,22 @@ def run_sweep(options: SweepOptions) -> None:
     from ..show.plan import plan_table
     from ..show.times import in_words
     from ..sweeps.answer_files import tables
+    from ..sweeps.state import check_same
     from ..sweeps.sweep import estimate, sweep, sweep_report
 
-    config = _sweep_config(options)
-    if options.dry_run:
-        config = config or open_sweep(options.folder).config
+    if options.report or options.test:
+        stored = open_sweep(options.folder).config
+        check_same(options.folder, dataclasses.replace(_sweep_config(options), reference=stored.reference))
+        answer = sweep_report(
+            options.folder,
+            storage=options.storage,
+            test=options.test,
+            data=options.train.data if options.train.data != stored.train.data else None,
+            margin=options.margin,
+            reference=options.reference if options.reference != stored.reference else None,
+        )
+    elif options.dry_run:
+        config = _sweep_config(options)
         price = estimate(config)
         if price.plan["choices"]:
             _console().print(plan_table(price.plan).rich())
@@ -87,19 +99,8 @@ def run_sweep(options: SweepOptions) -> None:
         )
         _tell_foresight(options, config, price)
         return
-    if options.report or options.test:
-        data = options.train.data if options.train != TrainConfig() else None
-        margin = options.margin if options.margin != MARGIN else None
-        answer = sweep_report(
-            options.folder,
-            storage=options.storage,
-            test=options.test,
-            data=data,
-            margin=margin,
-            reference=options.reference or None,
-        )
     else:
-        answer = sweep(options.folder, config, storage=options.storage, workers=options.workers)
+        answer = sweep(options.folder, _sweep_config(options), storage=options.storage, workers=options.workers)
     console = _console()
     for table in tables(answer):
         console.print(table.rich())
@@ -142,14 +143,13 @@ def _tell_foresight(options: SweepOptions, config: SweepConfig, price: "Price") 
         )
 
 
-def _sweep_config(options: SweepOptions) -> SweepConfig | None:
-    """What the options ask to compare; None where they say nothing of it, for a sweep that is there."""
+def _sweep_config(options: SweepOptions) -> SweepConfig:
+    """What the options ask to compare; of a sweep that is there, where they say nothing of it, what it compares."""
     from ..config.arms import alternatives, default_grid, read_grid, subgrids_of
     from ..config.checks import check_rate
     from ..folders.run import is_sweep
+    from ..folders.sweep import open_sweep
 
-    if not options.compares and is_sweep(options.folder):
-        return None
     for rate in options.rates:
         check_rate(rate, "rates")
     given = {
@@ -161,14 +161,28 @@ def _sweep_config(options: SweepOptions) -> SweepConfig | None:
     }
     given = {name: list(values) for name, values in given.items() if values}
     grid = read_grid(options.grid)
-    if grid is None:
-        grid = default_grid(options.train, given)
-    elif given:
+    if grid is not None and given:
         raise InputError(f"`grid` is given beside {', '.join(given)}; put all into it.")
-    if options.alternatives:
-        grid = [*subgrids_of(grid), *alternatives(options.train)]
+    if grid is None and not given and not options.alternatives and is_sweep(options.folder):
+        grid = open_sweep(options.folder).config.grid
+    else:
+        grid = default_grid(options.train, given) if grid is None else grid
+        _check_said_once(options.train, grid)
+        if options.alternatives:
+            grid = [*subgrids_of(grid), *alternatives(options.train)]
     shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(SweepConfig)}
     return SweepConfig(**{**shared, "grid": grid})
+
+
+def _check_said_once(train: TrainConfig, grid) -> None:
+    """Raise InputError where what all trainings have in common says of dropout what the grid says for each arm."""
+    from ..config.arms import DROPOUT_FIELDS, subgrids_of
+
+    varied = {name for subgrid in subgrids_of(grid) for name in subgrid}
+    silent = TrainConfig()
+    for name in DROPOUT_FIELDS:
+        if ("dropout_kind" if name == "spatial" else name) in varied and getattr(train, name) != getattr(silent, name):
+            raise InputError(f"`{name}` is given beside values of it to compare; leave one of them out.")
 
 
 def run_evaluate(options: EvaluateOptions) -> None:
@@ -218,6 +232,8 @@ def run_rank(options: RankOptions) -> int:
     from ..show.tables import Table
 
     check_fields(options)  # named as the user knows them
+    if options.out is None and not options.run.is_dir():
+        raise InputError(f"`out` must be given where the network is a file, got run={options.run} alone.")
     network, out = load(options.run), options.out or options.run
     _check_folder(out)
     ranking = rank(network, options.inputs, count=options.count, samples=options.mc_samples, seed=options.seed)
@@ -245,17 +261,23 @@ def run_rank(options: RankOptions) -> int:
 
 def run_report(options: ReportOptions) -> None:
     from ..folders.run import is_sweep
+    from ..reporting.embedding import page_at
     from ..reporting.page import report
     from ..reporting.runs_page import PAGE, report_runs
     from ..sweeps import answer_page
     from ..sweeps.sweep import sweep_report
 
-    if len(options.runs) > 1:
+    several, sweep = len(options.runs) > 1, len(options.runs) == 1 and is_sweep(options.runs[0])
+    if several or sweep:
+        _refuse(options, ("mc_samples", "seed"), "is for the report of one run; leave it out")
+    if sweep:
+        _refuse(options, ("split", "images"), "is for the report of runs; leave it out")
+    if several:
         page = report_runs(options.runs, options.out or PAGE, split=options.split, images=options.images)
     elif options.runs:
         run, *_ = options.runs
-        if is_sweep(run):
-            page = options.out or run / answer_page.PAGE
+        if sweep:
+            page = page_at(options.out or run / answer_page.PAGE)
             answer_page.write_answer_page(page, sweep_report(run))
         else:
             page = report(run, **{name: value for name, value in options.arguments.items() if name != "runs"})
@@ -280,6 +302,7 @@ def run_inspect(options: InspectOptions) -> None:
     from ..surgery.dropout import remove_dropout
     from ..surgery.verification import verify
 
+    _check_inspection(options)
     if options.sensitivity:
         _show_sensitivity(options)
         return
@@ -298,7 +321,8 @@ def run_inspect(options: InspectOptions) -> None:
     console = _console()
     console.print(table.rich() if table else printable(f"{path} has no dropout layer."))
     if options.verify:
-        console.print(verify(remove_dropout(model), model).rich())
+        with naming("model"):
+            console.print(verify(remove_dropout(model), model).rich())
     if options.csv:
         table.to_csv(options.csv)
     if options.json:
@@ -307,12 +331,28 @@ def run_inspect(options: InspectOptions) -> None:
         draw_network(model, options.svg, size)
 
 
+def _check_inspection(options: InspectOptions) -> None:
+    """Raise InputError, FileNotFoundError or FileExistsError where an output cannot be written, or an option is for
+    nothing."""
+    check_fields(options)  # named as the user knows them
+    if options.sensitivity and (options.verify or options.svg or options.image_size):
+        raise InputError("`sensitivity` has a table of its own; leave --verify, --svg and --image-size out.")
+    if not options.sensitivity:
+        _refuse(options, ("mc_rate", "mc_samples", "mc_images", "seed"), "needs sensitivity, whose samples it is for")
+    for name in ("csv", "json", "svg"):
+        out = getattr(options, name)
+        if out and not out.absolute().parent.is_dir():
+            raise FileNotFoundError(f"`{name}` has no folder: {out.parent}; make it first.")
+        if out and out.exists():
+            raise FileExistsError(f"`{name}` exists: {out}; choose another name or delete it.")
+    given = [out.absolute() for out in (options.csv, options.json, options.svg) if out]
+    if len(set(given)) < len(given):
+        raise InputError(f"`csv`, `json` and `svg` must be different files, got {given[0]} twice.")
+
+
 def _show_sensitivity(options: InspectOptions) -> None:
     from ..inference.sensitivity import sensitivity
 
-    if options.verify or options.svg or options.image_size:
-        raise InputError("`sensitivity` has a table of its own; leave --verify, --svg and --image-size out.")
-    check_fields(options)  # named as the user knows them
     table = sensitivity(
         options.model,
         rate=options.mc_rate,
@@ -327,6 +367,13 @@ def _show_sensitivity(options: InspectOptions) -> None:
         table.to_csv(options.csv)
     if options.json:
         table.to_json(options.json)
+
+
+def _refuse(options, names: Sequence[str], told: str) -> None:
+    """Raise InputError where something is said of options for which the others leave no use."""
+    for field in dataclasses.fields(options):
+        if field.name in names and getattr(options, field.name) != field.default:
+            raise InputError(f"`{field.name}` {told}.")
 
 
 def _check_folder(out: Path | None) -> None:

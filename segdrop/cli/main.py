@@ -8,10 +8,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ..config.importing import import_modules
 from ..config.train import TrainConfig
 from ..errors import InputError, naming
+from ..folders.run import is_sweep
 from ..interrupts import Terminated, heeding, held
 from ..printing import printable, say, without_passwords
 from ..version import __version__
@@ -127,7 +129,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _find_data(options) -> None:
     """Raise FileNotFoundError where there is no such data set, which takes no TensorFlow to find out."""
-    trains = isinstance(options, SweepOptions) and options.compares and not (options.report or options.test)
+    trains = isinstance(options, SweepOptions) and not (options.report or options.test)
     if trains or isinstance(options, TrainConfig):
         from ..data.opening import find_data
 
@@ -146,12 +148,27 @@ def read_options(arguments: list[str]):
         meant = f"did you mean {meant}? There" if meant else "there"
         raise InputError(f"no such command: {name!r}; {meant} are {', '.join(COMMANDS)}.")
     classes = {command: options for command, (options, _) in COMMANDS.items()}
-    return parse(classes, arguments, {name: _stored_config(rest)} if name == "train" else {})
+    options = parse(classes, arguments, {name: _stored_config(rest)} if name == "train" else {})
+    if isinstance(options, SweepOptions) and is_sweep(options.folder):
+        options = parse(classes, arguments, {name: _stored_sweep(options.folder)})
+    return options
+
+
+def _stored_sweep(folder: Path) -> SweepOptions:
+    """What a sweep was started with, so that what is not given is so; its arms the options say in another way."""
+    from ..folders.sweep import open_sweep
+
+    stored = open_sweep(folder).config
+    fields = {field.name: getattr(stored, field.name) for field in dataclasses.fields(stored)}
+    return SweepOptions(folder=folder, **{**fields, "grid": None})
 
 
 def _stored_config(arguments: list[str]) -> TrainConfig | None:
     """The stored configuration of the run to resume, or of a sweep's chosen arm: what is not given is as it says."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
+    words = [
+        word.replace("_", "-") if word.startswith("--") else word for word in words
+    ]  # an option is written either way
     if "--resume" in words and "--run-dir" in words[:-1]:
         from ..folders.run import open_run
 

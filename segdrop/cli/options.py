@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import tyro
 
 from ..config.checks import at_least, within
-from ..config.fields import Count, Kind, Placement, Schedule
+from ..config.fields import Count, Kind, Placement, Positive, Schedule
 from ..config.predict import PredictOptions
 from ..config.sweep import SweepConfig
 from ..config.train import TrainConfig
 from ..conventions import OVERLAP, TILE
+from ..errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,7 @@ class SweepOptions(LoadsModels, SweepConfig):
     detect: float | None = None
     """With --dry-run: the difference of Dice to be told in four of five such sweeps; proposes folds, repeats and arms
     that can."""
-    hours: float | None = None
+    hours: Positive | None = None
     """With --detect: what the sweep may take on this machine."""
     report: bool = False
     """Answer from what is finished by now, and train nothing."""
@@ -207,13 +208,14 @@ class SweepOptions(LoadsModels, SweepConfig):
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainConfig)
     """What all trainings have in common."""
 
-    @property
-    def compares(self) -> bool:
-        """Whether anything is said of what to compare, and not only of how to run it."""
-        of_the_call = "folder storage workers dry_run spread pilot detect hours report test imports margin reference"
-        silent = SweepOptions(folder=self.folder)
-        names = [field.name for field in dataclasses.fields(self) if field.name not in of_the_call.split()]
-        return any(getattr(self, name) != getattr(silent, name) for name in names)
+    def __post_init__(self):
+        super().__post_init__()
+        for name, needed in (("spread", "dry_run"), ("pilot", "dry_run"), ("detect", "dry_run"), ("hours", "detect")):
+            if getattr(self, name) is not None and not getattr(self, needed):
+                raise InputError(f"`{name}` needs {needed}, which tells what a sweep could tell; give both.")
+        for name, other in (("report", "dry_run"), ("test", "dry_run"), ("spread", "pilot")):
+            if getattr(self, name) and getattr(self, other):
+                raise InputError(f"`{name}` contradicts {other}; give one of them.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +224,7 @@ class InspectOptions(LoadsModels):
 
     model: tyro.conf.Positional[Path]
     """A run's folder, or a .keras file."""
-    image_size: int | None = None
+    image_size: Count | None = None
     """Side of the images that shapes are shown for; by default a run's crop size, and open for a file."""
     verify: bool = False
     """Prove that the model is the plain one with working dropout in it and nothing else changed."""

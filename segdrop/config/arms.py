@@ -39,6 +39,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 # What all arms must have in common: the data and their scores, and what a sweep sets itself.
 _FIXED = {
     "seed": "give `seeds`",
+    **dict.fromkeys(("minutes", "steps"), "the plan, which all arms have in common, reads it; give `epochs`"),
     **dict.fromkeys(
         (
             *("data", "images", "masks", "annotator", "run_dir", "resume", "from_sweep", "cache_mb", "gpus"),
@@ -80,7 +81,12 @@ def arms_of(sweep: SweepConfig) -> list[dict]:
             if changes not in arms:
                 arms.append(changes)
     if len(arms) == 1 and not sweep.search:
-        raise InputError("`grid` has nothing to compare with rate 0; give rates or other fields.")
+        raise InputError("`grid` has nothing to compare with rate 0; give rates above 0 or other fields.")
+    names = list(map(name_of, arms))
+    for name in (name for name in names if names.count(name) > 1):
+        raise InputError(
+            f"`grid` has two arms that are called {name!r}; take values that differ in their first digits."
+        )
     return arms
 
 
@@ -140,11 +146,19 @@ def read_grid(text: str | None):
     try:
         if text.lstrip()[:1] not in ("{", "["):
             text = Path(text).read_text(encoding="utf-8")
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise InputError(f"`grid` is not JSON: {error}.") from error
     except FileNotFoundError:
         raise FileNotFoundError(f"`grid` is neither JSON nor a file: {text}.") from None
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """An object of JSON, of which Python takes the last where a name is there twice."""
+    names = [name for name, _ in pairs]
+    for name in (name for name in names if names.count(name) > 1):
+        raise ValueError(f"{name!r} is there twice")
+    return dict(pairs)
 
 
 def subgrids_of(grid) -> list[Mapping]:
@@ -200,7 +214,11 @@ def arm_config(train: TrainConfig, point: Mapping) -> TrainConfig:
         raise InputError(f"`grid` has an impossible arm ({told}): {error}") from error
     if not any_dropout(config):
         return without_dropout(config)
-    return dataclasses.replace(config, spatial=False, dropout_kind=config.kind)
+    rates = config.encoder_dropout
+    level = isinstance(rates, tuple) and rates[0] == rates[1]  # a ramp that does not rise is one rate
+    return dataclasses.replace(
+        config, spatial=False, dropout_kind=config.kind, encoder_dropout=rates[0] if level else rates
+    )
 
 
 def config_of(train: TrainConfig, changes: Mapping) -> TrainConfig:

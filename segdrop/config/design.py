@@ -102,7 +102,7 @@ def contrasts_of(kind: str, arms: Sequence[Mapping], references: Sequence[int]) 
             curves.setdefault((curve_of(arm), references[i]), []).append(i)
     curves = {curve: members for curve, members in curves.items() if len(members) > 1}
     if not curves:
-        raise InputError(f"`contrasts` {kind} needs two rates of a kind at least.")
+        raise InputError(f"`contrasts` {kind} needs two rates of a kind at least that are compared with another arm.")
     contrasts = {}
     for (curve, reference), members in curves.items():
         weights = np.zeros(len(arms))

@@ -51,7 +51,8 @@ class PredictOptions:
         check_tile(self.tile, self.overlap, self.margin)
         check_fields(self)
         if self.mc_rate is not None:
-            check_rate(self.mc_rate, "mc_rate")
+            if not check_rate(self.mc_rate, "mc_rate"):
+                raise InputError("`mc_rate` must be above 0, for samples to differ, got mc_rate=0.")
             if not self.mc_samples:
                 raise InputError("`mc_rate` needs mc_samples.")
         if self.mc_samples and self.engine not in ("auto", "keras"):

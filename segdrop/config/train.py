@@ -45,6 +45,7 @@ from .fields import (
 from .importing import reference_to
 
 _PATHS = ("data", "run_dir", "augment", "encoder_weights", "init_from", "from_sweep")
+_PERCENTILES = (0.5, 99.5)
 # What is chosen from the data where it is "auto", and what it was in versions that did not choose.
 _BEFORE = {
     "intensity": "dtype",
@@ -92,7 +93,7 @@ class TrainConfig:
     """Length of the training in steps, instead of --minutes."""
     epochs: Count | Auto = "auto"
     """Length of the training in epochs, each of which ends with a validation; auto: by --steps or --minutes, at most
-    40."""
+    40 passes over the training images."""
     steps_per_epoch: Count | Literal["auto", "images"] = "auto"
     """Length of an epoch: auto: as many steps as have the training images' pixels; images: each image once."""
     batch_size: Batch | Auto = "auto"
@@ -193,7 +194,7 @@ class TrainConfig:
     intensity: Literal["auto", "dtype", "percentiles", "window"] = "auto"
     """What becomes 0..255: the range of the integer type, that between two percentiles of an image, or a window; auto:
     percentiles where images of more than 8 bits use less than a quarter of their type's range, or it has none."""
-    intensity_percentiles: tuple[float, float] = (0.5, 99.5)
+    intensity_percentiles: tuple[float, float] = _PERCENTILES
     """The two percentiles of --intensity percentiles, of an image or a whole volume."""
     intensity_window: tuple[float, float] | None = None
     """Lowest and highest value of --intensity window, in the files' values; by default each file's own window."""
@@ -268,6 +269,11 @@ class TrainConfig:
         asked = {"accumulate": self.accumulate > 1, "checkpointing": self.checkpointing}
         for name in (name for name in asked if asked[name] and self.gpus != "one"):
             raise InputError(f"`{name}` needs gpus='one', got {name}={getattr(self, name)} with gpus={self.gpus!r}.")
+        if self.from_sweep and self.recalibrate_batchnorm:
+            raise InputError(
+                "`recalibrate_batchnorm` needs validation images, of which a training with from_sweep has none; "
+                "leave it out."
+            )
         if self.resume and self.run_dir is None:
             raise InputError("`resume` needs run_dir, the folder of the run to continue.")
 
@@ -344,6 +350,8 @@ class TrainConfig:
         low, high = self.intensity_percentiles
         if not 0 <= low < high <= 100:
             raise InputError(f"`intensity_percentiles` must be in [0, 100], got {self.intensity_percentiles!r}.")
+        if self.intensity_percentiles != _PERCENTILES and self.intensity != "percentiles":
+            raise InputError(f"`intensity_percentiles` needs intensity='percentiles', got {self.intensity!r}.")
         if self.intensity_window is not None and self.intensity != "window":
             raise InputError(f"`intensity_window` needs intensity='window', got {self.intensity!r}.")
 
@@ -368,8 +376,10 @@ class TrainConfig:
 
     @staticmethod
     def upgraded(stored: Mapping) -> dict:
-        """What a version has stored, with what it had no option for as it was then."""
-        return {**_BEFORE, **stored}
+        """What a version has stored, with what it had no option for as it was then; percentiles that took no part are
+        left out."""
+        unused = stored.get("intensity", "dtype") != "percentiles"
+        return {**_BEFORE, **stored, **({"intensity_percentiles": _PERCENTILES} if unused else {})}
 
     def continuing(self, stored: "TrainConfig") -> "TrainConfig":
         """This configuration for going on with what `stored` began: "auto" is what was chosen then."""

@@ -215,7 +215,8 @@ def chosen_config(folder: str | os.PathLike, **changes) -> TrainConfig:
     except InputError as error:
         raise InputError(f"{Path(folder) / CHOSEN} does not fit: {error}") from error
     fields = {"seed": chosen["seed"], "from_sweep": str(folder), "stop_after": chosen["stop_after"]}
-    return dataclasses.replace(config, **{**fields, "train_fraction": 1.0, **changes})
+    # Whether recalibration did good would be told by validation images.
+    return dataclasses.replace(config, **{**fields, "train_fraction": 1.0, "recalibrate_batchnorm": False, **changes})
 
 
 def fold_runs(folder: str | os.PathLike) -> list[Path]:

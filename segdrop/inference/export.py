@@ -105,6 +105,10 @@ def export(
         raise InputError(f"Exporting needs Keras's TensorFlow backend, not {keras.backend.backend()}.")
     out = Path(out)
     record = open_run(run)
+    if (out.suffix == ".onnx") != (format == "onnx"):  # by which segdrop tells what it is given
+        raise InputError(
+            f"`out` must {'' if format == 'onnx' else 'not '}end in .onnx for format={format!r}, got {out}."
+        )
     if out.exists():
         raise FileExistsError(f"`out` exists: {out}; choose another name or delete it.")
     if not out.absolute().parent.is_dir():
@@ -235,7 +239,7 @@ def _real_images(run, record: RunRecord, count: int = 4) -> tuple[list[np.ndarra
     if images:
         return images, f"{len(images)} image(s) of the run's validation split"
     drawn = drawn_images(record.config.input_channels, count)
-    return drawn, f"{count} drawn images, because the run's data set could not be read"
+    return drawn, f"{count} drawn images, for want of validation images of the run's that can be read"
 
 
 def _largest_difference(network: keras.Model, exported: Callable[..., np.ndarray], images: list[np.ndarray]) -> float:

@@ -109,7 +109,9 @@ def predict(
 
 def _write_all(jobs: Sequence[Job], done: Mapping[str, dict], writer: Writer) -> Predictions:
     """Predict all files but those that are `done` and have not changed since."""
-    out, started, rows = writer.out, time.monotonic(), []
+    named = {job.name for job in jobs}
+    rows = [row for name, row in done.items() if name not in named]  # of other images, which an earlier call predicted
+    out, started = writer.out, time.monotonic()
     with progress_bar(len(jobs)) as bar:
         for job in jobs:
             check()

@@ -4,7 +4,9 @@ import base64
 import hashlib
 import importlib.resources
 import io
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import cv2
 import jinja2
@@ -15,6 +17,25 @@ from matplotlib.figure import Figure
 from ..show.plots import save_undated
 
 LONGEST_SIDE = 512  # of a picture in the page, in pixels
+
+
+def page_at(out: str | os.PathLike) -> Path:
+    """The file to write a page to.
+
+    Raises:
+        FileNotFoundError, FileExistsError: it has no folder, or is there and no page, which alone is replaced.
+    """
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"`out` has no folder: {out.parent}; make it first.")
+    if out.exists():
+        start = b""
+        if out.is_file():
+            with out.open("rb") as file:
+                start = file.read(100)
+        if not start.lstrip().lower().startswith(b"<!doctype html"):
+            raise FileExistsError(f"`out` exists and is no page: {out}; choose another name.")
+    return out
 
 
 def render(template: str, page: Mapping, **filters) -> str:

@@ -39,7 +39,7 @@ from .charts import (
     reliability_chart,
     risk_coverage_chart,
 )
-from .embedding import hex_colour, render
+from .embedding import hex_colour, page_at, render
 from .pictures import choose_pictures
 from .scores import (
     UNCERTAINTIES,
@@ -73,7 +73,7 @@ def report(
 
     Args:
         run: the run's folder.
-        out: the file to write, replaced where it exists; by default report.html in the run's folder.
+        out: the file to write, in place of an earlier page; by default report.html in the run's folder.
         split: whose scores and images are shown: "train", "val", "test", or "all".
         mc_samples: Monte Carlo samples for the uncertainty of a network with dropout; 0 shows the entropy of its
             single prediction instead, as for a network without.
@@ -85,6 +85,7 @@ def report(
 
     Raises:
         FileNotFoundError: the run or the folder of `out` does not exist.
+        FileExistsError: `out` is there and is no page.
         InputError: the run cannot be used, or the split is unknown or empty.
 
     Example:
@@ -99,9 +100,7 @@ def report(
         raise InputError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
     record = open_run(run)
     config = record.config
-    out = run / "report.html" if out is None else Path(out)
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"`out` has no folder: {out.parent}; make it first.")
+    out = page_at(run / "report.html" if out is None else out)
 
     network = load(run)
     dropout = dropout_table(network.model, (config.crop_size, config.crop_size))

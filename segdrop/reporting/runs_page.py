@@ -23,7 +23,7 @@ from ..show.scores import difference_in_words
 from ..show.tables import Table
 from ..version import __version__
 from .charts import best_row, curves_together
-from .embedding import hex_colour, jpeg, render
+from .embedding import hex_colour, jpeg, page_at, render
 from .page import SPLITS, open_data, scores_of, warnings_of, words_of
 from .pictures import views
 from .scores import SINGLE, number_in_words
@@ -54,7 +54,7 @@ def report_runs(
 
     Args:
         runs: folders of runs, two at least, of the same data and classes.
-        out: the file to write, replaced where it exists.
+        out: the file to write, in place of an earlier page.
         split: whose scores and images are shown: "train", "val", "test", or "all".
         images: how many pictures to show of those whose Dice differs most, and of those where it is lowest.
 
@@ -63,6 +63,7 @@ def report_runs(
 
     Raises:
         FileNotFoundError: a run or the folder of `out` does not exist.
+        FileExistsError: `out` is there and is no page.
         InputError: a run cannot be used or is named twice, or runs have other data or other classes than the first.
 
     Example:
@@ -74,9 +75,7 @@ def report_runs(
     check_whole(images, "images", minimum=0)
     if split not in SPLITS:
         raise InputError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"`out` has no folder: {out.parent}; make it first.")
+    out = page_at(out)
     opened = _open(runs, split)
     foreground = opened[0].record.class_names[1:]
     page = {

@@ -88,7 +88,8 @@ def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None,
             raise InputError(f"{folder} is not the folder of a sweep, and no configuration is given to start one.")
         _start(folder, config, storage)
     elif config is not None:
-        dataset = _check_same(folder, config)
+        check_same(folder, config)
+        dataset = _check_same_data(folder, config)
         with lock_answer(folder):
             _grow(folder, config, dataset)
     state = open_state(folder, storage, **heartbeat)
@@ -155,7 +156,8 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
             write_folds(folder, dataset, folds)
         else:
             optuna.delete_study(study_name=record.study, storage=database)
-            _grow(folder, config, _check_same(folder, config))
+            check_same(folder, config)
+            _grow(folder, config, _check_same_data(folder, config))
     finally:
         database.engine.dispose()
 
@@ -290,12 +292,9 @@ def _check_arms(configs: Sequence[TrainConfig], dataset: Dataset) -> None:
             start_from(build_model(config, dataset.class_names, weights, "off"), config)
 
 
-def _check_same(folder: Path, config: SweepConfig) -> Dataset:
-    """Raise InputError, naming the difference, unless the sweep of `folder` is that of `config`; its data."""
-    from ..data.opening import open_configured
-
-    record = open_sweep(folder)
-    kept = record.config
+def check_same(folder: Path, config: SweepConfig) -> None:
+    """Raise InputError, naming the difference, unless the sweep of `folder` is that of `config`, or shorter."""
+    kept = open_sweep(folder).config
     config = dataclasses.replace(config, train=config.train.continuing(kept.train))
     if config.reference_seeds == "auto":
         config = dataclasses.replace(config, reference_seeds=kept.reference_seeds)
@@ -315,7 +314,14 @@ def _check_same(folder: Path, config: SweepConfig) -> Dataset:
         differences["seeds"] = given["seeds"], stored["seeds"]
     for name, (ours, theirs) in differences.items():
         raise InputError(f"`{name}` is {ours!r}, but {folder} was started with {theirs!r}; choose another folder.")
-    dataset = open_configured(config.train)
+
+
+def _check_same_data(folder: Path, config: SweepConfig) -> Dataset:
+    """Raise InputError unless the data set is that of the sweep of `folder`; returns it."""
+    from ..data.opening import open_configured
+
+    record = open_sweep(folder)
+    dataset = open_configured(config.train.continuing(record.config.train))
     identity = _identity(dataset)
     for key, what in (("data_sha256", "other images or masks"), ("grouping_sha256", "other groups, splits or strata")):
         if identity[key] != getattr(record, key):

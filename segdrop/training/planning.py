@@ -117,6 +117,11 @@ def make_plan(
         for choice in rule(config, facts):
             choices.append(choice)
             config = _with(config, [choice])
+    if config.accumulate > (steps := int(config.epochs) * _steps(config, facts)):
+        raise InputError(
+            f"`accumulate` must be at most the {steps} steps of the training, for the weights to move at all, got "
+            f"accumulate={config.accumulate}."
+        )
     return Plan(config, tuple(choices), _seconds(config, facts), weights)
 
 
@@ -299,9 +304,14 @@ def _patience(config: TrainConfig, facts: _Facts) -> Iterator[Choice]:
 
 
 def _seconds(config: TrainConfig, facts: _Facts) -> float:
-    each = config.steps_per_epoch
-    steps = steps_per_epoch(len(facts.train), int(config.batch_size)) if each == "images" else int(each)
+    steps = _steps(config, facts)
     return int(config.epochs) * (steps * _step_seconds(config, facts) + _seconds_after_epoch(config, facts))
+
+
+def _steps(config: TrainConfig, facts: _Facts) -> int:
+    """Of an epoch."""
+    each = config.steps_per_epoch
+    return steps_per_epoch(len(facts.train), int(config.batch_size)) if each == "images" else int(each)
 
 
 def _step_seconds(config: TrainConfig, facts: _Facts) -> float:

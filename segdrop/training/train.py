@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from rich.panel import Panel
 
+from ..config.arms import any_dropout, changes_of, without_dropout
 from ..config.train import TrainConfig, default_run_dir
 from ..data.augment import A, restore
 from ..data.dataset import Dataset
@@ -90,6 +92,8 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         ['config.json', 'curves.png', 'examples.png', 'history.csv', 'metrics.json', 'model.keras', 'per_image.csv',
          'split.csv', 'tensorboard']
     """
+    if config.resume and augmentation is not None:
+        raise InputError("`augmentation` is not for a run that goes on, which keeps its own; leave it out.")
     with contextlib.ExitStack() as locks:
         run = _resume(config, locks) if config.resume else _begin(config, augmentation, locks)
         _announce(run, resumed=config.resume)
@@ -160,6 +164,8 @@ class _Run:
 def _begin(config: TrainConfig, augmentation: A.Compose | None, locks: contextlib.ExitStack) -> _Run:
     """Check everything, build the network, and make the folder of a new run, which is locked then."""
     run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(datetime.now())
+    if not any_dropout(config) and (unused := changes_of(config, without_dropout(config))):
+        warnings.warn(f"Without an encoder_dropout above 0 nothing comes of {', '.join(unused)}.", stacklevel=3)
     if augmentation is not None and config.augment_strength != 1:
         raise InputError(
             "`augment_strength` is for a preset, not for an augmentation of your own, got "
