@@ -149,6 +149,49 @@ def test_a_tiff_of_several_pages_is_a_volume(tmp_path, pages):
     np.testing.assert_array_equal([picture.read(i) for i in range(len(pages))], pages)
 
 
+def metamorph(path, stack):
+    """An STK file, whose only page counts its planes of 16 bits in tag 33629."""
+    planes, height, width = stack.shape
+    values, end = stack.tobytes(), 8 + stack.nbytes
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    tags += [(277, 3, 1, 1), (278, 3, 1, height), (279, 4, 1, stack[0].nbytes)]
+    tags += [(33628, 4, 1, end), (33629, 5, planes, end)]
+    table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, end + 24 * planes) + values + bytes(24 * planes) + table)
+
+
+STACK = np.stack([DEEP, DEEP // 2, DEEP // 3, DEEP // 5])
+ONE_PAGE = {
+    "tifffile": lambda path: save(path, STACK, photometric="minisblack", truncate=True, rowsperstrip=7),
+    "imagej": lambda path: save(path, STACK, imagej=True, truncate=True),
+    "imagej_colours": lambda path: save(path, np.stack([RGB, RGB // 2]), imagej=True, truncate=True),
+    "metamorph": lambda path: metamorph(path, STACK),
+}
+
+
+@pytest.mark.parametrize("program", ONE_PAGE)
+def test_a_stack_behind_one_page_is_a_volume(tmp_path, program):
+    """As ImageJ writes what is larger than 4 GB."""
+    ONE_PAGE[program](tmp_path / "a.tif")
+    expected = np.stack([RGB, RGB // 2]) if program == "imagej_colours" else STACK
+    picture = open_image(tmp_path / "a.tif")
+    assert picture.slices == len(expected)
+    np.testing.assert_array_equal([picture.read(i) for i in range(len(expected))], expected)
+
+
+def test_a_page_that_tells_of_a_stack_but_holds_one_image_is_one(tmp_path):
+    """A copy of a slice, whose description was copied, too."""
+    save(tmp_path / "a.tif", GREY, description='{"shape": [5, 40, 48]}', metadata=None)
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif").read(), GREY)
+
+
+def test_pages_of_several_slices_each_are_refused(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(STACK, photometric="minisblack", truncate=True)
+        file.write(STACK, photometric="minisblack", truncate=True)
+    assert sentence(tmp_path / "a.tif") == "has 4 slices in a page; save it with one page for each slice."
+
+
 def test_pages_of_different_sizes_are_an_error(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(GREY)
@@ -464,9 +507,11 @@ GREYS = {"photometric": "minisblack"}
         (FIVE, {"photometric": "rgb"}),
         (PLANES, {"planarconfig": "separate", **GREYS}),
         (PLANES, {"imagej": True, "metadata": {"axes": "CYX"}}),
+        (PLANES, {"imagej": True, "metadata": {"axes": "CYX"}, "truncate": True}),
         (PLANES, {"ome": True, "metadata": {"axes": "CYX"}}),
         (PLANES, GREYS),
         (FIVE, {}),
+        (FIVE, {"truncate": True}),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -1022,6 +1067,7 @@ def test_a_huge_tiff_is_refused_unless_asked_for(tmp_path, small_limit):
         ),
         (BIG.astype(np.complex64), {}, "holds complex64 values of 64 bits"),
         (np.stack([BIG, BIG]), {"photometric": "minisblack", "tile": (32, 48)}, "has 2 pages of 300 x 200 pixels"),
+        (np.stack([BIG, BIG]), {"photometric": "minisblack", "truncate": True}, "has 2 pages of 300 x 200 pixels"),
     ],
 )
 def test_what_cannot_be_read_in_bands_is_refused(tmp_path, small_limit, array, options, message):

@@ -26,18 +26,18 @@ def open_tiff(path: Path, huge: bool, channels: int | None) -> Picture:
             else:
                 if _page_after(tiff, page.offset):  # which tifffile has not found
                     raise Fault(UNDECODABLE)
-            offsets = list(sizes)
-            height, width = first.imagelength, first.imagewidth
+            offsets, stacked = list(sizes), _stacked(tiff, first, len(sizes))
+            height, width, count = first.imagelength, first.imagewidth, len(offsets) * stacked
             if huge and height * width > MAX_PIXELS:
-                return _huge_tiff(path, first, list(sizes.values()).count((height, width)), channels)
-            check_size(height, width, len(offsets))
-            rows = channels is not None and width == channels < len(offsets) != channels and first.samplesperpixel == 1
+                return _huge_tiff(path, first, list(sizes.values()).count((height, width)) * stacked, channels)
+            check_size(height, width, count)
+            rows = channels is not None and width == channels < count != channels and first.samplesperpixel == 1
             bands = Bands(path, first, channels)
         if rows:
-            return _rows_in_pages(path, len(offsets), height, channels)
+            return _rows_in_pages(path, count, height, channels)
         array, value_range = bands.read(0, height), narrow_range(bands.dtype)
-        slices = _slices_of(path, len(offsets), first, channels)
-    if len(offsets) == 1:
+        slices = _slices_of(path, count, first, channels)
+    if count == 1:
         return from_array(path, array, value_range)
     shape, dtype = array.shape, array.dtype
 
@@ -45,8 +45,9 @@ def open_tiff(path: Path, huge: bool, channels: int | None) -> Picture:
         with shielded("TIFF"):
             with without_log("tifffile"), tifffile.TiffFile(path) as tiff:
                 # Walking through all pages before it takes as long as reading them.
-                tiff.filehandle.seek(offsets[index])
+                tiff.filehandle.seek(offsets[index // stacked])
                 page = tifffile.TiffPage(tiff, index)
+                page.dataoffsets = tuple(offset + index % stacked * page.nbytes for offset in page.dataoffsets)
                 check_size(page.imagelength, page.imagewidth)
                 bands = Bands(path, page, channels)
             array = bands.read(0, page.imagelength)
@@ -71,6 +72,20 @@ def _page_after(tiff: tifffile.TiffFile, offset: int) -> int:
     (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
     file.seek(offset + form.tagnosize + tags * form.tagsize)
     return struct.unpack(form.offsetformat, file.read(form.offsetsize))[0]
+
+
+def _stacked(tiff: tifffile.TiffFile, first: tifffile.TiffPage, pages: int) -> int:
+    """How many images lie one behind the other in the only page of a file: ImageJ writes a large stack so, MetaMorph
+    and tifffile any; 1 where each has a page."""
+    if not (first.is_imagej or first.is_shaped or first.is_stk) or not first.is_contiguous:
+        return 1
+    images = first.tags[33629].count if first.is_stk and 33629 in first.tags else tiff.series[0].size // first.size
+    told_only = first.dataoffsets[0] + images * first.nbytes > tiff.filehandle.size  # a copy of one of the images
+    if images <= pages or told_only:
+        return 1
+    if pages > 1:
+        raise Fault(f"has {images} slices in a page; save it with one page for each slice")
+    return images
 
 
 def _slices_of(path: Path, count: int, first: tifffile.TiffPage, channels: int | None) -> list[list[int]]:
