@@ -161,6 +161,17 @@ def test_of_a_sound_png_with_an_odd_chunk_libpng_says_nothing(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("array", [GREY, DEEP, RGB])
+def test_of_a_png_with_a_text_longer_than_pillow_allows_the_pixels_are_read(tmp_path, array):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), array)
+    content, text = path.read_bytes(), b"zTXtsegments\0\0" + zlib.compress(b"x" * 2**21)
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    path.write_bytes(content[:33] + chunk + content[33:])
+    read = open_image(path).read()
+    np.testing.assert_array_equal(read if array.ndim == 2 else read[..., ::-1], array)
+
+
 def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
     palette = COLOURS.quantize(16)
     palette.save(tmp_path / "a.png", transparency=bytes(range(16)))

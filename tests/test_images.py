@@ -124,6 +124,30 @@ def test_palettes_are_expanded(tmp_path):
     np.testing.assert_array_equal(open_image(tmp_path / "a.png").read(), np.array(palette.convert("RGB")))
 
 
+@pytest.mark.parametrize("left", [0, 5])
+def test_a_png_whose_palette_lacks_colours_is_refused(tmp_path, left):
+    Image.fromarray(RGB).quantize(16).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    palette = b"PLTE" + content[41 : 41 + 3 * left]
+    shorter = struct.pack(">I", 3 * left) + palette + struct.pack(">I", zlib.crc32(palette))
+    (tmp_path / "a.png").write_bytes(content[:33] + shorter * (left > 0) + content[33 + 12 + 3 * 16 :])
+    expected = f"has pixels of colour 15, but a palette of {left} colours; save it as grey or RGB."
+    assert sentence(tmp_path / "a.png") == expected
+
+
+@pytest.mark.parametrize("comment", [b"", b"#short\n", b"#" + b"x" * 5000 + b"\n", b"#old\r"])
+@pytest.mark.parametrize(("magic", "array"), [(b"P5", DEEP), (b"P6", DEEP_RGB)])
+def test_comments_leave_the_values_of_a_ppm_as_they_are(tmp_path, comment, magic, array):
+    (tmp_path / "a.ppm").write_bytes(magic + b"\n" + comment + b"48 40\n65535\n" + array.astype(">u2").tobytes())
+    np.testing.assert_array_equal(open_image(tmp_path / "a.ppm").read(), array)
+
+
+@pytest.mark.parametrize("suffix", ["ppm", "pnm"])
+def test_a_ppm_of_floating_point_is_refused(tmp_path, suffix):
+    (tmp_path / f"a.{suffix}").write_bytes(b"Pf\n48 40\n-1.0\n" + FLOAT.tobytes())
+    assert sentence(tmp_path / f"a.{suffix}") == "holds values that are not of 8 or 16 bits; save it as TIFF."
+
+
 def test_of_a_gif_the_first_frame_is_read(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(GREY[::-1])])
     picture = open_image(tmp_path / "a.gif")
