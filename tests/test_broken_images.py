@@ -232,6 +232,18 @@ def test_a_nifti_header_that_tells_of_more_than_there_is_is_refused_at_once(tmp_
         open_image(path)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize(("magic", "offset"), [(b"n+1", 0), (b"ni1", 0), (b"ni1", 348)])
+def test_voxels_within_the_header_are_refused(tmp_path, name, magic, offset):
+    """An offset that was never set, or that of a header in a file of its own."""
+    content = bytearray(nifti_header((40, 40, 4)) + RNG.bytes(2 * 6400))
+    struct.pack_into("<f", content, 108, offset)
+    struct.pack_into("4s", content, 344, magic)
+    gzipped(tmp_path / name, content) if name.endswith(".gz") else (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"has its voxels at byte {offset}, within its header of 352 bytes; save it"):
+        open_image(tmp_path / name)
+
+
 def test_a_large_nifti_volume_is_read_slice_by_slice(tmp_path):
     """900 million voxels; what is asked for is read from the disk."""
     header = nifti_header((1000, 1000, 900))

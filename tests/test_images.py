@@ -917,6 +917,17 @@ def test_spacing_in_other_units_becomes_millimetres(tmp_path):
     np.testing.assert_allclose(open_image(tmp_path / "a.nii").spacing, (0.5, 0.6), rtol=1e-6)
 
 
+@pytest.mark.parametrize("units", [7, 255])
+def test_a_spacing_in_a_unit_that_nobody_knows_is_taken_as_millimetres(tmp_path, units):
+    image = nibabel.Nifti1Image(VOLUME, np.diag([0.7, 0.8, 2.5, 1]))
+    image.header["xyzt_units"] = units
+    image.to_filename(tmp_path / "a.nii")
+    picture = open_image(tmp_path / "a.nii")
+    np.testing.assert_allclose(picture.spacing, (0.7, 0.8), rtol=1e-6)
+    write_volume_mask(picture, np.ones((9, 7, 8), np.uint8), tmp_path / "m.nii")
+    assert nibabel.load(tmp_path / "m.nii").shape == (7, 8, 9)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("form", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("shape", [(7, 8, 9), (7, 8, 9, 1), (7, 8)])

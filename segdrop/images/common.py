@@ -38,7 +38,7 @@ def open_common(path: Path, advice: str, channels: int | None) -> Picture:
         array = array[..., [0, 3] if channels == 2 else 0] if grey_alpha else array
     else:
         if picture.format == "PNG" and picture.mode == "P":
-            _check_palette(content, picture.getextrema()[1])
+            _check_palette(content, np.array(picture).max())
         array = from_pillow(picture, channels)
     return from_array(path, array, type_range(array.dtype))
 

@@ -63,7 +63,7 @@ def open_nifti(path: Path, slice_axis: int, channels: int | None) -> Picture:
             _check_sum(path, image)
         volume = image.dataobj.get_unscaled().reshape(*shape, *bands)
         volume = volume if slices is None else np.moveaxis(volume, slice_axis, 0)
-        unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
+        unit = {1: 1000.0, 3: 0.001}.get(int(image.header["xyzt_units"]) & 7, 1.0)  # metres, microns; of others mm
         spacing = millimetres([image.header.get_zooms()[axis] for axis in axes], unit)
         header = _blank(image.header)
         if bands:
@@ -95,6 +95,9 @@ def open_nifti(path: Path, slice_axis: int, channels: int | None) -> Picture:
 def _check_bytes(path: Path, image) -> None:
     """Refuse a file that is too short for what its header tells of, before room is made for that, and a long one whose
     compression lets no slice be read without all."""
+    begin, end = image.dataobj.offset, image.header.single_vox_offset
+    if begin < end:
+        raise Fault(f"has its voxels at byte {begin}, within its header of {end} bytes; save it anew as one .nii file")
     stored = math.prod(image.shape) * image.get_data_dtype().itemsize
     compressed = path.name.lower().endswith(".gz")
     if stored + image.dataobj.offset > path.stat().st_size * (DEFLATED if compressed else 1):
