@@ -28,7 +28,7 @@ def write_dicom(path, array, *, frames=False, syntax=ExplicitVRLittleEndian, **a
             delattr(data, name)
         else:
             setattr(data, name, value)
-    data.HighBit = data.BitsStored - 1
+    data.HighBit = attributes.get("HighBit", data.BitsStored - 1)
     if syntax != ExplicitVRLittleEndian:
         data.compress(syntax, array, generate_instance_uid=False)
     data.save_as(path, enforce_file_format=True)

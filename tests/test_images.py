@@ -19,8 +19,10 @@ import pytest
 import tifffile
 from dicom_files import write_dicom
 from PIL import Image, TiffImagePlugin
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEGLSLossless, RLELossless
+from pydicom.pixels import pack_bits
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from segdrop import InputError
 from segdrop.images import opening, picture, resampling, tiff, tiff_pieces
@@ -688,6 +690,17 @@ def test_bits_that_are_not_stored_do_not_count(tmp_path):
     assert picture.read().tolist() == [[5, 5]] and picture.value_range == (0, 4095)
 
 
+def test_bits_that_are_not_the_lowest_are_refused(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", DEEP, BitsStored=12, HighBit=15)
+    assert sentence(path) == "has values of 12 bits whose highest is bit 15; save it with HighBit 11."
+
+
+@pytest.mark.parametrize("kind", ["HSV", "CMYK", "ARGB", "YBR_PARTIAL_420", "MONOCHROME2"])
+def test_dicom_colours_of_another_kind_are_refused(tmp_path, kind):
+    path = write_dicom(tmp_path / "a.dcm", RGB, PhotometricInterpretation=kind)
+    assert sentence(path) == "has colours that are neither RGB nor YBR; save it as RGB."
+
+
 def test_monochrome1_is_turned_so_that_larger_is_brighter(tmp_path):
     attributes = {"BitsStored": 12, "RescaleSlope": 1, "RescaleIntercept": -1000}
     attributes |= {"WindowCenter": 101, "WindowWidth": 201}
@@ -712,6 +725,16 @@ def test_monochrome1_is_turned_so_that_larger_is_brighter(tmp_path):
 )
 def test_the_window_follows_from_center_and_width(tmp_path, attributes, expected):
     assert open_image(write_dicom(tmp_path / "a.dcm", DEEP, **attributes)).window == expected
+
+
+@pytest.mark.parametrize(("center", "window"), [("512", (62, 961)), ("512\\40", (62, 961)), ("", None)])
+def test_a_window_may_be_stored_as_text(tmp_path, center, window):
+    path = write_dicom(tmp_path / "a.dcm", DEEP)
+    data = pydicom.dcmread(path)
+    data["WindowCenter"] = DataElement("WindowCenter", "LO", center)
+    data["WindowWidth"] = DataElement("WindowWidth", "LO", "900")
+    data.save_as(path)
+    assert open_image(path).window == window
 
 
 def measures(spacing):
@@ -759,6 +782,26 @@ def test_frames_are_slices(tmp_path):
     picture = open_image(write_dicom(tmp_path / "a.dcm", array, frames=True))
     assert (picture.slices, picture.height, picture.width) == (5, 8, 9)
     np.testing.assert_array_equal([picture.read(i) for i in range(5)], array)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize("counted", [None, "", 0, 1, 3])
+def test_more_frames_than_are_counted_are_refused(tmp_path, syntax, counted):
+    array = RNG.integers(0, 4096, (5, 8, 9), np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", array, frames=True, syntax=syntax)
+    data = pydicom.dcmread(path)
+    data.NumberOfFrames = counted
+    data.save_as(path)
+    assert sentence(path) == f"holds 5 frames, but counts {counted or 1}; correct its NumberOfFrames."
+
+
+@pytest.mark.parametrize("size", [(41, 47), (3, 3), (1, 1), (8, 9)])
+def test_frames_of_one_bit_are_read_wherever_they_begin(tmp_path, size):
+    array = RNG.integers(0, 2, (5, *size), np.uint8)
+    bits = {"BitsAllocated": 1, "BitsStored": 1, "PixelData": pack_bits(array)}
+    picture = open_image(write_dicom(tmp_path / "a.dcm", array, frames=True, **bits))
+    assert (picture.slices, picture.dtype, picture.value_range) == (5, np.uint8, (0, 1))
+    np.testing.assert_array_equal([picture.read(index) for index in range(5)], array)
 
 
 def test_every_frame_has_its_own_rescaling(tmp_path):

@@ -11,6 +11,7 @@ from .faults import Fault, no_warnings, shielded, without_log
 from .picture import MAX_UNPACKED, Picture, as_plain, channels_of, check_size, millimetres
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def open_dicom(path: Path) -> Picture:
@@ -54,23 +55,22 @@ def _lenient() -> Iterator[None]:
 
 
 def _dicom_picture(path: Path, data) -> Picture:
-    from pydicom.pixels import pixel_array
-
     _check_dicom_pixels(data)
     height, width, frames = int(data.Rows), int(data.Columns), int(data.get("NumberOfFrames") or 1)
     check_size(height, width, frames)
+    _check_frames(data, frames)
     finish, value_range, mirror = _dicom_values(data, frames)
 
     def frame(index: int) -> np.ndarray:
         with shielded("DICOM"), _lenient():
-            return finish(pixel_array(data, index=index), index)
+            return finish(_decoded(data, index), index)
 
     def first(index: int) -> np.ndarray:
         return array
 
-    array = finish(pixel_array(data, index=0), 0)
+    array = finish(_decoded(data, 0), 0)
     if frames == 1:
-        for name in {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(data.dir()):
+        for name in set(PIXELS) & set(data.dir()):
             del data[name]  # decoded already
     window = _dicom_window(data) if array.ndim == 2 else None
     if window and mirror is not None:
@@ -91,10 +91,37 @@ def _dicom_picture(path: Path, data) -> Picture:
     )
 
 
+def _decoded(data, index: int) -> np.ndarray:
+    """A frame as it is stored."""
+    from pydicom.pixels import pixel_array
+
+    count = int(data.Rows) * int(data.Columns)
+    if data.BitsAllocated != 1 or data.file_meta.TransferSyntaxUID.is_encapsulated or count % 8 == 0:
+        return pixel_array(data, index=index)
+    begin, end = index * count, (index + 1) * count  # in bits: pydicom takes too few bytes of such frames
+    content = np.frombuffer(data.PixelData, np.uint8)[begin // 8 : -(-end // 8)]
+    return np.unpackbits(content, bitorder="little")[begin % 8 :][:count].reshape(data.Rows, data.Columns)
+
+
+def _check_frames(data, frames: int) -> None:
+    """Refuse a file that holds more frames than it counts: pydicom leaves the others out."""
+    from pydicom.encaps import parse_basic_offsets
+
+    content = next(data[name].value for name in PIXELS if name in data)
+    bits = int(data.Rows) * int(data.Columns) * int(data.SamplesPerPixel) * int(data.BitsAllocated)
+    counted = -(-bits * frames // 8)
+    if data.file_meta.TransferSyntaxUID.is_encapsulated:
+        held = len(parse_basic_offsets(content))
+    else:  # of an odd number of bytes one more stands behind them
+        held = 8 * len(content) // bits if len(content) > counted + counted % 2 else 0
+    if held > frames:
+        raise Fault(f"holds {held} frames, but counts {frames}; correct its NumberOfFrames")
+
+
 def _check_dicom_pixels(data) -> None:
     from pydicom.pixels import get_decoder
 
-    if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    if not any(name in data for name in PIXELS):
         raise Fault("has no pixel data")
     syntax = data.file_meta.TransferSyntaxUID
     try:
@@ -116,6 +143,8 @@ def _dicom_values(data, frames: int):
         top = 2 ** int(data.RedPaletteColorLookupTableDescriptor[2]) - 1
         return lambda array, index: as_plain(apply_color_lut(array, data)[..., :3]), (0.0, float(top)), None
     if samples == 3:
+        if kind not in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
+            raise Fault("has colours that are neither RGB nor YBR; save it as RGB")
         return lambda array, index: as_plain(array), stored, None
     if samples != 1:
         raise Fault(f"has {samples} samples per pixel; save it as grey or RGB")
@@ -151,7 +180,9 @@ def _dicom_values(data, frames: int):
 def _stored_range(data) -> tuple[float, float] | None:
     if "PixelData" not in data:
         return None
-    bits = int(data.BitsStored)
+    bits, high = int(data.BitsStored), int(data.get("HighBit") or 0)
+    if high >= bits:  # pydicom takes the lowest bits wherever the values are
+        raise Fault(f"has values of {bits} bits whose highest is bit {high}; save it with HighBit {bits - 1}")
     return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if data.PixelRepresentation else (0.0, 2.0**bits - 1)
 
 
@@ -180,8 +211,9 @@ def _dicom_window(data) -> tuple[float, float] | None:
 
 
 def _first(value) -> float | None:
-    values = value if isinstance(value, (list, tuple)) or hasattr(value, "__getitem__") else [value]
-    return None if value is None or not len(values) or values[0] is None else float(values[0])
+    values = value if hasattr(value, "__getitem__") and not isinstance(value, str) else [value]
+    first = values[0] if len(values) else None
+    return None if first in (None, "") else float(first)
 
 
 def _dicom_spacing(data) -> tuple[float, float] | None:
