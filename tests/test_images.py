@@ -503,9 +503,15 @@ def test_floating_point_colours_are_refused(tmp_path):
     assert sentence(path) == "has 3 bands of float32; save it as grey, with 8 or 16 bits, or train with `channels`."
 
 
-def test_bands_that_are_no_colours_are_refused(tmp_path):
-    path = save(tmp_path / "a.tif", np.zeros((40, 48, 5), np.uint8), photometric="minisblack", planarconfig="contig")
-    assert "cannot be decoded" in sentence(path) or "5 bands" in sentence(path)
+@pytest.mark.parametrize("photometric", ["minisblack", "rgb"])
+@pytest.mark.parametrize("extras", [["unspecified"] * 2, ["unassalpha"] * 2])
+def test_bands_that_are_no_colours_are_refused(tmp_path, photometric, extras):
+    extras = extras * 2 if photometric == "minisblack" else extras
+    options = {"photometric": photometric, "planarconfig": "contig", "extrasamples": extras}
+    path = save(tmp_path / "a.tif", np.zeros((40, 48, 5), np.uint8), **options)
+    has = f"it has 5 bands of uint8, {photometric.upper()}"
+    advice = "save it as grey, RGB or RGBA, or train with `channels`"
+    assert sentence(path) == f"cannot be decoded as colours: {has}; {advice}."
 
 
 @pytest.mark.parametrize(("variable", "level"), [({}, 0), ({"OPENCV_LOG_LEVEL": "INFO"}, 4)])

@@ -173,7 +173,7 @@ def _check_kind(page: tifffile.TiffPage, channels: int | None) -> None:
     if contiguous and (page.compression == COMPRESSION.JPEG or page.compression in IMAGES):
         colours = ("RGB", "YCBCR")  # which the decoder makes RGB
     alpha = tuple(page.extrasamples) in ((1,), (2,))
-    kinds = {1: greys, 2: greys if alpha else (), 3: colours}.get(bands, ("RGB",))
+    kinds = {1: greys, 2: greys if alpha else (), 3: colours, 4: ("RGB",)}.get(bands, ())
     if packed and bits <= 8 and contiguous:
         palette = bands == 1 and np.size(page.colormap) == 3 * 2**bits
         kinds += ("PALETTE",) * palette + ("SEPARATED",) * (bands == 4 and bits == 8)
