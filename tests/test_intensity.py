@@ -42,10 +42,15 @@ def test_8_bit_images_keep_their_values_exactly():
         ([0.25, 0.5, 0.75], 0.25, 0.75, [0, 127.5, 255]),
         ([7, 7, 7], 7, 7, [0, 0, 0]),
         ([1, 2, 3], 3, 1, [0, 0, 0]),
+        ([-3e38, 0, 1.5e38, 3e38], -3e38, 3e38, [0, 127.5, 191.25, 255]),
+        ([0, 1e-40, 2e-40, 5e-40], 0, 2e-40, [0, 127.5, 255, 255]),
+        ([-3e38, 0, 0.5, 3e38], 0, 1, [0, 0, 127.5, 255]),
+        ([3e38, -3e38], -3e38, -3e38, [0, 0]),
     ],
 )
 def test_values_are_clipped_and_scaled(values, low, high, expected):
     scaled = scale(np.array([values]), low, high)
+    assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled[0], np.repeat(np.array(expected)[:, None], 3, axis=-1), rtol=1e-6)
 
 
@@ -110,6 +115,21 @@ def test_percentiles_are_those_of_the_whole_volume(tmp_path):
     volume = np.cumsum(np.ones((8, 9, 10), np.float32), axis=2)
     picture = write(tmp_path / "a.nii", volume)
     assert Intensity("percentiles", (0, 100)).bounds(picture) == (1, 10)
+
+
+@pytest.mark.parametrize("rule", [Intensity("percentiles", (0, 100)), Intensity("percentiles", (0.5, 99.5))])
+@pytest.mark.parametrize("ends", [(-3e38, 3e38), (0, 1e-40)])
+def test_percentiles_of_an_extreme_span_are_found(tmp_path, rule, ends):
+    values = np.linspace(*ends, 40 * 48).astype(np.float32)
+    picture = write(tmp_path / "a.tif", values.reshape(40, 48))
+    expected = np.percentile(values.astype(np.float64), rule.percentiles)
+    np.testing.assert_allclose(rule.bounds(picture), expected, rtol=1e-5)
+    assert scale(picture.read(), *rule.bounds(picture)).mean() == pytest.approx(127.5, abs=0.5)
+
+
+def test_a_percentile_may_lie_between_two_values_far_apart(tmp_path):
+    picture = write(tmp_path / "a.tif", np.repeat(np.float32([-3e38, 3e38]), 8).reshape(4, 4))
+    assert Intensity("percentiles", (50, 100)).bounds(picture) == pytest.approx((0, 3e38))
 
 
 def test_percentiles_of_a_large_image_come_from_a_grid_whatever_the_bands(tmp_path, monkeypatch):

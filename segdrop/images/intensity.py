@@ -47,7 +47,7 @@ class Intensity:
         if self.rule == "auto" and _has_8_bits(picture.value_range):
             return replace(self, rule="dtype").bounds(picture)
         if self.rule in ("auto", "percentiles"):
-            samples = _samples(picture)
+            samples = _samples(picture).astype(np.float64)  # which holds the difference of any two of them
             if self.by_channel and picture.channels > 1:
                 low, high = np.percentile(samples.reshape(-1, picture.channels), self.percentiles, axis=0)
                 return tuple(low.tolist()), tuple(high.tolist())
@@ -111,11 +111,14 @@ def scale(image: np.ndarray, low: float | Sequence[float], high: float | Sequenc
     Returns:
         float32 (H, W, C), 0..255; a uint8 image with the bounds (0, 255) keeps its values exactly.
     """
-    image = image.astype(np.float32)
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    image -= low.astype(np.float32)
-    image *= (255 / np.where(high > low, high - low, np.inf)).astype(np.float32)
-    np.clip(image, 0, 255, out=image)
+    span = np.where(high > low, high - low, np.inf)
+    fits = ((span > 1e-35) & (span < 1e38)).all()  # in float32, and so does 255 / span
+    with np.errstate(over="ignore"):  # what becomes infinite lies far outside of the bounds
+        image = image.astype(np.float32 if fits else np.float64)
+        image -= low.astype(image.dtype)
+        image *= (255 / span).astype(image.dtype)
+    image = np.clip(image, 0, 255, out=image).astype(np.float32, copy=False)
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
 
 
