@@ -84,6 +84,8 @@ FILES = {
     "strips.tif": tiff(RGB, rowsperstrip=16),
     "planes.tif": tiff(np.moveaxis(RGB, -1, 0), photometric="rgb", planarconfig="separate", compression="lzw"),
     "pages.tif": tiff(np.stack([GREY, GREY]), photometric="minisblack", compression="zlib"),
+    "stack.tif": tiff(np.stack([DEEP, DEEP]), photometric="minisblack", truncate=True),
+    "imagej.tif": tiff(np.stack([DEEP, DEEP]), imagej=True, truncate=True),
     "deep.tif": tiff(DEEP, compression="zlib", predictor=True, bigtiff=True),
     "float.tif": tiff(DEEP.astype(np.float32), compression="zlib", predictor=True),
     "fax.tif": pillow(Image.fromarray(GREY > 99), compression="group4"),

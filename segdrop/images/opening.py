@@ -67,8 +67,8 @@ def open_image(
     - PNG, JPEG, BMP, PPM, GIF (its first frame), TIFF: 8 or 16 bits, grey, RGB, RGBA (alpha is dropped) and palette,
       JPEG and TIFF also CMYK; TIFF also with a sign, of 32 or 64 bits, of one floating point channel, and of fewer bits
       than 8 or 16, which are spread over these. TIFFs where white is the lowest value are turned about the middle of
-      the value range, so that larger is brighter. A TIFF of several pages is a volume; of a huge pyramid the first,
-      full-sized page is the image.
+      the value range, so that larger is brighter. A TIFF of several pages is a volume, and so is one with a page
+      for a whole stack (ImageJ, MetaMorph); of a huge pyramid the first, full-sized page is the image.
     - DICOM: the modality's rescaling is applied, integers stay integers where it is whole. MONOCHROME1 is turned
       about the middle of the value range (x becomes low + high - x), so that larger is brighter. Palettes and YBR
       become RGB. Several frames are a volume.
