@@ -34,7 +34,7 @@ def pytest_collection_finish():
     time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(gc.get_threshold()[0], 10, 100)
 
 
 def pytest_unconfigure():
