@@ -125,6 +125,18 @@ def test_colour_and_palette_masks_follow_the_mapping(tmp_path, mode):
     assert dataset.class_names == ("c0", "c1", "c2")
 
 
+def test_rows_of_commas_alone_are_as_empty_as_blank_lines(tmp_path):
+    simple(tmp_path, 2)
+    (tmp_path / "splits.csv").write_text("id,split,,\np00,train,,\n,,,\np01,val,,\n,,,\n")
+    assert open_dataset(tmp_path).splits == ("train", "val")
+
+
+def test_a_table_without_ids_is_not_read_beyond_its_header(tmp_path):
+    simple(tmp_path, 2)
+    (tmp_path / "measured.csv").write_bytes(b"time,value\n" + b"1,2,3\n" * 10**5 + b"\xff\n")
+    assert len(open_dataset(tmp_path)) == 2
+
+
 def test_class_names_come_from_classes_json_and_its_count_wins(tmp_path):
     simple(tmp_path, 3)
     (tmp_path / "classes.json").write_text('{"0": "background", "1": "nerve", "2": "vessel"}')
@@ -303,6 +315,14 @@ def break_colour_mask(folder):
         (
             lambda f: (f / "meta.csv").write_text("id,stain\np00,a,b\n"),
             "meta.csv has more fields than columns in line 2",
+        ),
+        (
+            lambda f: (f / "splits.csv").write_text("split,id\ntrain,p00\n\ntrain\n"),
+            r"1 row\(s\) without id in splits.csv; first: line 4;",
+        ),
+        (
+            lambda f: (f / "meta.csv").write_text("stain,id\na,p00\nb,\n"),
+            r"1 row\(s\) without id in meta.csv; first: line 3",
         ),
         (several_pages, r"1 pair\(s\) differ in the number of slices; first: p01.tif has 2, its mask 1"),
         (several_bands, r"images/p01.tif: cannot be decoded"),

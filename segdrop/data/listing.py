@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -174,13 +174,17 @@ def _files_in(path: Path, part: str, listing: Listing) -> dict[str, Path]:
 
 
 def _add_table(file: Path, listing: Listing) -> None:
-    rows, special = _read_csv(file), file.name in _OWNED.values()
+    special = file.name in _OWNED.values()
     needed = {"id", *(column for column, owner in _OWNED.items() if owner == file.name)}
-    if not rows or not needed <= set(rows[0]):
+    by_line = _read_csv(file, needed)
+    if not by_line:
         if special:
             columns = " and ".join(sorted(needed, key=len))
             listing.problems.append(f"{file.name} needs a header with the columns {columns}")
         return
+    nameless = [f"line {number}" for number, row in by_line.items() if not row["id"]]
+    listing.problems += told(nameless, f"{{n}} row(s) without id in {file.name}")
+    rows = [row for row in by_line.values() if row["id"]]
     if special:
         listing.elsewhere[file.name] = [row["id"] for row in rows if row["id"] not in listing.images]
     repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
@@ -193,7 +197,7 @@ def list_csv(path: Path, multilabel: bool = False) -> Listing:
     """The pairs that a CSV file with the columns image and mask names, paths relative to it; or, for `multilabel`, with
     a column for each class, mask_disc for the class disc, instead of mask."""
     rows = _read_csv(path)
-    columns = list(rows[0]) if rows else []
+    columns = list(next(iter(rows.values()), ()))
     of_classes = [column for column in columns if column.startswith("mask_")] if multilabel else []
     masks = of_classes if len(of_classes) > 1 else ["mask"]
     if not {"image", *masks} <= set(columns):
@@ -203,7 +207,7 @@ def list_csv(path: Path, multilabel: bool = False) -> Listing:
     if len(of_classes) > 1:
         listing.names = dict(enumerate(["background", *(column.removeprefix("mask_") for column in masks)]))
     incomplete, repeated, missing, outside = [], [], [], []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows.items():
         if not row["image"] or not all(row[column] for column in masks):
             incomplete.append(f"line {number}")
             continue
@@ -232,15 +236,19 @@ def _is_below(file: str) -> bool:
     return not os.path.isabs(inside) and inside.split(os.sep)[0] != os.pardir
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path, needed: Set[str] = frozenset()) -> dict[int, dict[str, str]]:
+    """The rows of a CSV file that are not empty, by their line; none where its header lacks a column that is needed."""
     if not path.is_file():  # a device may have no end
         raise InputError(f"{path} is no file; give a CSV file, or a folder.")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            if not needed <= set(reader.fieldnames or ()):  # a table of something else may be of any size
+                return {}
+            rows = dict((reader.reader.line_num, row) for row in reader if any(row.values()))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a UTF-8 CSV file: {error}.") from error
-    longer = [number for number, row in enumerate(rows, start=2) if None in row]
+    longer = [number for number, row in rows.items() if None in row]
     if longer:
         raise InputError(f"{path} has more fields than columns in line {longer[0]}; quote those that hold commas.")
     return rows
