@@ -299,7 +299,17 @@ def break_colour_mask(folder):
             r"1 id\(s\) in splits.csv have no image; first: p10",
         ),
         (lambda f: (f / "classes.json").write_text("[]"), r"classes.json must look like .*: 0 class\(es\)\."),
-        (lambda f: (f / "classes.json").write_text('["a", 1]'), r"classes.json must look like"),
+        *(
+            (lambda f, stored=stored: (f / "classes.json").write_text(stored), f"classes.json must look like .*{fault}")
+            for stored, fault in (
+                ('["a", 1]', "'int' object is not subscriptable"),
+                ('["a", "a"]', "the names must be text, and each another."),
+                ('{"0": {"name": 5, "color": [0, 0, 0]}, "1": {"name": [], "color": [9, 0, 0]}}', "must be text"),
+                ('{"0": {"name": "a", "color": [0, 0, 0]}, "1": {"name": "b", "color": [0, 0, 0]}}', "or one colour"),
+                ('{"0": "a", "1": "b", "01": "c"}', "two classes have one number"),
+                ('{"0": "a", "1": "b", "1": "c"}', "the key '1' is there twice"),
+            )
+        ),
         (
             lambda f: (f / "groups.csv").write_text("id;group\np00;a\n"),
             "groups.csv needs a header with the columns id and group",

@@ -242,6 +242,9 @@ def test_tables_beside_a_layout_are_read_and_their_splits_come_first(tmp_path):
         ({"background": 0, "spleen": 1}, ("background", "spleen")),
         ({"0": "background", "1": "spleen"}, ("background", "spleen")),
         ({"background": 0, "spleen": 1, "ignore": 2}, ("background", "foreground")),
+        ({"0": "background", "1": 5}, ("background", "foreground")),
+        ({"0": None, "1": {}}, ("background", "foreground")),
+        ({"0": "spleen", "1": "spleen"}, ("background", "foreground")),
     ],
 )
 def test_class_names_come_from_nnunet_s_dataset_json(tmp_path, labels, names):

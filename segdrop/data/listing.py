@@ -5,10 +5,11 @@ import json
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import Any
 
 from ..conventions import IGNORED
 from ..errors import InputError
@@ -260,9 +261,11 @@ def read_classes(folder: Path) -> tuple[dict[int, str], dict | None, set[int]]:
     if not path.is_file():
         return *_nnunet_classes(folder / "dataset.json"), set()
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
         entries = dict(enumerate(stored)) if isinstance(stored, list) else {int(k): v for k, v in stored.items()}
         colours = {_colour(v["color"]): k for k, v in entries.items() if not isinstance(v, str)}
+        if len(entries) < len(stored) or len(colours) < sum(not isinstance(v, str) for v in entries.values()):
+            raise ValueError("two classes have one number, or one colour")
         ignored = {IGNORED} & set(entries)
         entries.pop(IGNORED, None)
         if sorted(entries) != list(range(len(entries))) or not 1 < len(entries) < IGNORED:
@@ -270,12 +273,25 @@ def read_classes(folder: Path) -> tuple[dict[int, str], dict | None, set[int]]:
                 f"{len(entries)} class(es)" if isinstance(stored, list) else "the keys must be 0, 1, 2, ..."
             )
         names = {k: v if isinstance(v, str) else v["name"] for k, v in entries.items()}
+        if not _are_names(list(names.values())):
+            raise ValueError("the names must be text, and each another")
         return names, colours or None, ignored
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f'{path} must look like {{"0": "background", "1": "cell"}}, ["background", "cell"] or, for coloured masks, '
             f'{{"0": {{"name": "background", "color": [0, 0, 0]}}, ...}}: {error}.'
         ) from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python would keep the last of several values of a key."""
+    if repeated := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {repeated[0]!r} is there twice")
+    return dict(pairs)
+
+
+def _are_names(names: Collection) -> bool:
+    return all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
 
 
 def _colour(stored) -> tuple[int, int, int]:
@@ -294,6 +310,6 @@ def _nnunet_classes(path: Path) -> tuple[dict[int, str], None]:
             {int(key): name for key, name in labels.items()} if "0" in labels else {v: k for k, v in labels.items()}
         )
         whole = sorted(by_number) == list(range(len(by_number))) and len(by_number) > 1 and "ignore" not in labels
-        return (by_number if whole else {}), None
+        return (by_number if whole and _are_names(by_number.values()) else {}), None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}, None
