@@ -201,6 +201,24 @@ def test_a_fault_of_an_annotation_is_found_and_named(tmp_path, content, message)
     assert "\n" not in str(caught.value)
 
 
+def many_categories(folder, count):
+    """A data set with `count` categories in use, each a square of a pixel."""
+    boxes = [of(0, i, [[x, y, x + 1, y, x + 1, y + 1, x, y + 1]]) for i in range(count) for y, x in [divmod(i, 40)]]
+    return write_coco(folder, coco(boxes, categories=[(i, f"c{i}") for i in range(count)]))
+
+
+def test_as_many_labels_as_a_mask_can_hold_are_classes(tmp_path):
+    dataset = open_dataset(many_categories(tmp_path, 254))
+    assert len(dataset.class_names) == 255
+    np.testing.assert_array_equal(dataset.read(0)[1].ravel()[:255], [*range(1, 255), 0])
+
+
+@pytest.mark.parametrize("count", [255, 400])
+def test_more_labels_than_a_mask_can_hold_are_an_error(tmp_path, count):
+    with pytest.raises(InputError, match=f"annotations of {count} labels, 'c0' and others, and a mask .* at most 254 "):
+        open_dataset(many_categories(tmp_path, count))
+
+
 def test_a_label_that_classes_json_lacks_is_an_error(tmp_path):
     write_coco(tmp_path, coco([of(0, 1, [BOX])]))
     (tmp_path / "classes.json").write_text('["background", "cell"]')

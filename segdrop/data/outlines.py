@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ..conventions import IGNORED
 from ..errors import InputError, first_line
 from ..images.faults import Fault
 from ..images.opening import stem
@@ -138,6 +139,11 @@ def read_outlines(
         ranks |= order
     used = {shape.label for _, _, shapes in found.values() for shape in shapes}
     given = names or dict(enumerate(["background", *sorted(used - {"background"}, key=lambda label: ranks[label])]))
+    if len(given) > IGNORED:
+        raise InputError(
+            f"`data` has annotations of {len(given) - 1} labels, {sorted(used)[0]!r} and others, and a mask holds at "
+            f"most {IGNORED - 1} classes besides the background; give all objects of a class one label."
+        )
     classes = {name: index for index, name in given.items()}
     if unknown := sorted(used - classes.keys()):
         raise InputError(f"`data` has annotations of {unknown[0]!r}, no class of classes.json: {', '.join(classes)}.")
