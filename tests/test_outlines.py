@@ -87,6 +87,12 @@ def test_polygons_of_coco_become_classes_in_the_order_of_their_ids(tmp_path):
     assert dataset.understood == "2 pairs: images with the outlines in annotations.json"
 
 
+def test_categories_whose_ids_are_words_come_after_those_of_numbers(tmp_path):
+    kinds = ((3, "cell"), ("x", "fat"), ("b", "gap"), (1, "vein"))
+    dataset = open_dataset(write_coco(tmp_path, coco([of(0, i, [BOX]) for i, _ in kinds], categories=kinds)))
+    assert dataset.class_names == ("background", "vein", "cell", "gap", "fat")
+
+
 def test_runs_of_coco_are_read_plain_and_compressed(tmp_path):
     """The compressed text is what pycocotools makes of this mask."""
     mask = np.zeros((32, 40), np.uint8)

@@ -238,7 +238,10 @@ def _read_coco(content: dict) -> tuple[list, dict[str, tuple]]:
             of_image[annotation["image_id"]].append(Shape(label, outlines))
     images = ((str(i["file_name"]), (int(i["height"]), int(i["width"])), i["id"]) for i in content["images"])
     drawn = [(name, size, tuple(of_image[number])) for name, size, number in images]
-    return drawn, {label: (0, number, "") for number, label in labels.items()}
+    return drawn, {
+        label: (0, number, "") if isinstance(number, (int, float)) else (1, 0, str(number))
+        for number, label in labels.items()
+    }
 
 
 def _decompress(text: str) -> list[int]:
@@ -274,7 +277,7 @@ def _read_labelme(content: dict) -> tuple[list, dict[str, tuple]]:
             raise InputError(f"shape {number} is a {kind}; polygons, rectangles and circles have an area")
         shapes.append(Shape(str(shape["label"]), (_outline(points, f"shape {number}"),)))
     size = int(content["imageHeight"]), int(content["imageWidth"])
-    return [(str(content["imagePath"]), size, tuple(shapes))], {s.label: (1, 0, s.label) for s in shapes}
+    return [(str(content["imagePath"]), size, tuple(shapes))], {s.label: (2, 0, s.label) for s in shapes}
 
 
 def _outline(points: np.ndarray, which: str) -> np.ndarray:
