@@ -5,6 +5,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from conftest import tiny_training, write_pairs, write_table
 from PIL import Image
 
@@ -200,6 +201,16 @@ def test_outside_of_the_field_of_view_is_ignored(tmp_path):
     inside = square(2, size=22) > 0
     assert (mask[~inside] == IGNORED).all()
     np.testing.assert_array_equal(mask[inside], square(4)[inside] // 255)
+
+
+@pytest.mark.parametrize(("slices", "seen"), [(5, 3), (3, 5), (None, 3)])
+def test_a_field_of_view_of_other_slices_than_the_mask_s_is_an_error(tmp_path, slices, seen):
+    for folder, name, count in (("images", "a", slices), ("1st_manual", "a_manual1", slices), ("mask", "a_mask", seen)):
+        (tmp_path / folder).mkdir()
+        array = np.stack([square(4)] * count) if count else square(4)
+        tifffile.imwrite(tmp_path / folder / f"{name}.tif", array, photometric="minisblack")
+    with pytest.raises(InputError, match=f"a_mask.tif: the field of view has {seen} slices, the mask {slices or 1}"):
+        open_dataset(tmp_path)
 
 
 def test_a_further_value_is_ignored_beside_the_field_of_view(tmp_path):

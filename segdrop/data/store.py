@@ -76,7 +76,7 @@ class Store:
     def labels(self, file: int, mask: Picture, part: int) -> np.ndarray:
         """A slice of a file's opened mask as class indices or stored values, IGNORED outside of its field of view."""
         labels = read_mask(mask, part, self.colours)
-        return self.files[file][1].within_view(labels, part, self.slice_axis)
+        return self.files[file][1].within_view(labels, part, mask.slices, self.slice_axis)
 
     def _open_volume(self, file: int) -> tuple[Picture, Picture]:
         with self._opening:

@@ -56,11 +56,13 @@ class Truth:
             return open_image(self.files[0], slice_axis=slice_axis)
         return _joined([open_image(file, slice_axis=slice_axis) for file in self.files], self.by_class)
 
-    def within_view(self, labels: np.ndarray, part: int, slice_axis: int) -> np.ndarray:
+    def within_view(self, labels: np.ndarray, part: int, slices: int | None, slice_axis: int) -> np.ndarray:
         """Labels with IGNORED outside of the field of view; of a mask of 0 and 255 as 0 and 1, since 255 is IGNORED."""
         if self.view is None:
             return labels
         picture = open_image(self.view, slice_axis=slice_axis)
+        if picture.slices and picture.slices != (slices or 1):
+            raise InputError(f"{self.view}: the field of view has {picture.slices} slices, the mask {slices or 1}.")
         seen = _as_grey(picture.read(part if picture.slices else 0))
         if seen.shape != labels.shape:
             size, wanted = ("{1}x{0}".format(*array.shape) for array in (seen, labels))
