@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from collections import Counter
 
 import cv2
 import nibabel
@@ -980,6 +981,17 @@ def test_colours_that_classes_lack_are_added_to_those_there_are(tmp_path):
     dataset = open_dataset(tmp_path)
     assert dataset.class_names == ("tissue", "vein", "class 2")
     assert np.bincount(dataset.read(1)[1].ravel(), minlength=256)[[0, 1, 2, IGNORED]].tolist() == [1851, 60, 0, 9]
+
+
+def test_a_mask_of_very_many_colours_is_refused_in_time_that_grows_with_them(tmp_path, monkeypatch):
+    simple(tmp_path, 1)
+    y, x = np.mgrid[:40, :48]
+    cv2.imwrite(str(tmp_path / "masks" / "p00.png"), np.stack([y, x, x * 0], axis=-1).astype(np.uint8))
+    sums, total = [], Counter.total
+    monkeypatch.setattr(Counter, "total", lambda counts: sums.append(1) or total(counts))
+    with pytest.raises(InputError, match="does not name: 1920 of them, 100.00% of the pixels"):
+        open_dataset(tmp_path)
+    assert len(sums) == 1
 
 
 def test_colour_masks_of_a_jpeg_are_no_classes(tmp_path):

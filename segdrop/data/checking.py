@@ -125,7 +125,8 @@ def check_colours(
     first = len(known.keys() - {IGNORED})
     unnamed = [scan.problem[1] for _, scan in concerned if scan.problem]
     if len(known) + len(counts) >= IGNORED or any(is_lossy(name) for name, _ in concerned):
-        odd = sum(count for count in counts.values() if count < 0.001 * counts.total()) / max(1, counts.total())
+        pixels = max(1, counts.total())
+        odd = sum(count for count in counts.values() if count < 0.001 * pixels) / pixels
         advice = (
             f"{UNNAMED}: {len(counts)} of them, {odd:.2%} of the pixels in ones that less than a pixel in 1,000 has, "
             "as JPEG and smooth scaling make them; save the masks as they were before, as PNG"
