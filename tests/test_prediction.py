@@ -337,6 +337,17 @@ def test_names_that_cannot_be_written_are_reported_and_the_others_predicted(run,
     assert read_csv(tmp_path / "out" / "predictions.csv")
 
 
+@pytest.mark.parametrize("content", [noise(32, 32), None])
+def test_a_name_that_only_a_temporary_file_makes_too_long_is_written(run, tmp_path, content):
+    folder, name = tmp_path / "in", "n" * 240
+    write_images(folder, **({} if content is None else {name: content}))
+    (folder / f"{name}.png").open("ab").close()  # an empty file, where there is none
+    found = predict(run, folder, tmp_path / "out")
+    assert found.failed == (content is None)
+    assert (tmp_path / "out" / f"{name}.png").is_file() == (content is not None)
+    assert len(read_csv(tmp_path / "out" / "predictions.csv")) == 1
+
+
 def test_a_file_without_a_name_is_an_error(run, tmp_path):
     (tmp_path / ".png").write_bytes(b"")
     with pytest.raises(InputError, match="has no name before its suffix"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -154,7 +155,8 @@ KINDS = ("mask", "probabilities", "uncertainty")
 def clear(home: Path) -> None:
     """Remove what an interrupted `Work` left of the results called `home`."""
     for ending in ("progress.json", "progress.partial.json", *(f"{kind}.partial" for kind in KINDS)):
-        _hidden(home, ending).unlink(missing_ok=True)
+        if os.path.lexists(path := _hidden(home, ending)):  # which no file is whose name would be too long
+            path.unlink(missing_ok=True)
 
 
 def _hidden(home: Path, ending: str) -> Path:
