@@ -71,7 +71,7 @@ def test_an_overview_tells_what_was_drawn(squares):
 
 
 def test_nothing_that_is_told_is_wider_than_80_columns(squares, capsys):
-    names = {number: "a very long name of a class of cells " * 3 for number in (0, 1)}
+    names = {number: f"{number} is a very long name of a class of cells " * 3 for number in (0, 1)}
     (squares / "classes.json").write_text(json.dumps(names))
     dataset = open_dataset(squares)
     told = overview(dataset, *examine(dataset))

@@ -168,6 +168,12 @@ def test_a_csv_file_lists_pairs_splits_and_groups(tmp_path):
     assert dataset.read(2)[1].ravel()[0] == 1
 
 
+def test_a_list_with_a_column_twice_is_an_error(tmp_path):
+    (tmp_path / "list.csv").write_text("image,mask,mask\na.png,b.png,c.png\n")
+    with pytest.raises(InputError, match="list.csv has the column 'mask' twice; rename or remove one"):
+        open_dataset(tmp_path / "list.csv")
+
+
 def test_a_faulty_list_names_lines_and_files_but_no_group(tmp_path):
     simple(tmp_path / "set", 1)
     good = {"image": "set/images/p00.png", "mask": "set/masks/p00.png", "group": "a"}
@@ -326,6 +332,10 @@ def break_colour_mask(folder):
         (
             lambda f: (f / "meta.csv").write_text("id,stain\np00,a,b\n"),
             "meta.csv has more fields than columns in line 2",
+        ),
+        (
+            lambda f: (f / "splits.csv").write_text("id,split,split\np00,train,test\n"),
+            "splits.csv has the column 'split' twice; rename or remove one",
         ),
         (
             lambda f: (f / "splits.csv").write_text("split,id\ntrain,p00\n\ntrain\n"),
@@ -739,6 +749,19 @@ def test_images_that_would_become_huge_are_told_with_their_names(tmp_path):
     write_table(tmp_path / "meta.csv", [{"id": "p00", "spacing": "0.5"}, {"id": "p01", "spacing": "500"}])
     with pytest.raises(InputError, match=r"1 image\(s\) cannot be resampled; first: p01: "):
         open_dataset(tmp_path, spacing=0.5)
+
+
+def test_two_tables_that_say_different_things_of_an_image_are_an_error_where_it_matters(tmp_path):
+    simple(tmp_path, 2)
+    write_table(tmp_path / "a.csv", [{"id": f"p0{i}", "spacing": "0.25", "stain": "h", "dice": "0.5"} for i in "01"])
+    rows = [{"id": "p00", "spacing": "", "stain": "h", "dice": "0.6"}, {"id": "p01", "spacing": "", "stain": "e"}]
+    write_table(tmp_path / "b.csv", [{"dice": "0.7", **row} for row in rows])
+    assert open_dataset(tmp_path).spacing_of(0) == (0.25, 0.25)
+    with pytest.raises(InputError, match=r"1 image\(s\) with two values of stain, in two CSV files; .* first: p01"):
+        open_dataset(tmp_path, stratify="stain")
+    write_table(tmp_path / "c.csv", [{"id": "p00", "spacing": "0.5"}])
+    with pytest.raises(InputError, match=r"1 image\(s\) with two values of spacing, in two CSV files; .* first: p00"):
+        open_dataset(tmp_path)
 
 
 def test_the_spacing_of_a_listed_image_comes_from_the_list(tmp_path):

@@ -175,6 +175,19 @@ def check_column(entries: Sequence[Entry], column: str) -> Iterator[str]:
     yield from told(missing, f"{{n}} image(s) without a {column}")
 
 
+def check_contested(entries: Sequence[Entry], listing: Listing, stratify: str | None) -> Iterator[str]:
+    """Images of which two CSV files of a folder say different things in a column that is used."""
+    for column in dict.fromkeys((stratify, "spacing")):
+        names = set(listing.contested.get(column or "", ()))
+        concerned = [
+            entry.id
+            for entry in entries
+            if names & {entry.id, entry.id.rpartition("#")[0]}
+            and (column == stratify or entry.scan.spacing is None)  # a file's own spacing comes before a table's
+        ]
+        yield from told(concerned, f"{{n}} image(s) with two values of {column}, in two CSV files; remove one")
+
+
 def check_strata(entries: Sequence[Entry], column: str | None) -> Iterator[str]:
     """A column to stratify by that is not there, or not whole."""
     if column is None:

@@ -32,6 +32,7 @@ class Listing:
         names: of the classes, where annotations tell them.
         said: how images and masks were paired, in one line.
         table: what is said of an id, by column.
+        contested: by column the ids of which two tables say different things.
         elsewhere: for each of splits.csv and groups.csv the ids that are no image file's: of slices, or of nothing.
         problems: what is wrong with it.
     """
@@ -41,6 +42,7 @@ class Listing:
     names: dict[int, str] = field(default_factory=dict)
     said: str = ""
     table: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    contested: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -191,7 +193,12 @@ def _add_table(file: Path, listing: Listing) -> None:
     repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
     listing.problems += told(repeated, f"{{n}} id(s) stand twice in {file.name}")
     for row in rows:
-        listing.table[row["id"]].update({k: v for k, v in row.items() if _OWNED.get(k, file.name) == file.name})
+        known = listing.table[row["id"]]
+        for column in (column for column in row if _OWNED.get(column, file.name) == file.name):
+            value, earlier = row[column], known.get(column)
+            if value and earlier and value != earlier:
+                listing.contested[column].append(row["id"])
+            known[column] = value or earlier or ""
 
 
 def list_csv(path: Path, multilabel: bool = False) -> Listing:
@@ -246,6 +253,9 @@ def _read_csv(path: Path, needed: Set[str] = frozenset()) -> dict[int, dict[str,
             reader = csv.DictReader(file)
             if not needed <= set(reader.fieldnames or ()):  # a table of something else may be of any size
                 return {}
+            named = Counter(filter(None, reader.fieldnames or ()))  # of columns without a name there may be several
+            if twice := [column for column, count in named.items() if count > 1]:
+                raise InputError(f"{path} has the column {twice[0]!r} twice; rename or remove one.")
             rows = dict((reader.reader.line_num, row) for row in reader if any(row.values()))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a UTF-8 CSV file: {error}.") from error
