@@ -404,6 +404,14 @@ def test_patterns_that_do_not_pair_are_errors(tmp_path, images, masks, message):
         open_dataset(lay(tmp_path, ODD), images=images, masks=masks)
 
 
+@pytest.mark.parametrize("other", ["1.PNG", "1.bmp"])
+def test_images_of_one_folder_whose_names_differ_in_their_ends_alone_are_an_error(tmp_path, other):
+    lay(tmp_path, {f"{part}/{name}": GREY if part == "a" else square(4) for part in "ab" for name in ("1.png", other)})
+    images = sorted([f"a/{other}", "a/1.png"])
+    with pytest.raises(InputError, match="`data` has two images of the id a/1: {} and {}; rename one".format(*images)):
+        open_dataset(tmp_path, images="a/*.*", masks="b/*.*")
+
+
 def test_one_pattern_alone_and_patterns_for_a_list_are_errors(tmp_path):
     with pytest.raises(InputError, match="`masks` needs images, the pattern of the other files, got masks alone"):
         TrainConfig(masks="b/*.png")

@@ -182,6 +182,7 @@ def test_other_json_files_are_passed_over(tmp_path):
         (coco([of(0, 3, [[1, 2, 3]])]), "is no complete annotation file"),
         (coco([of(0, 3, {"counts": [3, 4], "size": [32, 40]})]), "runs of 7 pixels for an image of 1280"),
         (coco([], ["a.png", "c.png"]), "annotations in annotations.json of an image c.png that is not there"),
+        (coco([], ["a.png", "a.bmp"]), "`data` has two images of the id images/a: images/a.bmp and images/a.png; ren"),
         (coco([], ["a.png", "a.png"]), "two annotations of images/a.png: in annotations.json and in annotations.json"),
         ({**coco([]), "images": [{"id": 1}]}, "is no complete annotation file .KeyError"),
         (
@@ -202,6 +203,7 @@ def test_other_json_files_are_passed_over(tmp_path):
     ],
 )
 def test_a_fault_of_an_annotation_is_found_and_named(tmp_path, content, message):
+    lay(tmp_path, {"images/a.bmp": GREY} if "a.bmp" in message else {})
     with pytest.raises(InputError, match=message) as caught:
         open_dataset(write_coco(tmp_path, content))
     assert "\n" not in str(caught.value)

@@ -290,7 +290,12 @@ def by_id(pairs: Sequence[Pair]) -> dict[str, Pair]:
         pairs = [replace(pair, split=None) for pair in pairs]
     times = Counter(stem(pair.image) for pair in pairs)
     with_folder = {pair.image: (PurePosixPath(pair.image).parent / stem(pair.image)).as_posix() for pair in pairs}
-    return {stem(pair.image) if times[stem(pair.image)] == 1 else with_folder[pair.image]: pair for pair in pairs}
+    found: dict[str, Pair] = {}
+    for pair in pairs:
+        name = stem(pair.image) if times[stem(pair.image)] == 1 else with_folder[pair.image]
+        if (other := found.setdefault(name, pair)) is not pair:
+            raise InputError(f"`data` has two images of the id {name}: {other.image} and {pair.image}; rename one.")
+    return found
 
 
 def describe(pairs: Sequence[Pair]) -> str:
