@@ -180,7 +180,17 @@ def test_other_json_files_are_passed_over(tmp_path):
         (coco([of(0, 3, [])]), "annotation 70 has no outline of at least three points"),
         (coco([of(0, 3, [[1, 2, 3, 4]])]), "annotation 70 has no outline of at least three points"),
         (coco([of(0, 3, [[1, 2, 3]])]), "is no complete annotation file"),
-        (coco([of(0, 3, {"counts": [3, 4], "size": [32, 40]})]), "runs of 7 pixels for an image of 1280"),
+        *(
+            (
+                coco([of(0, 3, {"counts": counts, "size": size})]),
+                rf"annotation 70 has runs of {sum(counts)} pixels and the size \{size} for an image of \[32, 40\]",
+            )
+            for counts, size in (([3, 4], [32, 40]), ([], [32, 40]), ([640, 640], [40, 32]))
+        ),
+        (coco([of(0, 3, {"counts": "", "size": [32, 40]})]), "annotation 70 has runs of 0 pixels"),
+        ({**coco([]), "images": [{**i, "id": 7} for i in coco([])["images"]]}, "has two images of the id 7"),
+        (coco([], categories=((3, "cell"), (3, "vein"))), "has two categories of the id 3"),
+        (coco([], categories=((3, "cell"), (1, None))), "category 1 has no name"),
         (coco([], ["a.png", "c.png"]), "annotations in annotations.json of an image c.png that is not there"),
         (coco([], ["a.png", "a.bmp"]), "`data` has two images of the id images/a: images/a.bmp and images/a.png; ren"),
         (coco([], ["a.png", "a.png"]), "two annotations of images/a.png: in annotations.json and in annotations.json"),

@@ -2,9 +2,10 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -59,8 +60,6 @@ class Drawing:
             for outline in shape.outlines:
                 fill(mask, outline, values[shape.label])
             if shape.runs:  # down the columns, background first
-                if sum(shape.runs) != mask.size:
-                    raise InputError(f"{self.file}: runs of {sum(shape.runs)} pixels for an image of {mask.size}.")
                 inside = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs).reshape(mask.shape[::-1]).T
                 mask[inside] = values[shape.label]
         return mask
@@ -218,8 +217,14 @@ def _find(table: str, name: str, by_name: Mapping[str, list[str]]) -> str:
 
 
 def _read_coco(content: dict) -> tuple[list, dict[str, tuple]]:
-    labels = {category["id"]: str(category["name"]) for category in content["categories"]}
-    of_image: dict = {image["id"]: [] for image in content["images"]}
+    names = _by_id(((category["id"], category["name"]) for category in content["categories"]), "categories")
+    images = _by_id(
+        ((i["id"], (str(i["file_name"]), (int(i["height"]), int(i["width"])))) for i in content["images"]), "images"
+    )
+    if nameless := [number for number, name in names.items() if name is None]:
+        raise InputError(f"category {nameless[0]} has no name")
+    labels = {number: str(name) for number, name in names.items()}
+    of_image: dict = {number: [] for number in images}
     for number, annotation in enumerate(content["annotations"]):
         which = f"annotation {annotation.get('id', number)}"
         if annotation["category_id"] not in labels:
@@ -232,16 +237,28 @@ def _read_coco(content: dict) -> tuple[list, dict[str, tuple]]:
             runs = tuple(map(int, _decompress(counts) if isinstance(counts, str) else counts))
             if min(runs, default=0) < 0:
                 raise InputError(f"{which} has a run of {min(runs)} pixels")
+            size = list(images[annotation["image_id"]][1])
+            told = list(segmentation.get("size", size))
+            if told != size or sum(runs) != size[0] * size[1]:
+                raise InputError(f"{which} has runs of {sum(runs)} pixels and the size {told} for an image of {size}")
             of_image[annotation["image_id"]].append(Shape(label, runs=runs))
         else:
             outlines = tuple(_outline(np.reshape(flat, (-1, 2)), which) for flat in segmentation or [[]])
             of_image[annotation["image_id"]].append(Shape(label, outlines))
-    images = ((str(i["file_name"]), (int(i["height"]), int(i["width"])), i["id"]) for i in content["images"])
-    drawn = [(name, size, tuple(of_image[number])) for name, size, number in images]
+    drawn = [(name, size, tuple(of_image[number])) for number, (name, size) in images.items()]
     return drawn, {
         label: (0, number, "") if isinstance(number, (int, float)) else (1, 0, str(number))
         for number, label in labels.items()
     }
+
+
+def _by_id(named: Iterable[tuple[Any, Any]], kind: str) -> dict[Any, Any]:
+    """What an id stands for, which is one thing."""
+    found: dict = {}
+    for number, one in named:
+        if found.setdefault(number, one) != one:
+            raise InputError(f"has two {kind} of the id {number}")
+    return found
 
 
 def _decompress(text: str) -> list[int]:
