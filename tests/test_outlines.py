@@ -1,6 +1,7 @@
 """Annotations of COCO and labelme become masks: which pixels, which class, and what is wrong with them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -164,6 +165,33 @@ def test_outlines_are_written_as_masks(tmp_path):
     np.testing.assert_array_equal(open_dataset(tmp_path / "plain").read(0)[1], square(4, 1))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_annotations_are_read_as_editors_save_them(tmp_path, encoding):
+    folder = write_coco(tmp_path, coco([of(0, 3, [BOX])]))
+    table = folder / "annotations.json"
+    table.write_text(table.read_text(), encoding=encoding)
+    np.testing.assert_array_equal(open_dataset(folder).read(0)[1], square(4, 1))
+
+
+@pytest.mark.parametrize("keep", [slice(0), slice(-9)])
+def test_a_damaged_file_among_others_is_told(tmp_path, keep):
+    lay(tmp_path, {"a.png": GREY, "b.png": GREY})
+    for name in "ab":
+        content = json.dumps(labelme(("cell", "rectangle", [[12, 16], [4, 8]]), image=f"{name}.png"))
+        (tmp_path / f"{name}.json").write_text(content if name == "a" else content[keep])
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("a",)
+    assert "1 image(s) without annotations left out; 1 JSON file(s) cannot be read; first: b" in dataset.understood
+    assert re.search(r"b.json \((Expecting value|Unterminated string).*\)$", dataset.understood)
+
+
+def test_a_damaged_file_alone_is_told(tmp_path):
+    lay(tmp_path, {"images/a.png": GREY})
+    (tmp_path / "annotations.json").write_text(json.dumps(coco([])) + "}")
+    with pytest.raises(FileNotFoundError, match=r"no folder masks/, .*; 1 JSON file\(s\) .*: annotations.json .Ext"):
+        open_dataset(tmp_path)
+
+
 def test_other_json_files_are_passed_over(tmp_path):
     lay(tmp_path, {"Original/1.png": GREY, "Ground Truth/1.png": square(4)})
     deep = "[" * 10**6
@@ -206,6 +234,7 @@ def test_other_json_files_are_passed_over(tmp_path):
         ({**labelme(), "imageHeight": 10**9}, "has 40 x 1000000000 pixels; cut it into tiles"),
         ({**labelme(), "imageHeight": 0}, "has an image of 40 x 0 pixels"),
         ({**labelme(), "imageHeight": float("inf")}, "is no complete annotation file .OverflowError"),
+        ({k: v for k, v in labelme().items() if k != "imagePath"}, "no complete annotation file .KeyError: 'imageP"),
         ({**labelme(), "imagePath": None}, "of an image None that is not there"),
         (coco([of(0, 3, {"counts": ["a"], "size": [32, 40]})]), "is no complete annotation file .ValueError"),
         (coco([of(0, 3, {"counts": [1281, -1], "size": [32, 40]})]), "annotation 70 has a run of -1 pixels"),

@@ -84,8 +84,9 @@ def list_folder(
             listing = _listing_of(path, reading)
         elif not all((path / part).is_dir() for part in ("images", "masks")):
             part = "masks" if (path / "images").is_dir() else "images"
+            known = [f"its {len(files)} image file(s) pair in no other way known: {path}", *outlines.damaged]
             raise FileNotFoundError(
-                f"`data` has no folder {part}/, and its {len(files)} image file(s) pair in no other way known: {path}; "
+                f"`data` has no folder {part}/, and {'; '.join(known)}; "
                 f"it needs images/ and masks/, same stems, or --images and --masks (data/README.md shows all layouts)."
             )
     for file in sorted(path.glob("*.csv")):

@@ -16,6 +16,7 @@ from ..images.opening import stem
 from ..images.picture import check_size
 from .layouts import Pair, describe
 from .naming import role_of_folders, split_of
+from .problems import told
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,14 @@ class Outlines:
         drawings: by image.
         names: of the classes.
         said: what was understood, in one line.
+        damaged: of the files that are no JSON, whatever they were, how many there are; or nothing.
     """
 
     pairs: tuple[Pair, ...] = ()
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     said: str = ""
+    damaged: Sequence[str] = ()
 
 
 def read_outlines(
@@ -123,11 +126,16 @@ def read_outlines(
     """
     found: dict[str, tuple[str, tuple[int, int], tuple[Shape, ...]]] = {}
     ranks: dict[str, tuple] = {}
-    by_name = defaultdict(list)
+    by_name, faults = defaultdict(list), []
     for image in images:
         by_name[PurePosixPath(image).name].append(image)
     for table in tables:
-        drawn, order = _read_table(folder / table)
+        try:
+            content = json.loads((folder / table).read_bytes())  # also of UTF-16, as some editors save it
+        except (ValueError, RecursionError) as error:
+            faults.append(f"{table} ({first_line(error)})")
+            continue
+        drawn, order = _read_table(folder / table, content)
         for name, size, shapes in drawn:
             image = _find(table, name, by_name)
             if image in found:
@@ -146,12 +154,14 @@ def read_outlines(
     classes = {name: index for index, name in given.items()}
     if unknown := sorted(used - classes.keys()):
         raise InputError(f"`data` has annotations of {unknown[0]!r}, no class of classes.json: {', '.join(classes)}.")
+    damaged = told(faults, "{n} JSON file(s) cannot be read")
     pairs = tuple(Pair(i, (table,), split=_split(i, table)) for i, (table, _, _) in sorted(found.items()))
     return Outlines(
         pairs,
         {i: Drawing(folder / table, *size, shapes, classes, multilabel) for i, (table, size, shapes) in found.items()},
         dict(given),
-        _describe(pairs, len(images)),
+        "; ".join([_describe(pairs, len(images)), *damaged]),
+        damaged,
     )
 
 
@@ -166,18 +176,14 @@ def _describe(pairs: Sequence[Pair], images: int) -> str:
     return said + (f"; {left} image(s) without annotations left out" if left else "")
 
 
-def _read_table(path: Path) -> tuple[list, dict[str, tuple]]:
+def _read_table(path: Path, content: Any) -> tuple[list, dict[str, tuple]]:
     """Of each image of a JSON file the name, the size and the shapes; and what the labels are sorted by."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
     if not isinstance(content, dict):
         return [], {}
     try:
         if {"images", "annotations", "categories"} <= content.keys():
             drawn, order = _read_coco(content)
-        elif {"shapes", "imagePath"} <= content.keys():
+        elif "shapes" in content and {"imagePath", "imageHeight"} & content.keys():
             drawn, order = _read_labelme(content)
         else:
             return [], {}
