@@ -235,6 +235,16 @@ def test_the_plain_layout_comes_first_whatever_lies_beside_it(tmp_path):
     assert dataset.understood == "2 pairs: images/ with masks/, same names"
 
 
+def test_images_in_subfolders_of_the_plain_layout_are_left_out_and_it_is_said(tmp_path):
+    write_pairs(tmp_path, {"a": (GREY, square(4))})
+    lay(tmp_path, {"images/val/c.png": GREY, "images/train/b.png": GREY, "masks/train/b.png": square(5)})
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("a",)
+    assert dataset.understood == (
+        "1 pair: images/ with masks/, same names; 2 image(s) in subfolders left out, first images/train/b.png"
+    )
+
+
 def test_tables_beside_a_layout_are_read_and_their_splits_come_first(tmp_path):
     lay(tmp_path, ISIC)
     ids = [f"ISIC_000000{i}" for i in range(4)]

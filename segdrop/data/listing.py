@@ -121,6 +121,8 @@ def _list_plain(path: Path) -> Listing:
     listing.images = set(images)
     listing.pairs = {i: (images[i], Truth((masks[i],))) for i in set(images) & set(masks)}
     listing.said = f"{pairs_in_words(len(listing.pairs))}: images/ with masks/, same names"
+    if deeper := [file for file in _image_files(path / "images") if "/" in file]:
+        listing.said += f"; {len(deeper)} image(s) in subfolders left out, first images/{deeper[0]}"
     return listing
 
 
