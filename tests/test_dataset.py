@@ -138,6 +138,40 @@ def test_a_table_without_ids_is_not_read_beyond_its_header(tmp_path):
     assert len(open_dataset(tmp_path)) == 2
 
 
+def in_greys(folder, greys, values):
+    """A mask of one channel that begins with `values`, beside classes of the colours `greys`."""
+    simple(folder, 2, values=values)
+    entries = {str(i): {"name": f"c{i}", "color": [grey] * 3} for i, grey in greys.items()}
+    (folder / "classes.json").write_text(json.dumps(entries))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("greys", "values", "expected"),
+    [
+        ({0: 0, 1: 255}, (255, 0), [1, 0]),
+        ({0: 255, 1: 0}, (255, 0), [0, 1]),
+        ({0: 0, 1: 128, 2: 255}, (128, 255, 0), [1, 2, 0]),
+        ({0: 0, 1: 200, 255: 255}, (200, 0, 255), [1, 0, IGNORED]),
+        ({0: 0, 1: 200, 255: 90}, (200, 0, 90), [1, 0, IGNORED]),
+        ({0: 1, 1: 0}, (1, 0), [1, 0]),  # class indices, which a mask of one channel has wherever it can
+        ({0: 0, 1: 9}, (255, 0), [1, 0]),  # binary: no colour is white
+    ],
+)
+def test_masks_of_one_channel_in_the_grey_colours_of_the_classes_follow_them(tmp_path, greys, values, expected):
+    mask = open_dataset(in_greys(tmp_path, greys, values)).read(0)[1]
+    assert mask.ravel()[: len(values)].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("greys", "values"),
+    [({0: 0, 1: 128}, (128, 77)), ({0: 0, 1: 255, 255: 128}, (128, 255))],  # of the second 255 is ignored, and a class
+)
+def test_greys_that_tell_no_classes_are_an_error(tmp_path, greys, values):
+    with pytest.raises(InputError, match="values outside the 2 classes"):
+        open_dataset(in_greys(tmp_path, greys, values))
+
+
 def test_class_names_come_from_classes_json_and_its_count_wins(tmp_path):
     simple(tmp_path, 3)
     (tmp_path / "classes.json").write_text('{"0": "background", "1": "nerve", "2": "vessel"}')

@@ -47,13 +47,19 @@ def check_files(files: Sequence[tuple[Path, Truth]], scans: Sequence[Scan]) -> I
 
 
 def read_mask_values(
-    files: Sequence[tuple[Path, Truth]], scans: Sequence[Scan], classes: int, ignored: Collection[int]
+    files: Sequence[tuple[Path, Truth]],
+    scans: Sequence[Scan],
+    classes: int,
+    ignored: Collection[int],
+    colours: dict | None = None,
 ) -> tuple[int, np.ndarray, list[str]]:
     """What the masks' values mean.
 
     Args:
         classes: how many there are; 0 where the masks tell.
         ignored: values of pixels that are not scored.
+        colours: classes by colour. Masks of one channel alone, whose values cannot all be class indices and are the
+            grey ones of these, are in colours, too.
 
     Returns:
         The number of classes, the class index or IGNORED of each value, uint8 (256,), and the problems.
@@ -72,6 +78,10 @@ def read_mask_values(
         return 2, np.zeros(256, np.uint8), [problem]
     count = max(2, classes or (2 if binary else max(observed, default=1) + 1))
     classes_of = {0: 0, 255: 1} if binary else {i: i for i in range(count)}
+    if not observed <= set(range(count)) and not any(scan.in_colours for _, scan in masks):
+        greys = {c[0]: i for c, i in (colours or {}).items() if len(set(c)) == 1 and (i < count or i == IGNORED)}
+        if observed <= greys.keys() and all(greys.get(value, IGNORED) == IGNORED for value in ignored):
+            classes_of = greys
     table = np.full(256, IGNORED, np.uint8)
     for value, index in classes_of.items():
         table[value] = index

@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def open_dataset(
 
     ignored |= {ignore_value} - {None} | ({IGNORED} if any(truth.view for _, truth in files) else set())
     named = len(names) - (ignore_value == len(names) - 1)  # what is ignored is no class to be found and scored
-    reading = read_mask_bits if multilabel else read_mask_values
+    reading = read_mask_bits if multilabel else partial(read_mask_values, colours=colours)
     count, table, bad_values = reading(files, scans, classes or named, ignored)
     given_groups, splits = column_of(entries, "group"), column_of(entries, "split")
     groups = given_groups or tuple(entry.scan.patient or entry.scan.image_digest for entry in entries)
