@@ -1022,6 +1022,21 @@ def test_colours_without_classes_are_proposed_whole_and_the_proposal_opens(tmp_p
         np.testing.assert_array_equal(np.array(order)[dataset.read(index)[1]], masks[name])
 
 
+@pytest.mark.parametrize(
+    ("colour", "index"), [((0, 99, 0), 1), ((0, 99 << 8, 0), None), ((99 << 8, 0, 0), None), ((0, 0, 99 << 8), None)]
+)
+def test_a_colour_of_16_bits_is_none_of_8(tmp_path, colour, index):
+    simple(tmp_path, 1)
+    entries = {str(i): {"name": f"c{i}", "color": c} for i, c in enumerate([BLACK, GREEN, (99, 0, 0), (0, 0, 99)])}
+    (tmp_path / "classes.json").write_text(json.dumps(entries))
+    cv2.imwrite(str(tmp_path / "masks" / "p00.png"), np.full((40, 48, 3), colour[::-1], np.uint16))
+    if index is None:
+        with pytest.raises(InputError, match=r"1 mask\(s\) in colours that classes.json does not name"):
+            open_dataset(tmp_path)
+    else:
+        assert (open_dataset(tmp_path).read(0)[1] == index).all()
+
+
 def test_colours_that_classes_lack_are_added_to_those_there_are(tmp_path):
     colour_masks(tmp_path, [{RED: 30}, {BLUE: 60, BLACK: 9}])
     there = {

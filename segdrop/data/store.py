@@ -121,11 +121,12 @@ def read_mask(picture: Picture, part: int, colours: dict | None) -> np.ndarray:
 
 
 def _colours_to_classes(mask: np.ndarray, colours: dict) -> np.ndarray:
-    code = (mask.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=2)
+    eight_bits = np.where((mask < 0) | (mask > 255), np.int16(256), mask)  # 256 is in no colour of classes.json
+    code = (eight_bits.astype(np.int32) << np.array([18, 9, 0], np.int32)).sum(axis=2)
     classes = np.full(code.shape, IGNORED, np.uint8)
     known = np.zeros(code.shape, bool)
     for (r, g, b), index in colours.items():
-        hit = code == (r << 16 | g << 8 | b)
+        hit = code == (r << 18 | g << 9 | b)
         classes[hit] = index
         known |= hit
     if not known.all():
