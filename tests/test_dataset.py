@@ -811,7 +811,14 @@ def test_the_spacing_of_a_file_comes_before_that_of_a_table(tmp_path):
     np.testing.assert_allclose(open_dataset(tmp_path).spacing_of(0), (0.5, 0.8))
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "x", "nan", "inf"])
+def test_a_table_of_spacings_whose_ids_are_no_image_s_is_remarked(tmp_path):
+    simple(tmp_path, 2)
+    write_table(tmp_path / "meta.csv", [{"id": f"p0{i}.png", "spacing": "0.25"} for i in range(2)])
+    with pytest.warns(UserWarning, match=r"a spacing of 2 id\(s\), of which .*: p00.png, where an image is p00\."):
+        assert open_dataset(tmp_path).spacing_of(0) is None
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "nan", "inf", "1_0"])
 def test_a_spacing_that_is_no_length_is_a_fault(tmp_path, value):
     simple(tmp_path, 1)
     write_table(tmp_path / "meta.csv", [{"id": "p00", "spacing": value}])
@@ -833,7 +840,8 @@ def shares_of(folder, shares, **tables):
     pairs = {}
     for number, row in enumerate(shares):
         values = [value for value, share in row.items() for _ in range(round(share * 400))]
-        pairs[f"p{number:02d}"] = (grey(20, 20), labels(*values, shape=(20, 20)))
+        image = np.random.default_rng(number).integers(0, 256, (20, 20), np.uint8)  # its digest decides on the folds
+        pairs[f"p{number:02d}"] = (image, labels(*values, shape=(20, 20)))
     write_pairs(folder, pairs)
     for column, values in tables.items():
         name = "groups.csv" if column == "group" else "meta.csv"
@@ -897,7 +905,7 @@ def test_another_division_is_taken_where_a_fold_of_the_first_lacks_a_class(tmp_p
     """Each class is in 3 of 12 images, in combinations that occur once: stratifying by these alone would not do."""
     kinds = [{1: 0.1}, {1: 0.1, 2: 0.1}, {1: 0.1, 3: 0.1}, {2: 0.1}, {2: 0.1, 3: 0.1, 4: 0.1}, {3: 0.1}, {4: 0.1}]
     dataset = shares_of(tmp_path, [*kinds, {4: 0.2}, *[{}] * 4])
-    for part in cross_validation(dataset, np.arange(12), 3, 0):
+    for part in cross_validation(dataset, np.arange(12), 3, 1):
         assert set().union(*(np.unique(dataset.read(i)[1]).tolist() for i in part)) == {0, 1, 2, 3, 4}
 
 

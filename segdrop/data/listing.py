@@ -191,9 +191,18 @@ def _add_table(file: Path, listing: Listing) -> None:
     nameless = [f"line {number}" for number, row in by_line.items() if not row["id"]]
     listing.problems += told(nameless, f"{{n}} row(s) without id in {file.name}")
     rows = [row for row in by_line.values() if row["id"]]
+    ids = [row["id"] for row in rows]
     if special:
-        listing.elsewhere[file.name] = [row["id"] for row in rows if row["id"] not in listing.images]
-    repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
+        listing.elsewhere[file.name] = [name for name in ids if name not in listing.images]
+    elif any(row.get("spacing") for row in rows) and not any(
+        {name, name.rpartition("#")[0]} & listing.images for name in ids
+    ):
+        warnings.warn(
+            f"{file} gives a spacing of {len(ids)} id(s), of which none is an image's; first: {ids[0]}, where an image "
+            f"is {min(listing.images, default='none')}.",
+            stacklevel=6,
+        )
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
     listing.problems += told(repeated, f"{{n}} id(s) stand twice in {file.name}")
     for row in rows:
         known = listing.table[row["id"]]

@@ -238,8 +238,9 @@ def _grid(entries: Sequence[Entry], target: float | None) -> tuple[list, list, l
 
 def _spacing_in(row: dict[str, str]) -> tuple[float, float] | None:
     """The spacing that a row of a table gives; None where it gives none that can be used."""
+    text = row.get("spacing") or "0"
     try:
-        value = float(row.get("spacing") or 0)
+        value = float(text.replace("_", " "))  # Python takes 1_0 for 10
     except ValueError:
         return None
     return (value, value) if 0 < value < float("inf") else None
