@@ -50,6 +50,17 @@ def test_what_lies_outside_of_the_image_is_cut_off(outline, rows, columns):
     np.testing.assert_array_equal(drawn(outline), expected)
 
 
+def test_of_a_finely_drawn_outline_only_what_passes_a_row_of_pixels_takes_time(monkeypatch):
+    angle = np.linspace(0, 2 * np.pi, 10**5, endpoint=False)
+    outline = 16 + 9.3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    steps, arange = [], np.arange
+    monkeypatch.setattr(np, "arange", lambda *numbers: steps.append(1) or arange(*numbers))
+    mask = drawn(outline)
+    assert len(steps) <= 2 * 20
+    y, x = np.mgrid[:32, :40] + 0.5
+    np.testing.assert_array_equal(mask, np.hypot(x - 16, y - 16) < 9.3)
+
+
 def test_an_outline_that_crosses_itself_leaves_out_what_it_goes_round_twice():
     twice = [(2, 2), (22, 2), (22, 22), (2, 22), (2, 2), (8, 8), (16, 8), (16, 16), (8, 16), (8, 8)]
     expected = np.zeros((32, 40), np.uint8)

@@ -83,8 +83,10 @@ def fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
     if top >= bottom or left >= right:
         return
     crossed = np.zeros((bottom - top, right - left + 1), bool)
-    for (x0, y0), (x1, y1) in zip(outline, np.roll(outline, -1, axis=0), strict=True):
-        first, last = (int(np.clip(np.ceil(y - 0.5), top, bottom)) for y in sorted((y0, y1)))
+    edges = np.stack([outline, np.roll(outline, -1, axis=0)], axis=1)
+    ends = np.clip(np.ceil(np.sort(edges[..., 1], axis=1) - 0.5), top, bottom).astype(int)
+    long = ends[:, 0] < ends[:, 1]  # enough to pass a row's centre; a finely drawn outline has few such edges
+    for ((x0, y0), (x1, y1)), (first, last) in zip(edges[long], ends[long], strict=True):
         rows = np.arange(first, last)
         x = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0 if y1 != y0 else 1))
         crossed[rows - top, np.clip(np.ceil(x - 0.5), left, right).astype(int) - left] ^= True
