@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
@@ -71,9 +73,14 @@ def remove_partial(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _plain(value):
+    """What JSON does not know by itself: NumPy's numbers and paths."""
+    return value.item() if isinstance(value, np.generic) else os.fspath(value)
+
+
 # What is no text, of file names in another encoding, is written as JSON's escape of it.
 def write_json(path: Path, content: Mapping | Sequence) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=_plain) + "\n"
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from segdrop import InputError, SweepConfig, TrainConfig
@@ -238,6 +239,15 @@ def test_a_sweep_that_cannot_be_is_refused(options, message):
     with pytest.raises(InputError) as caught:
         SweepConfig(**options)
     assert str(caught.value).startswith(message)
+
+
+def test_numpys_numbers_in_a_sweep_become_pythons():
+    grid = {"encoder_dropout": np.float32([0.25, 0.5]), "lr": [np.float64(0.01)]}
+    config = SweepConfig(grid=grid, folds=np.int64(2), seeds=np.arange(2), margin=np.float32(0.25))
+    assert config == SweepConfig(
+        grid={"encoder_dropout": (0.25, 0.5), "lr": [0.01]}, folds=2, seeds=(0, 1), margin=0.25
+    )
+    assert SweepConfig.from_json(json.loads(json.dumps(config.to_json()))).folds == 2
 
 
 def test_a_sweep_s_configuration_survives_json():

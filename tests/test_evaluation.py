@@ -472,6 +472,13 @@ def test_rows_have_the_samples_uncertainty_too(sampled):
     assert stored(run)["test"] == result
 
 
+def test_scores_of_numpys_numbers_are_loaded_again(sampled):
+    run, result = sampled
+    again = evaluate(run, mc_samples=np.int64(7), seed=np.int64(3), tolerance=np.float32(2), tile=np.int64(512))
+    assert stored(run)["test"]["uncertainty"] == again["uncertainty"] == result["uncertainty"]
+    assert evaluate(run)["dice"] == result["dice"]
+
+
 def test_samples_need_dropout(graded):
     with pytest.raises(InputError, match="no dropout"):
         evaluate(graded, mc_samples=2)

@@ -202,6 +202,13 @@ def test_samples_are_seeded_and_scored(dropout_run, tmp_path):
     assert float(row["mutual_information"]) == pytest.approx(information.mean(), rel=1e-2)
 
 
+def test_numpys_numbers_are_stored_as_pythons(run, tmp_path):
+    folder = write_images(tmp_path / "in", a=noise(40, 50))
+    predict(run, folder, tmp_path / "out", seed=np.int64(4), tile=np.int64(64), overlap=0, threshold=np.float32(0.25))
+    told = json.loads((tmp_path / "out/predict.json").read_text())
+    assert (told["seed"], told["tile"], told["threshold"]) == (4, 64, 0.25)
+
+
 def test_uncertainty_of_an_array_equals_that_of_its_file(dropout_run, tmp_path):
     image = noise(40, 70, 3)
     folder = write_images(tmp_path / "in", a=image)

@@ -153,5 +153,16 @@ def test_json_is_readable_by_others(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["name"] == "Zürich"
 
 
+def test_numpys_numbers_are_numbers_in_json(tmp_path):
+    write_json(tmp_path / "x.json", {"dice": np.float32(0.5), "epochs": np.int64(3), "better": np.True_})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"dice": 0.5, "epochs": 3, "better": True}
+
+
+def test_what_json_cannot_hold_is_not_written(tmp_path):
+    with pytest.raises(TypeError, match="not complex"):
+        write_json(tmp_path / "x.json", {"dice": 1j})
+    assert os.listdir(tmp_path) == []
+
+
 def test_versions_name_what_a_run_depends_on():
     assert {"python", "segdrop", "tensorflow", "keras", "albumentations"} <= set(package_versions())

@@ -440,6 +440,23 @@ def test_weights_that_would_never_move_and_options_that_do_nothing_are_told(cell
         train(dataclasses.replace(config, resume=True), augmentation=A.Compose([]))
 
 
+@pytest.mark.parametrize(
+    ("options", "pythons"),
+    [
+        ({"lr": np.float32(0.5)}, {"lr": 0.5}),
+        ({"epochs": np.int64(1), "seed": np.uint8(3)}, {"epochs": 1, "seed": 3}),
+        ({"encoder_dropout": np.float32(0.25)}, {"encoder_dropout": 0.25}),
+        ({"encoder_dropout": {"stage3": np.float32(0.25)}}, {"encoder_dropout": {"stage3": 0.25}}),
+        ({"encoder_dropout": np.array([0.25, 0.5])}, {"encoder_dropout": (0.25, 0.5)}),
+        ({"class_weights": np.array([1.0, 2.0])}, {"class_weights": (1.0, 2.0)}),
+        ({"spatial": np.True_}, {"spatial": True}),
+    ],
+)
+def test_numpys_numbers_become_pythons(options, pythons):
+    stored = TrainConfig(**options).to_json()
+    assert json.loads(json.dumps(stored)) == json.loads(json.dumps(TrainConfig(**pythons).to_json()))
+
+
 def test_a_configuration_gives_its_intensity_rule():
     config = TrainConfig(intensity="window", intensity_window=[-160, 240])
     assert rule_of(config) == Intensity("window", window=(-160, 240))

@@ -4,9 +4,11 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
+
+import numpy as np
 
 from ..conventions import MULTIPLE
 from ..errors import InputError
@@ -71,9 +73,10 @@ Seed = Annotated[int, at_least(0)]
 def check_fields(options) -> None:
     """Raise InputError unless every field of a dataclass is what its hint says: one of the choices of a `Literal`, and
     what the rules of an `Annotated` ask for, whole numbers below 2^32. A field that may be None is not looked at where
-    it is."""
+    it is. What NumPy's are of the values become Python's own."""
     for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
-        value = getattr(options, name)
+        value = plain(getattr(options, name))
+        object.__setattr__(options, name, value)
         choices, rules, optional = _read(hint)
         if value is None and optional:
             continue
@@ -85,6 +88,16 @@ def check_fields(options) -> None:
             if not rule.holds(value):
                 others = "".join(f", or {choice}" for choice in choices)
                 raise InputError(f"`{name}` must be {rule.words}{others}, got {name}={value!r}.")
+
+
+def plain(value):
+    """`value` with NumPy's scalars and arrays, also those within it, as Python's numbers and tuples: JSON holds these,
+    Keras takes them, and they are compared with one another."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = tuple(value.tolist()) if np.ndim(value) else value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return {plain(key): plain(one) for key, one in value.items()} if isinstance(value, Mapping) else value
 
 
 def _read(hint) -> tuple[tuple, list[Rule], bool]:

@@ -1,15 +1,13 @@
 """Scores of a trained run on a split of a data set."""
 
 import dataclasses
-import math
-import numbers
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..config.checks import check_tile, check_whole
+from ..config.checks import check_tile, check_whole, is_finite
 from ..conventions import OVERLAP, TILE
 from ..data.batches import evaluation_batches
 from ..data.dataset import Dataset
@@ -64,10 +62,9 @@ def evaluate(
         (16, 0.36, 1.0)
     """
     run = Path(run)
-    check_whole(mc_samples, "mc_samples", minimum=0)
-    check_whole(seed, "seed", minimum=0)
+    mc_samples, seed = check_whole(mc_samples, "mc_samples", minimum=0), check_whole(seed, "seed", minimum=0)
     check_tile(tile, overlap)
-    if not isinstance(tolerance, numbers.Real) or not 0 <= tolerance < math.inf:
+    if not is_finite(tolerance) or tolerance < 0:
         raise InputError(f"`tolerance` must be a number of at least 0, got tolerance={tolerance!r}.")
     record = open_run(run)
     networks = load_alike([run, *ensemble])
