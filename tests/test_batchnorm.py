@@ -118,6 +118,12 @@ def test_no_batch_and_no_batchnorm_are_errors(measure, batches):
         measure(model, BATCHES if batches is None else batches)
 
 
+@pytest.mark.parametrize("measure", [batchnorm_shift, recalibrate_batchnorm])
+def test_an_array_of_images_is_no_list_of_batches(measure):
+    with pytest.raises(InputError, match=r"batches of 4 dimensions, got one of the shape .*; a single batch is given"):
+        measure(normalised(), BATCHES[0])
+
+
 def test_values_that_are_not_finite_are_refused_and_change_nothing():
     model = normalised(0.5)
     with pytest.raises(InputError, match="statistics of batch 2 are not finite; nothing was changed"):

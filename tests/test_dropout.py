@@ -494,6 +494,13 @@ def test_a_seeded_monte_carlo_twin_repeats(small):
     assert (monte_carlo(dropped, seed=4).predict(IMAGE, verbose=0) != first).any()
 
 
+def test_a_seed_that_is_no_number_is_refused(small):
+    dropped = insert_dropout(small, "act_a", 0.5)
+    for make in (lambda: insert_dropout(small, "act_a", 0.5, seed="a"), lambda: monte_carlo(dropped, seed="a")):
+        with pytest.raises(InputError, match="`seed` must be a whole number or None, got seed='a'"):
+            make()
+
+
 def test_a_monte_carlo_twin_can_be_saved(small, tmp_path):
     twin = monte_carlo(insert_dropout(small, "act_a", 0.5), seed=3)
     wanted = monte_carlo(insert_dropout(small, "act_a", 0.5), seed=3).predict(IMAGE, verbose=0)

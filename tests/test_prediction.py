@@ -533,6 +533,8 @@ def test_a_file_without_a_spacing_is_reported(tmp_path):
         ({"threshold": 1.5}, r"`threshold` must be in \(0, 1\), got threshold=1.5"),
         ({"mc_rate": 0.2}, "`mc_rate` needs mc_samples"),
         ({"mc_rate": 0, "mc_samples": 2}, "`mc_rate` must be above 0, for samples to differ"),
+        ({"uncertainty": "no"}, "`uncertainty` must be True or False, got uncertainty='no'"),
+        ({"resume": "no"}, "`resume` must be True or False, got resume='no'"),
         ({"mc_rate": 1.2, "mc_samples": 2}, r"`mc_rate` must be a number in \[0, 1\)"),
         ({"mc_samples": 5}, "`mc_samples` cannot be drawn from .*has no dropout layer"),
     ],

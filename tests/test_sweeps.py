@@ -475,6 +475,12 @@ def test_bad_input_is_found_before_the_first_training(trained, cells, tmp_path, 
     assert trained == [] and not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize("call", [lambda config: sweep("sweep", config), estimate])
+def test_a_mapping_is_no_configuration(call):
+    with pytest.raises(InputError, match=r"`config` must be a SweepConfig, got config=\{'folds': 2\}"):
+        call({"folds": 2})
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [

@@ -400,11 +400,31 @@ def test_resuming_with_another_option_names_it(finished, cells):
         ({"intensity_window": (0, 80)}, "`intensity_window` needs intensity='window', got 'auto'"),
         ({"spacing": 0}, "`spacing` must be a positive number of millimetres, got spacing=0"),
         ({"slice_axis": 3}, "`slice_axis` must be 0, 1 or 2, got slice_axis=3"),
+        ({"spatial": "no"}, "`spatial` must be True or False, got spatial='no'"),
+        ({"multilabel": 1}, "`multilabel` must be True or False, got multilabel=1"),
+        ({"data": None}, "`data` must be text, got data=None"),
+        ({"stratify": 5}, "`stratify` must be text, got stratify=5"),
+        ({"encoder": 5}, "`encoder` must be one of resnet18"),
+        ({"dropout_blocks": 5}, "`dropout_blocks` must be a list of names, got dropout_blocks=5"),
+        ({"dropout_blocks": [5]}, "`dropout_blocks` must be a list of names, got"),
+        ({"dropout_layer": 5}, '`dropout_layer` must be a class, a function or "module:Class"'),
     ],
 )
 def test_a_wrong_configuration_is_named(options, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": None}, "`config` must be a TrainConfig, got config=None."),
+        ({"config": TrainConfig(), "augmentation": 5}, "`augmentation` must be a pipeline of Albumentations, got"),
+    ],
+)
+def test_what_is_no_configuration_and_no_pipeline_is_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        train(**arguments)
 
 
 def test_paths_may_be_path_objects(tmp_path):

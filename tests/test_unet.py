@@ -234,8 +234,9 @@ def test_branch_end_is_before_the_addition(encoder, last):
     assert isinstance(consumer, keras.layers.Add)
 
 
-def test_a_ramp_rises_over_the_depth_of_the_chosen_units():
-    model = build("resnet34", encoder_dropout=(0.0, 0.35))
+@pytest.mark.parametrize("ramp", [(0.0, 0.35), np.array([0.0, 0.35])])
+def test_a_ramp_rises_over_the_depth_of_the_chosen_units(ramp):
+    model = build("resnet34", encoder_dropout=ramp)
     rates = [model.get_layer(name).rate for name in dropout_names(model)]
     np.testing.assert_allclose(rates, np.linspace(0.05, 0.35, 7), atol=1e-6)  # the first, at rate 0, is left out
     assert dropout_names(model)[0] == "stage3_unit2_relu2_dropout"

@@ -1,11 +1,11 @@
 """Checks that options share: ranges, whole numbers, choices."""
 
+import dataclasses
 import math
 import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -23,10 +23,25 @@ def check_rate(rate: float, name: str = "rate") -> float:
 
 def check_whole(value: int, name: str, minimum: int = 1) -> int:
     """Return `value` as an int, or raise InputError unless it is a whole number of at least `minimum`, below 2^32."""
-    for rule in (at_least(minimum), SMALL):
+    _check(value, name, at_least(minimum), SMALL)
+    return int(value)
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise InputError unless `seed` is a whole number, or None for none."""
+    if seed is not None and not is_whole(seed):
+        raise InputError(f"`seed` must be a whole number or None, got seed={seed!r}.")
+
+
+def check_type(value, name: str, kind: type) -> None:
+    """Raise InputError unless `value` is True or False, text, or of a class, as `kind` says."""
+    _check(value, name, of_type(kind))
+
+
+def _check(value, name: str, *rules: "Rule") -> None:
+    for rule in rules:
         if not rule.holds(value):
             raise InputError(f"`{name}` must be {rule.words}, got {name}={value!r}.")
-    return int(value)
 
 
 def check_tile(tile: int, overlap: int, margin: int = 0) -> None:
@@ -43,7 +58,7 @@ def check_tile(tile: int, overlap: int, margin: int = 0) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """A rule for the value of a field, in the field's hint: `Annotated[float, within("(0, 1]", lambda v: 0 < v <= 1)]`.
 
@@ -65,15 +80,25 @@ def within(words: str, holds: Callable[[float], bool]) -> Rule:
     return Rule(words, lambda value: is_finite(value) and holds(value))
 
 
+def of_type(kind: type) -> Rule:
+    words = {bool: "True or False", str: "text"}.get(kind, f"a {kind.__name__}")
+    return Rule(words, lambda value: isinstance(value, kind))
+
+
 # Nothing is that many; and larger numbers do not fit what computes with them.
 SMALL = Rule("below 2^32", lambda value: not is_whole(value) or value < 2**32)
+# One name, or several joined by commas, is text.
+_NAMES = Rule(
+    "a list of names",
+    lambda value: isinstance(value, (str, list, tuple)) and all(isinstance(name, str) for name in value),
+)
 Seed = Annotated[int, at_least(0)]
 
 
 def check_fields(options) -> None:
-    """Raise InputError unless every field of a dataclass is what its hint says: one of the choices of a `Literal`, and
-    what the rules of an `Annotated` ask for, whole numbers below 2^32. A field that may be None is not looked at where
-    it is. What NumPy's are of the values become Python's own."""
+    """Raise InputError unless every field of a dataclass is what its hint says: True or False, text, a configuration,
+    one of the choices of a `Literal`, and what the rules of an `Annotated` ask for, whole numbers below 2^32. A field
+    that may be None is not looked at where it is. NumPy's values become Python's own."""
     for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
         value = plain(getattr(options, name))
         object.__setattr__(options, name, value)
@@ -106,12 +131,14 @@ def _read(hint) -> tuple[tuple, list[Rule], bool]:
         return typing.get_args(hint), [], False
     if typing.get_origin(hint) is Annotated:
         choices, rules, optional = _read(hint.__origin__)
-        return choices, rules + [extra for extra in hint.__metadata__ if isinstance(extra, Rule)], optional
+        return choices, [extra for extra in hint.__metadata__ if isinstance(extra, Rule)] + rules, optional
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         members = [_read(member) for member in typing.get_args(hint)]
         choices, rules = (sum((member[i] for member in members), type(members[0][i])()) for i in (0, 1))
         return choices, rules, type(None) in typing.get_args(hint)
-    return (), [], False
+    if hint == tuple[str, ...]:
+        return (), [_NAMES], False
+    return (), [of_type(hint)] if hint in (bool, str) or dataclasses.is_dataclass(hint) else [], False
 
 
 def is_finite(value) -> bool:

@@ -237,10 +237,10 @@ class TrainConfig:
         for name in (*_PATHS, "images", "masks", "annotator"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
-            if not isinstance(getattr(self, name), str | None):
-                raise InputError(f"`{name}` must be text, got {name}={getattr(self, name)!r}.")
         if isinstance(self.class_weights, list):  # as JSON writes it
             object.__setattr__(self, "class_weights", tuple(self.class_weights))
+        if self.dropout_layer is not None:
+            object.__setattr__(self, "dropout_layer", reference_to(self.dropout_layer, "dropout_layer"))
         check_fields(self)
         self._check_intensity()
         self._check_dropout()
@@ -324,7 +324,6 @@ class TrainConfig:
             raise InputError(f"`dropout_block_size` needs dropout_kind='block', got {self.dropout_kind!r}.")
         resolve_kind(self.dropout_kind, self.spatial, "dropout_kind")
         if self.dropout_layer is not None:
-            object.__setattr__(self, "dropout_layer", reference_to(self.dropout_layer, "dropout_layer"))
             others = {
                 "spatial": self.spatial,
                 "dropout_kind": self.dropout_kind,

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from ..config.checks import check_type
 from ..config.predict import PredictOptions
 from ..conventions import OVERLAP, TILE
 from ..data.tiles import in_numbered_tiles
@@ -92,6 +93,7 @@ def predict(
         ['image.png', 'image_overlay.png', 'predict.json', 'predictions.csv']
     """
     chosen = PredictOptions(**options)
+    check_type(resume, "resume", bool)
     out = Path(out)
     jobs = find_inputs(inputs, out)
     networks = load_alike([run, *chosen.ensemble], chosen.precision, chosen.engine)

@@ -110,7 +110,7 @@ def recalibrate_batchnorm(model: keras.Model, dataset: Iterable, *, dropout: boo
         for layer in layers:
             layer.trainable = True  # a frozen BatchNorm does not normalise by the batch
             layer.momentum = 0.0  # the moving statistics are then the batch's
-        for count, images in enumerate(_images(dataset)):
+        for count, images in enumerate(_images(dataset, view)):
             twin.predict_on_batch(images)
             for mean, variable in zip(means, variables, strict=True):
                 mean += (keras.ops.convert_to_numpy(variable) - mean) / (count + 1)
@@ -187,7 +187,7 @@ def _input_statistics(model: keras.Model, dataset: Iterable) -> list[tuple[Batch
     layers = [node.operation for node in nodes]
     probe = keras.Model(view.inputs, [node.input_tensors[0] for node in nodes])
     sums = [np.zeros((3, 1))] * len(layers)
-    for images in _images(dataset):
+    for images in _images(dataset, view):
         for i, (layer, values) in enumerate(
             zip(layers, keras.tree.flatten(probe.predict_on_batch(images)), strict=True)
         ):
@@ -201,12 +201,19 @@ def _input_statistics(model: keras.Model, dataset: Iterable) -> list[tuple[Batch
     ]
 
 
-def _images(dataset: Iterable) -> Iterable:
-    """The images of each batch, as arrays, whatever the backend; InputError when there is none."""
+def _images(dataset: Iterable, model: keras.Model) -> Iterable:
+    """The images of each batch, as arrays, whatever the backend; InputError when there is none, or one is no batch."""
     empty = True
     for batch in dataset:
         empty = False
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        yield keras.tree.map_structure(np.asarray, images)
+        images = keras.tree.map_structure(np.asarray, images)
+        for tensor, array in zip(model.inputs, keras.tree.flatten(images), strict=False):
+            if array.ndim != len(tensor.shape):
+                raise InputError(
+                    f"`dataset` must give batches of {len(tensor.shape)} dimensions, got one of the shape "
+                    f"{array.shape}; a single batch is given as [images]."
+                )
+        yield images
     if empty:
         raise InputError("`dataset` has no batch.")

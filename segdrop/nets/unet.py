@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 from ..anatomy import HEAD, is_decoder
-from ..config.checks import check_rate
+from ..config.checks import check_rate, plain
 from ..config.fields import ENCODER_RULE, LIBRARY_RESNETS, PLACEMENTS, SKIPS, resolve_kind
 from ..errors import InputError
 from ..surgery.custom import Maker, resolve_layer
@@ -119,7 +119,7 @@ def build_unet(
     """
     _check_options(encoder, classes, placement, skips, encoder_weights, skips_from)
     bn_momentum = None if bn_momentum is None else check_rate(bn_momentum, "bn_momentum")
-    kind = resolve_kind(kind, spatial)
+    kind, encoder_dropout = resolve_kind(kind, spatial), plain(encoder_dropout)
     resolve_layer(
         dropout_layer, kind, block_size=block_size, shared_across_batch=shared_across_batch, adjustable=adjustable
     )

@@ -1,13 +1,12 @@
 """Dropout layers put into a functional Keras model, taken out of it, and left on for Monte Carlo sampling."""
 
-import numbers
 import re
 import zlib
 from collections.abc import Iterable, Mapping
 
 import keras
 
-from ..config.checks import check_rate
+from ..config.checks import check_rate, check_seed
 from ..errors import InputError
 from ..layers import SUFFIX, check_rank, is_dropout, layer_of_kind
 from .custom import Maker, check_rests, make_layer, resolve_layer
@@ -84,8 +83,7 @@ def insert_dropout(
     kind = resolve_layer(
         dropout_layer, kind, block_size=block_size, shared_across_batch=shared_across_batch, adjustable=adjustable
     )
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
-        raise InputError(f"`seed` must be a whole number or None, got seed={seed!r}.")
+    check_seed(seed)
     rates = _site_rates(known, view, sites, rate)
     _check_sites(known, view, rates, kind)
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..config.checks import check_rate, check_whole
+from ..config.checks import check_rate, check_seed, check_whole
 from ..errors import InputError
 from ..layers import FixedMode, is_custom, is_dropout, kind_of, rate_of, unwrapped
 from ..scoring.uncertainty import SMALLEST
@@ -41,11 +41,12 @@ def monte_carlo(model: keras.Model, *, rate: float | None = None, seed: int | No
     References:
         Gal and Ghahramani 2016, Dropout as a Bayesian approximation, https://arxiv.org/abs/1506.02142.
     """
+    check_seed(seed)
     dropouts = [call.layer for call in trace(model) if is_dropout(call.layer)]
     if not dropouts:
         raise InputError("`model` has no dropout layer, so that its samples would all be equal; insert one first.")
     if rate is not None:
-        check_rate(rate)
+        rate = check_rate(rate)
     elif not any(rate_of(layer) for layer in dropouts):
         raise InputError("Every dropout layer of `model` has rate 0 now, as a schedule leaves it; give `rate`.")
     order = {id(unwrapped(layer)): index for index, layer in enumerate(dropouts)}

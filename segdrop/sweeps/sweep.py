@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config.arms import DROPOUT_FIELDS, config_of, key_of, name_of, reference_of, subgrids_of
+from ..config.checks import check_type
 from ..config.design import references_of, seeds_of
 from ..config.sweep import SweepConfig
 from ..errors import InputError
@@ -58,6 +59,8 @@ def sweep(
     """
     from .workers import Worker, count_workers, run_workers
 
+    if config is not None:
+        check_type(config, "config", SweepConfig)
     workers = count_workers(workers)
     state = open_or_start(Path(folder), config, storage)
     if workers == 1:
@@ -145,6 +148,7 @@ def estimate(config: SweepConfig) -> Price:
     """
     from ..training.folds import time_training
 
+    check_type(config, "config", SweepConfig)
     checked = check(config)
     config, arms, dataset, precision = checked.config, checked.arms, checked.dataset, checked.precision
     held_out, *others = checked.folds[0]

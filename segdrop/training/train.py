@@ -14,6 +14,7 @@ import tensorflow as tf
 from rich.panel import Panel
 
 from ..config.arms import any_dropout, changes_of, without_dropout
+from ..config.checks import check_type
 from ..config.train import TrainConfig, default_run_dir
 from ..data.augment import A, restore
 from ..data.dataset import Dataset
@@ -94,6 +95,9 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
     """
     if config.resume and augmentation is not None:
         raise InputError("`augmentation` is not for a run that goes on, which keeps its own; leave it out.")
+    check_type(config, "config", TrainConfig)
+    if not isinstance(augmentation, A.BaseCompose | A.BasicTransform | None):
+        raise InputError(f"`augmentation` must be a pipeline of Albumentations, got augmentation={augmentation!r}.")
     with contextlib.ExitStack() as locks:
         run = _resume(config, locks) if config.resume else _begin(config, augmentation, locks)
         _announce(run, resumed=config.resume)
