@@ -64,6 +64,18 @@ class TestDunnettsDistribution:
         assert simultaneous_quantile(0.95, 7, [[0.7]]) == pytest.approx(stats.t(7).ppf(0.975))
         assert largest_exceeds(2.0, 7, [[0.7]]) == pytest.approx(2 * stats.t(7).sf(2.0), abs=1e-9)
 
+    @pytest.mark.parametrize("degrees", [1, 2, 4, 20])
+    @pytest.mark.parametrize("p", [0.05, 1e-3, 1e-5, 1e-7])
+    def test_small_probabilities_of_few_degrees_are_students(self, degrees, p):
+        assert largest_exceeds(stats.t(degrees).isf(p / 2), degrees, [[0.7]]) == pytest.approx(p, rel=2e-3)
+
+    @pytest.mark.parametrize("degrees", [1, 2, 20, 1e6])
+    @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.9999, 1 - 1e-7, 1 - 1e-11, 1 - 1e-15])
+    @pytest.mark.parametrize("family", [[0.7] * 2, [0.999] * 10, [0.0] * 5])
+    def test_any_confidence_can_be_had(self, degrees, confidence, family):
+        single, bonferroni = (stats.t(degrees).isf((1 - confidence) / 2 / n) for n in (1, len(family)))
+        assert 0.99 * single <= simultaneous_quantile(confidence, degrees, [family]) <= 1.01 * bonferroni
+
     def test_families_with_other_references_are_taken_as_independent(self):
         together = largest_exceeds(2.5, 1e6, [[ROOT_HALF] * 3, [ROOT_HALF] * 2])
         each = [1 - largest_exceeds(2.5, 1e6, [[ROOT_HALF] * n]) for n in (3, 2)]
@@ -139,6 +151,12 @@ class TestOneTable:
         assert dataclasses.astuple(compared.arms[1])[:-3] == pytest.approx(
             dataclasses.astuple(compare(scores[:2], 1 / 3).arms[1])[:-3]
         )
+
+    def test_masked_scores_are_missing(self):
+        scores = noisy((3, 4))
+        masked, missing = np.ma.array(scores, mask=False), scores.copy()
+        masked[1, 2], missing[1, 2] = np.ma.masked, np.nan
+        assert compare(masked, 1 / 3).arms[1:] == compare(missing, 1 / 3).arms[1:]
 
     def test_arms_that_share_no_fold_are_not_compared(self):
         scores = np.full((2, 4), np.nan)
@@ -312,6 +330,27 @@ class TestBadInput:
             ([[0.8, 0.9]] * 2, {"test_share": -1}, "`test_share`"),
             ([[0.8, 0.9]] * 2, {"test_share": [0.5] * 3}, "`test_share`"),
             ([[0.8, 0.9]] * 2, {"contrasts": {"a": [1, 1]}}, "add up to 0"),
+            ("ab", {}, "`scores` must be numbers, or NaN where a training is missing, in rows of one length, got 'ab'"),
+            ([[0.8, 0.9], [0.8]], {}, "`scores` must be numbers"),
+            ([[0.8, "a"], [0.9, 0.8]], {}, "`scores` must be numbers"),
+            ([[0.8, "0.8"], [0.9, None]], {}, "`scores` must be numbers"),
+            (np.full((2, 2), 0.8 + 0.1j), {}, "`scores` must be numbers"),
+            (np.zeros((2, 2), "datetime64[s]"), {}, "`scores` must be numbers"),
+            ([[0.8, 0.9]] * 2, {"margin": np.array([0.1, 0.2])}, r"`margin` must be .*, got margin=\(0.1, 0.2\)"),
+            ([[0.8, 0.9]] * 2, {"confidence": "a"}, "`confidence`"),
+            ([[0.8, 0.9]] * 2, {"further": -1}, "`further` must be a whole number of at least 0, got further=-1"),
+            ([[0.8, 0.9]] * 2, {"reference": np.zeros((9, 9), int)}, "`reference` must be the index of an arm, 0 to 1"),
+            ([[0.8, 0.9]] * 2, {"reference": [[0], [0, 1]]}, "`reference`"),
+            ([[0.8, 0.9]] * 2, {"reference": "a"}, "`reference`"),
+            ([[0.8, 0.9]] * 2, {"test_share": "a"}, "`test_share` must be a number that is not negative, or 2, got"),
+            ([[0.8, 0.9]] * 2, {"test_share": [[0.5], [0.5, 0.5]]}, "`test_share`"),
+            ([[0.8, 0.9]] * 3, {"test_share": np.full((3, 1), 0.5)}, "`test_share`"),
+            ([[0.8, 0.9]] * 2, {"contrasts": [[-1, 1]]}, "`contrasts` must map names to weights of the arms, got"),
+            ([[0.8, 0.9]] * 2, {"contrasts": "a"}, "`contrasts` must map names"),
+            ([[0.8, 0.9]] * 2, {"contrasts": {"a": np.zeros((9, 9))}}, "needs 2 weights"),
+            ([[0.8, 0.9]] * 2, {"contrasts": {"a": [[-1], [0, 1]]}}, "needs 2 weights"),
+            ([[0.8, 0.9]] * 2, {"contrasts": {"a": "ab"}}, "needs 2 weights"),
+            ([[0.8, 0.9]] * 3, {"contrasts": {"a": [1e-10] * 3}}, "add up to 0"),
             ([[0.8, 0.9]] * 2, {"contrasts": {"a": [-1, 0.5, 0.5]}}, "needs 2 weights"),
             ([[0.8, 0.9]] * 3, {"contrasts": {"a": [-1, 1, 0], "b": [-1, 0.5, 0.5]}}, "'a' and 'b' overlap"),
         ],

@@ -5,17 +5,18 @@ of the whole table is one number, so that ten arms on three folds tell it with 2
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
-from ..config.checks import is_whole
+from ..config.checks import check_whole, is_finite, is_whole, plain
 from ..config.sweep import MARGIN
 from ..errors import InputError
+from ..typed import shortened
 from .dunnett import largest_exceeds, simultaneous_quantile
-from .table import Table
+from .table import Table, real_numbers
 
 NO_DIFFERENCE = "no difference beyond the margin"
 NOT_TOLD = "cannot be told"
@@ -103,9 +104,9 @@ def compare(
     one in its part of the variance (Welch's test); p of such an arm is multiplied by the number of comparisons.
 
     Args:
-        scores: float (arms, folds x repeats), or (arms, folds x repeats, seeds), in 0..1; NaN where missing. All arms
-            of a column were trained and validated on the same images. Seeds of an arm count as its mean, which
-            varies less.
+        scores: float (arms, folds x repeats), or (arms, folds x repeats, seeds), in 0..1; NaN, or masked, where
+            missing. All arms of a column were trained and validated on the same images. Seeds of an arm count as its
+            mean, which varies less.
         test_share: n_test / n_train in images, not negative; 1 / (K - 1) for K equal folds; or one for each arm.
         reference: index of the arm that the others are compared with; or one for each arm (its own: not compared).
         contrasts: weights (arms,) by name, which add up to 0: [-1, 0.5, 0.5] is the mean of two arms against the
@@ -115,9 +116,9 @@ def compare(
         further: comparisons that were looked at and are not in the table.
 
     Raises:
-        InputError: fewer than two arms or columns; a reference that is no arm; an infinite score; a margin,
-            confidence or share out of its range; contrasts that do not add up to 0 or that share an arm beside the
-            reference.
+        InputError: fewer than two arms or columns; a reference that is no arm; an infinite score, or what is no
+            number; a margin, confidence or share out of its range; contrasts that do not add up to 0 or that share an
+            arm beside the reference.
 
     Example:
         >>> scores = [[0.80, 0.82, 0.81], [0.84, 0.86, 0.86], [0.80, 0.82, 0.82]]  # none, 0.1, 0.2 on three folds
@@ -134,14 +135,15 @@ def compare(
         Machine Learning 100, 2015, for the probabilities.
     """
     table = Table(scores)
-    count = table.arms
+    count, margin, confidence = table.arms, plain(margin), plain(confidence)
     shares = _check_shares(test_share, count)
     references = _check_references(reference, count)
-    if not 0 <= margin <= 0.5:
-        raise InputError(f"`margin` must be a number in 0..0.5, got margin={margin}.")
-    if not 0 < confidence < 1:
-        raise InputError(f"`confidence` must be in (0, 1), got confidence={confidence}.")
-    weights = _check_contrasts(contrasts or {}, count, references)
+    if not is_finite(margin) or not 0 <= margin <= 0.5:
+        raise InputError(f"`margin` must be a number in 0..0.5, got margin={shortened(margin)}.")
+    if not is_finite(confidence) or not 0 < confidence < 1:
+        raise InputError(f"`confidence` must be in (0, 1), got confidence={shortened(confidence)}.")
+    further = check_whole(further, "further", minimum=0)
+    weights = _check_contrasts({} if contrasts is None else contrasts, count, references)
 
     apart, noisy = table.apart(references)
     how = _How(table, apart, noisy, shares, margin, confidence)
@@ -195,7 +197,7 @@ class _How:
         table, involved = self.table, np.flatnonzero(contrast)
         if not table.usable[involved].all():
             return None
-        folds = np.count_nonzero(~np.isnan(contrast[involved] @ table.cells[involved]))
+        folds = int(np.count_nonzero(~np.isnan(contrast[involved] @ table.cells[involved])))
         estimate = table.estimate(contrast, self.shares, (*self.noisy, *self.apart))
         if estimate is None:
             return None
@@ -270,29 +272,38 @@ def _below(bound: float, error: float, degrees: float) -> float:
 
 
 def _check_shares(test_share, count: int) -> np.ndarray:
-    shares = (
-        np.broadcast_to(np.asarray(test_share, np.float64), (count,)) if np.size(test_share) in (1, count) else None
-    )
-    if shares is None or not ((shares >= 0) & (shares < math.inf)).all():
-        raise InputError(f"`test_share` must be a number that is not negative, or {count}, got {test_share!r}.")
-    return shares
+    shares = real_numbers(test_share)
+    wanted = shares is not None and shares.shape in ((), (1,), (count,))
+    if not wanted or not ((shares >= 0) & (shares < math.inf)).all():
+        raise InputError(
+            f"`test_share` must be a number that is not negative, or {count}, got {shortened(plain(test_share))}."
+        )
+    return np.broadcast_to(shares, (count,))
 
 
 def _check_references(reference, count: int) -> list[int]:
-    given = [reference] * count if np.ndim(reference) == 0 else list(reference)
+    reference = plain(reference)
+    given = list(reference) if isinstance(reference, Iterable) else [reference] * count
     if len(given) != count or not all(is_whole(one) and 0 <= one < count for one in given):
-        raise InputError(f"`reference` must be the index of an arm, 0 to {count - 1}, or {count}, got {reference!r}.")
+        raise InputError(
+            f"`reference` must be the index of an arm, 0 to {count - 1}, or {count}, got {shortened(reference)}."
+        )
     return [int(one) for one in given]
 
 
 def _check_contrasts(contrasts: Mapping[str, Sequence[float]], count: int, references: list[int]) -> dict:
-    weights = {name: np.asarray(values, np.float64) for name, values in contrasts.items()}
+    if not isinstance(contrasts, Mapping):
+        raise InputError(f"`contrasts` must map names to weights of the arms, got {shortened(plain(contrasts))}.")
+    weights = {}
     used: dict[int, str] = {}
-    for name, values in weights.items():
-        if values.shape != (count,) or not np.isfinite(values).all() or not values.any() or abs(values.sum()) > 1e-9:
+    for name, given in contrasts.items():
+        values = real_numbers(given)
+        wanted = values is not None and values.shape == (count,) and np.isfinite(values).all() and values.any()
+        if not wanted or abs(values.sum()) > 1e-9 * np.abs(values).sum():
             raise InputError(
-                f"`contrasts` needs {count} weights that add up to 0 for {name!r}, got {contrasts[name]!r}."
+                f"`contrasts` needs {count} weights that add up to 0 for {name!r}, got {shortened(plain(given))}."
             )
+        weights[name] = values
         for arm in set(np.flatnonzero(values)) - set(references):
             if arm in used:
                 raise InputError(

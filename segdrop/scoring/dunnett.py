@@ -50,25 +50,33 @@ def largest_exceeds(statistic: float, degrees: float, families: Sequence[Sequenc
 def simultaneous_quantile(confidence: float, degrees: float, families: Sequence[Sequence[float]]) -> float:
     """What none of the comparisons exceeds in size with the probability `confidence`; see `largest_exceeds`.
 
+    Bonferroni's, which is too large rather than too small, where the integral cannot tell so small a probability.
+
     Example:
         >>> round(simultaneous_quantile(0.95, 20, [[0.5**0.5] * 4]), 2)  # Dunnett (1964), two-sided
         2.65
     """
     number = sum(map(len, families))
-    single, bonferroni = (special.stdtrit(degrees, 1 - (1 - confidence) / 2 / n) for n in (1, number))
+    single, bonferroni = (-special.stdtrit(degrees, (1 - confidence) / 2 / n) for n in (1, number))
     if number == 1:
         return float(single)
-    return optimize.brentq(
-        lambda value: largest_exceeds(value, degrees, families) - (1 - confidence), single * 0.99, bonferroni * 1.01
-    )
+
+    def excess(value: float) -> float:
+        return largest_exceeds(value, degrees, families) - (1 - confidence)
+
+    low, high = single * 0.99, bonferroni * 1.01
+    return optimize.brentq(excess, low, high) if excess(low) > 0 > excess(high) else float(bonferroni)
 
 
 def _spread_nodes(degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights over an estimated standard deviation, where the true one is 1."""
-    low, high = np.sqrt(special.chdtri(degrees, [1 - 1e-9, 1e-13]) / degrees)
+    """Nodes and weights over an estimated standard deviation, where the true one is 1.
+
+    They lie evenly in its logarithm: of few degrees, what is rarely exceeded hangs on spreads that are nearly 0.
+    """
+    low, high = np.log([2 * special.gammaincinv(degrees / 2, 1e-12), special.chdtri(degrees, 1e-13)]) / 2
     nodes, weights = _legendre()
-    spread = low + (high - low) * (nodes + 1) / 2
-    log_density = (degrees - 1) * np.log(spread) - degrees * spread**2 / 2
+    spread = np.exp(low + (high - low) * (nodes + 1) / 2) / np.sqrt(degrees)
+    log_density = degrees * (np.log(spread) - spread**2 / 2)
     weights = weights * np.exp(log_density - log_density.max())
     return spread, weights / weights.sum()
 

@@ -2,11 +2,14 @@
 
 import functools
 import math
+import numbers
 from collections.abc import Collection
 
 import numpy as np
 
+from ..config.checks import plain
 from ..errors import InputError
+from ..typed import shortened
 
 # From this p on, the spread of an arm or of a reference is taken by itself. By simulation (benchmarks/rejection.py): a
 # lower one lets noisy arms raise false alarms, a higher one gives up what a spread that all share tells on three folds.
@@ -14,11 +17,22 @@ LEVEL = 0.25
 DRAWS = 2000  # of tables whose arms vary alike
 
 
+def real_numbers(values) -> np.ndarray | None:
+    """`values` as float64, NaN where there is None or a mask; None where they are no array of real numbers."""
+    try:
+        array = np.ma.asarray(values)
+        objects = array.data.flat if array.dtype.kind == "O" else ()
+        known = array.dtype.kind in "biufO" and all(isinstance(one, numbers.Real | None) for one in objects)
+        return array.astype(np.float64).filled(np.nan) if known else None
+    except (OverflowError, TypeError, ValueError):  # rows of several lengths
+        return None
+
+
 class Table:
     """Scores that are an arm's mean, a fold's, and luck (least squares by arm and fold).
 
     Args:
-        scores: float (arms, folds x repeats) or (arms, folds x repeats, seeds); NaN where missing.
+        scores: float (arms, folds x repeats) or (arms, folds x repeats, seeds); NaN, or masked, where missing.
 
     Attributes:
         arms: their number.
@@ -27,7 +41,8 @@ class Table:
         degrees: degrees of freedom of the spread.
 
     Raises:
-        InputError: the table has another form, an infinite score, or fewer than two arms or columns.
+        InputError: the table has another form, what is no number, an infinite score, or fewer than two arms or
+            columns.
 
     References:
         Searle, "Linear models for unbalanced data", 1987, for missing cells. Folds are fixed effects: with three to
@@ -35,7 +50,12 @@ class Table:
     """
 
     def __init__(self, scores):
-        table = np.asarray(scores, np.float64)
+        table = real_numbers(scores)
+        if table is None:
+            raise InputError(
+                "`scores` must be numbers, or NaN where a training is missing, in rows of one length, got "
+                f"{shortened(plain(scores))}."
+            )
         if table.ndim not in (2, 3) or table.shape[0] < 2 or table.shape[1] < 2:
             raise InputError(
                 "`scores` must have a row for each arm and a column for each fold, two of both at least, got the shape "
@@ -170,7 +190,7 @@ class _Fit:
         """What the cells are multiplied by to estimate a contrast; None where the folds do not connect its arms."""
         weights = contrast @ self._solve
         own = np.bincount(self.arm, weights, minlength=len(contrast))
-        return weights if np.allclose(own, contrast, atol=1e-8) else None
+        return weights if np.allclose(own, contrast, atol=1e-8 * np.abs(contrast).max()) else None
 
     def by_arm(self, values: np.ndarray) -> np.ndarray:
         """Sums over the cells of each arm, (arms,) or (arms, draws)."""
