@@ -96,6 +96,24 @@ def test_values_that_are_no_image_are_an_error(run, image, message):
         segdrop.load(run).predict(image)
 
 
+@pytest.mark.parametrize("bounds", [(50, 100), [50.0, 100.0], np.array([50, 100])])
+def test_bounds_become_0_and_255(run, bounds):
+    prepared = segdrop.load(run).preprocess(np.array([[0, 50, 75, 100]], np.uint8), bounds=bounds)
+    np.testing.assert_allclose(prepared[0, :, 0], [0, 0, 127.5, 255])
+
+
+@pytest.mark.parametrize("bounds", [(255, 0), (np.nan, np.nan), (0, np.inf), "ab", 5, (1, 2, 3), [[0], [1, 2]]])
+def test_bounds_that_are_not_two_values_are_an_error(run, bounds):
+    with pytest.raises(InputError, match=r"`bounds` must be the two values that become 0 and 255, .*, got bounds="):
+        segdrop.load(run).predict(np.zeros((5, 7), np.uint8), bounds=bounds)
+
+
+@pytest.mark.parametrize("probabilities", [None, 0.5, np.zeros((5, 7)), np.zeros((5, 7, 3)), "a"])
+def test_probabilities_of_another_shape_have_no_labels(run, probabilities):
+    with pytest.raises(InputError, match=r"`probabilities` must be numbers of the shape \(..., H, W, 1\), got"):
+        segdrop.load(run).labels(probabilities)
+
+
 def test_a_run_whose_record_does_not_fit_its_network_is_an_error(tmp_path):
     run = write_run(tmp_path / "run", brightness_model(), class_names=("a", "b", "c"))
     with pytest.raises(InputError, match="has a network with 1 output channels and 3 class names"):

@@ -125,6 +125,17 @@ def plain(value):
     return {plain(key): plain(one) for key, one in value.items()} if isinstance(value, Mapping) else value
 
 
+def real_numbers(values) -> np.ndarray | None:
+    """`values` as float64, NaN where there is None or a mask; None where they are no array of real numbers."""
+    try:
+        array = np.ma.asarray(values)
+        objects = array.data.flat if array.dtype.kind == "O" else ()
+        known = array.dtype.kind in "biufO" and all(isinstance(one, numbers.Real | None) for one in objects)
+        return array.astype(np.float64).filled(np.nan) if known else None
+    except (OverflowError, TypeError, ValueError):  # rows of several lengths
+        return None
+
+
 def _read(hint) -> tuple[tuple, list[Rule], bool]:
     """The choices and the rules of a hint, and whether it takes None."""
     if typing.get_origin(hint) is Literal:

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from ..config.checks import plain, real_numbers
 from ..config.fields import count_inputs
 from ..config.predict import Engine
 from ..config.train import TrainConfig
@@ -26,6 +27,7 @@ from ..nets.temperature import at_temperature
 from ..scoring.counts import to_labels
 from ..surgery.fast import fast
 from ..surgery.folding import folded
+from ..typed import shortened
 from .engines import check_engine, function_of_file, function_of_model
 from .onnx import open_onnx, read_metadata
 
@@ -132,7 +134,15 @@ class Network:
             ((50, 70, 3), 255.0)
         """
         picture = self._as_picture(np.asarray(image))
-        return self.resample(scale(picture.read(), *(bounds or self.intensity.bounds(picture))), spacing)
+        values = picture.read()
+        limits = real_numbers(self.intensity.bounds(picture) if bounds is None else bounds)
+        fits = limits is not None and limits.shape in ((2,), (2, *values.shape[2:])) and np.isfinite(limits).all()
+        if not fits or (limits[0] > limits[1]).any():
+            raise InputError(
+                "`bounds` must be the two values that become 0 and 255, or those of each channel, (2, C), the lower "
+                f"first, got bounds={shortened(plain(bounds))}."
+            )
+        return self.resample(scale(values, *limits), spacing)
 
     def _as_picture(self, image: np.ndarray) -> Picture:
         takes_grey = self.image_channels in (None, 1) and not self.context_slices
@@ -187,6 +197,12 @@ class Network:
             >>> segdrop.load("runs/first").labels([[[0.2], [0.5]]])
             array([[0, 1]], dtype=uint8)
         """
+        probabilities = np.asarray(probabilities)
+        if probabilities.dtype.kind not in "biuf" or probabilities.shape[-1:] != (self.channels,):
+            raise InputError(
+                f"`probabilities` must be numbers of the shape (..., H, W, {self.channels}), got "
+                f"{probabilities.dtype} of {probabilities.shape}."
+            )
         return to_labels(probabilities, self.threshold, self.multilabel)
 
     @property

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from ..config.checks import check_whole, is_finite, is_whole, plain
+from ..config.checks import check_whole, is_finite, is_whole, plain, real_numbers
 from ..config.sweep import MARGIN
 from ..errors import InputError
 from ..typed import shortened
 from .dunnett import largest_exceeds, simultaneous_quantile
-from .table import Table, real_numbers
+from .table import Table
 
 NO_DIFFERENCE = "no difference beyond the margin"
 NOT_TOLD = "cannot be told"

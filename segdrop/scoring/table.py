@@ -2,12 +2,11 @@
 
 import functools
 import math
-import numbers
 from collections.abc import Collection
 
 import numpy as np
 
-from ..config.checks import plain
+from ..config.checks import plain, real_numbers
 from ..errors import InputError
 from ..typed import shortened
 
@@ -15,17 +14,6 @@ from ..typed import shortened
 # lower one lets noisy arms raise false alarms, a higher one gives up what a spread that all share tells on three folds.
 LEVEL = 0.25
 DRAWS = 2000  # of tables whose arms vary alike
-
-
-def real_numbers(values) -> np.ndarray | None:
-    """`values` as float64, NaN where there is None or a mask; None where they are no array of real numbers."""
-    try:
-        array = np.ma.asarray(values)
-        objects = array.data.flat if array.dtype.kind == "O" else ()
-        known = array.dtype.kind in "biufO" and all(isinstance(one, numbers.Real | None) for one in objects)
-        return array.astype(np.float64).filled(np.nan) if known else None
-    except (OverflowError, TypeError, ValueError):  # rows of several lengths
-        return None
 
 
 class Table:
