@@ -499,6 +499,11 @@ def test_wrong_options_are_an_error(blurred, options, message):
         evaluate(blurred, **options)
 
 
+def test_a_path_is_an_ensemble_of_one_and_no_run_is_in_it_twice(blurred):
+    with pytest.raises(InputError, match="`ensemble` has .* twice; name each run once"):
+        evaluate(blurred, ensemble=blurred)
+
+
 def shown(result):
     """The lines that a terminal of 100 columns shows."""
     console = Console(width=100)
@@ -543,10 +548,9 @@ def test_undefined_scores_are_shown_as_such(run):
 
 
 def test_an_ensemble_is_scored_beside_the_run_s_own_prediction(graded, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(graded, other)
+    others = [shutil.copytree(graded, tmp_path / name) for name in ("second", "third")]
     alone = evaluate(graded)
-    found = evaluate(graded, ensemble=[other, other])
+    found = evaluate(graded, ensemble=others)
     assert found["dice"] == alone["dice"]
     uncertainty = found["uncertainty"]
     assert (uncertainty["networks"], uncertainty["samples"]) == (3, 0)

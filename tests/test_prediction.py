@@ -179,6 +179,25 @@ def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
     np.testing.assert_allclose(scores.predictive_entropy, [[0, coin, coin, 0]], atol=1e-3)
 
 
+def test_a_run_is_not_in_an_ensemble_twice(run, tmp_path):
+    folder = write_images(tmp_path / "in", a=noise(20, 20))
+    with pytest.raises(InputError, match="`ensemble` has .*run twice; name each run once"):
+        predict(run, folder, tmp_path / "out", ensemble=str(run))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": -1}, "`samples` must be a whole number of at least 0, got samples=-1"),
+        ({"rate": 1}, r"`rate` must be a number in \[0, 1\), got rate=1"),
+        ({"rate": 0.2, "samples": 0}, "`rate` needs samples"),
+    ],
+)
+def test_options_of_samples_are_named_as_they_are_given(dropout_run, options, message):
+    with pytest.raises(InputError, match=message):
+        predict_uncertainty(dropout_run, noise(32, 32), **options)
+
+
 def test_members_of_an_ensemble_must_have_the_same_classes(run, tmp_path):
     other = write_run(tmp_path / "other", brightness_model(), class_names=("background", "nerve"))
     folder = write_images(tmp_path / "in", a=noise(32, 32))

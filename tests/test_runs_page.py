@@ -119,6 +119,8 @@ def test_runs_that_cannot_be_compared_are_one_line_and_nothing_is_written(first,
     for runs in ([first], [first, first], []):
         with pytest.raises(InputError, match="`runs` must be two runs at least, each once, got"):
             report_runs(runs, out)
+    with pytest.raises(InputError, match=f"each once, got {first}"):
+        report_runs(str(first), out)
     assert not out.exists()
 
 

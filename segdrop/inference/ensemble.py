@@ -29,12 +29,13 @@ def load_alike(
     """Load networks whose predictions can be averaged; of a finished sweep those of its chosen arm's folds.
 
     Raises:
-        FileNotFoundError, InputError: one cannot be loaded, or has other classes or another pre-processing.
+        FileNotFoundError, InputError: one cannot be loaded, is there twice, or has other classes or another
+            pre-processing.
     """
     for name, given, default in (("precision", precision, "stored"), ("engine", engine, "auto")):
         if given != default and any(isinstance(run, Network) for run in runs):
             raise InputError(f"`{name}` {given} must be given to segdrop.load for a network that is loaded already.")
-    networks = []
+    networks, known = [], set()
     for place, run in enumerate(runs):
         if isinstance(run, Network):
             networks.append(run)
@@ -44,6 +45,10 @@ def load_alike(
             if place and not os.path.exists(run or ""):
                 raise FileNotFoundError(f"`ensemble` names a run that does not exist: {run!r}.")
             members = fold_runs(run) if is_sweep(run) else [run]
+            for member in members:
+                if (where := os.path.realpath(member)) in known:
+                    raise InputError(f"`ensemble` has {member} twice; name each run once.")
+                known.add(where)
             networks += [load(member, precision=precision, engine=engine) for member in members]
     first = networks[0]
     for other in networks[1:]:

@@ -67,6 +67,7 @@ def evaluate(
     if not is_finite(tolerance) or tolerance < 0:
         raise InputError(f"`tolerance` must be a number of at least 0, got tolerance={tolerance!r}.")
     record = open_run(run)
+    ensemble = [ensemble] if isinstance(ensemble, (str, os.PathLike)) else ensemble
     networks = load_alike([run, *ensemble])
     sampled, sampler = {}, None
     if mc_samples or ensemble:

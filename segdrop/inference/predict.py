@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from ..config.checks import check_type
+from ..config.checks import check_rate, check_type, check_whole
 from ..config.predict import PredictOptions
 from ..conventions import OVERLAP, TILE
 from ..data.tiles import in_numbered_tiles
@@ -184,6 +184,11 @@ def predict_uncertainty(
     runs = list(run) if isinstance(run, (list, tuple)) else [run]
     if not runs:
         raise InputError("`run` is empty; give a run's folder, or several.")
+    check_whole(samples, "samples", minimum=0)
+    if rate is not None:
+        check_rate(rate)
+        if not samples:
+            raise InputError("`rate` needs samples.")
     chosen = PredictOptions(
         tile=tile, overlap=overlap, tta=tta, mc_samples=samples, mc_rate=rate, seed=seed, uncertainty=True
     )

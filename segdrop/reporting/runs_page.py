@@ -105,7 +105,7 @@ def report_runs(
 
 def _open(paths: Sequence[str | os.PathLike], split: str) -> list[_Run]:
     """The runs, once it is sure that they can be compared."""
-    paths = [Path(path) for path in paths]
+    paths = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise InputError(f"`runs` must be two runs at least, each once, got {', '.join(map(str, paths)) or 'none'}.")
     records = [open_run(path) for path in paths]
