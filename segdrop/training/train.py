@@ -93,11 +93,11 @@ def train(config: TrainConfig, *, augmentation: A.Compose | None = None) -> Trai
         ['config.json', 'curves.png', 'examples.png', 'history.csv', 'metrics.json', 'model.keras', 'per_image.csv',
          'split.csv', 'tensorboard']
     """
-    if config.resume and augmentation is not None:
-        raise InputError("`augmentation` is not for a run that goes on, which keeps its own; leave it out.")
     check_type(config, "config", TrainConfig)
     if not isinstance(augmentation, A.BaseCompose | A.BasicTransform | None):
         raise InputError(f"`augmentation` must be a pipeline of Albumentations, got augmentation={augmentation!r}.")
+    if config.resume and augmentation is not None:
+        raise InputError("`augmentation` is not for a run that goes on, which keeps its own; leave it out.")
     with contextlib.ExitStack() as locks:
         run = _resume(config, locks) if config.resume else _begin(config, augmentation, locks)
         _announce(run, resumed=config.resume)
