@@ -115,7 +115,8 @@ def open_dataset(
     scans, rule = scan_files(store, intensity, (path.absolute(), names, listing.names, multilabel))
     entries = entries_of(listing, scans)
 
-    ignored |= {ignore_value} - {None} | ({IGNORED} if any(truth.view for _, truth in files) else set())
+    ignored |= {IGNORED} if any(truth.view for _, truth in files) else set()
+    ignored |= set() if ignore_value is None else {ignore_value}
     named = len(names) - (ignore_value == len(names) - 1)  # what is ignored is no class to be found and scored
     reading = read_mask_bits if multilabel else partial(read_mask_values, colours=colours)
     count, table, bad_values = reading(files, scans, classes or named, ignored)
