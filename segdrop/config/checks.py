@@ -131,7 +131,7 @@ def real_numbers(values) -> np.ndarray | None:
         array = np.ma.asarray(values)
         objects = array.data.flat if array.dtype.kind == "O" else ()
         known = array.dtype.kind in "biufO" and all(isinstance(one, numbers.Real | None) for one in objects)
-        return array.astype(np.float64).filled(np.nan) if known else None
+        return np.ma.filled(array.astype(np.float64), np.nan) if known else None
     except (OverflowError, TypeError, ValueError):  # rows of several lengths
         return None
 
