@@ -162,6 +162,24 @@ def _adapter(kind: Any):
     return TypeAdapter(kind)
 
 
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `json.loads`, which by itself keeps the last of several values of a key.
+
+    Raises:
+        ValueError: a key is there twice.
+
+    Example:
+        >>> without_repeats([("lr", [0.1]), ("lr", [0.2])])
+        Traceback (most recent call last):
+            ...
+        ValueError: the key 'lr' is there twice
+    """
+    keys = [key for key, _ in pairs]
+    for key in (key for key in keys if keys.count(key) > 1):
+        raise ValueError(f"the key {key!r} is there twice")
+    return dict(pairs)
+
+
 def shortened(value: Any) -> str:
     """A value as Python writes it, in at most a line."""
     text = repr(value)

@@ -14,6 +14,7 @@ os.environ["SEGDROP_CACHE"] = os.path.join(tempfile.mkdtemp(prefix="segdrop_test
 
 import cv2
 import h5py
+import hypothesis  # noqa: F401 (what it manages it looks for among what is not frozen yet)
 import keras
 import numpy as np
 import optuna

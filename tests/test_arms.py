@@ -154,7 +154,7 @@ def test_a_ramp_from_a_rate_to_itself_is_that_rate():
 
 
 def test_a_name_that_is_twice_in_a_grid_is_an_error():
-    with pytest.raises(InputError, match=r"^`grid` is not JSON: 'lr' is there twice\.$"):
+    with pytest.raises(InputError, match=r"^`grid` is not JSON: the key 'lr' is there twice\.$"):
         read_grid('{"lr": [0.1], "lr": [0.2]}')
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..typed import without_repeats
 from .fields import CROSS_ENTROPIES, SCALABLE
 from .sweep import SweepConfig
 from .train import PLANNED, TrainConfig
@@ -146,19 +147,11 @@ def read_grid(text: str | None):
     try:
         if text.lstrip()[:1] not in ("{", "["):
             text = Path(text).read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=without_repeats)
     except ValueError as error:
         raise InputError(f"`grid` is not JSON: {error}.") from error
     except FileNotFoundError:
         raise FileNotFoundError(f"`grid` is neither JSON nor a file: {text}.") from None
-
-
-def _once(pairs: list[tuple]) -> dict:
-    """An object of JSON, of which Python takes the last where a name is there twice."""
-    names = [name for name, _ in pairs]
-    for name in (name for name in names if names.count(name) > 1):
-        raise ValueError(f"{name!r} is there twice")
-    return dict(pairs)
 
 
 def subgrids_of(grid) -> list[Mapping]:

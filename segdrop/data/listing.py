@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
 
 from ..conventions import IGNORED
 from ..errors import InputError
 from ..images.opening import is_image, stem
+from ..typed import without_repeats
 from .layouts import Reading, by_id, read_layout
 from .outlines import Drawing, Outlines, read_outlines
 from .overlapping import read_by_class
@@ -283,7 +283,7 @@ def read_classes(folder: Path) -> tuple[dict[int, str], dict | None, set[int]]:
     if not path.is_file():
         return *_nnunet_classes(folder / "dataset.json"), set()
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        stored = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
         entries = dict(enumerate(stored)) if isinstance(stored, list) else {int(k): v for k, v in stored.items()}
         colours = {_colour(v["color"]): k for k, v in entries.items() if not isinstance(v, str)}
         if len(entries) < len(stored) or len(colours) < sum(not isinstance(v, str) for v in entries.values()):
@@ -303,13 +303,6 @@ def read_classes(folder: Path) -> tuple[dict[int, str], dict | None, set[int]]:
             f'{path} must look like {{"0": "background", "1": "cell"}}, ["background", "cell"] or, for coloured masks, '
             f'{{"0": {{"name": "background", "color": [0, 0, 0]}}, ...}}: {error}.'
         ) from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would keep the last of several values of a key."""
-    if repeated := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-        raise ValueError(f"the key {repeated[0]!r} is there twice")
-    return dict(pairs)
 
 
 def _are_names(names: Collection) -> bool:
