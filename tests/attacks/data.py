@@ -1,6 +1,7 @@
 """Broken tables, classes, outlines and masks of a data set."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,8 @@ MASKS: dict[str, Callable] = {
     "with alpha": _masks(lambda mask, rng: np.stack([mask, mask, mask, mask * 255], -1)),
     "as JPEG": _masks(lambda mask, rng: mask * 255, ".jpg"),
     "of nothing": _masks(lambda mask, rng: mask * 0),
+    "of a photograph": _masks(lambda mask, rng: rng.integers(0, 256, (400, 500, 3), np.uint8)),
+    "in colours of 16 bits": _masks(lambda mask, rng: np.stack([mask.astype(np.uint16) << 8] * 3, -1)),
 }
 CLASSES = (
     "[]", "{}", '["a"]', '["a", "a"]', '{"0": "a", "0": "b"}', '{"1": "a"}', '{"-1": "a"}', '{"0.5": "a"}', '{"0": 5}',
@@ -140,7 +143,9 @@ CLASSES = (
     '{"0": {"name": "a", "color": [0, 0, 0]}, "1": {"name": "b", "color": [0, 0, 0]}}', '[["a"]]', '{"\u0663": "a"}',
     '{"0": "a", "1": {"name": "b", "color": [1, 1, 1]}}', '{"0": "background", "1": "\\u001b[31mcell"}', "1", "NaN",
     json.dumps(["x" * 5000, "b"]), json.dumps([str(i) for i in range(300)]), '{"99999999999999999999": "a"}',
-    '{"0": "background", "1": "cell", "255": "ignored"}',
+    '{"0": "background", "1": "cell", "255": "ignored"}', '{"0": "a", "0": "b", "1": "c"}', '["background", "a", "a"]',
+    '{"1": "a", "01": "b", "0": "c"}',
+    '{"0": {"name": 5, "color": [0, 0, 0]}, "1": {"name": {}, "color": [255, 255, 255]}}',
 )  # fmt: skip
 
 
@@ -173,6 +178,7 @@ FOLDERS: dict[str, Callable] = {
     "with an id twice": _folder(lambda f: (f / "images" / "cell_1.bmp").write_bytes(b"BM")),
     "with a folder called like an image": _folder(lambda f: (f / "images" / "a.png").mkdir()),
     "with one image": _folder(lambda f: [p.unlink() for p in f.glob("*/cell_[1-5].png")]),
+    "with images in a subfolder": _folder(lambda f: shutil.copytree(f / "images", f / "images" / "more")),
     "with a dangling link": _folder(lambda f: (f / "images" / "a.png").symlink_to("nowhere")),
 }
 

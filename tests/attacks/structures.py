@@ -168,6 +168,8 @@ def _with_column_twice(rows, rng) -> None:
 
 CSV: dict[str, Damage] = {
     "with a wrong cell": _in_table(_cell),
+    "with a row cut short": _in_table(lambda rows, rng: rows.append(rows[-1][: rng.integers(1, len(rows[-1]) + 1)])),
+    "with a row of commas": _in_table(lambda rows, rng: rows.insert(1, [""] * len(rows[0]))),
     "without a column": _in_table(_without_column),
     "with a renamed column": _in_table(lambda rows, rng: rows[0].__setitem__(rng.integers(len(rows[0])), "other")),
     "with a column twice": _in_table(_with_column_twice),
