@@ -121,7 +121,8 @@ def _culprits(option: Option, *values: str) -> tuple[str, ...]:
     name = option.name
     given = [value for value in values if len(value.strip()) > 2]
     shown = [form for value in given for form in (value, value.replace("\n", " "), str(Path(value)))]
-    return (f"--{name}", name, name.replace("-", "_"), *shown)
+    needed = ("run_dir",) if name == "resume" else ()  # which says what is resumed
+    return (f"--{name}", name, name.replace("-", "_"), *needed, *shown)
 
 
 def _with_value(option: Option, value: str, bench: Bench, rng: np.random.Generator) -> Plan:
