@@ -159,7 +159,7 @@ class ExportOptions(LoadsModels):
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     out: Path | None = None
-    """The file or folder to write; by default model.onnx or saved_model in the run's folder."""
+    """The file to write, NAME.onnx, or folder; by default model.onnx or saved_model in the run's folder."""
     format: Literal["onnx", "saved_model"] = "onnx"
     """ONNX, or TensorFlow's SavedModel."""
 

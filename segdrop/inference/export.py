@@ -79,7 +79,7 @@ def export(
 
     Args:
         run: the run's folder.
-        out: the file, or for a SavedModel the folder, to make.
+        out: the file to make, whose name ends in .onnx, or for a SavedModel the folder.
         format: `"onnx"` or `"saved_model"`.
         opset: version of the ONNX operators, 15 to 18; by default tf2onnx's.
         tolerance: the largest difference of a probability that is accepted.
