@@ -166,9 +166,8 @@ def _stored_sweep(folder: Path) -> SweepOptions:
 def _stored_config(arguments: list[str]) -> TrainConfig | None:
     """The stored configuration of the run to resume, or of a sweep's chosen arm: what is not given is as it says."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
-    words = [
-        word.replace("_", "-") if word.startswith("--") else word for word in words
-    ]  # an option is written either way
+    # Options may be written with underscores.
+    words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
     if "--resume" in words and "--run-dir" in words[:-1]:
         from ..folders.run import open_run
 
