@@ -147,7 +147,8 @@ def test_comments_leave_the_values_of_a_ppm_as_they_are(tmp_path, comment, magic
 @pytest.mark.parametrize("suffix", ["ppm", "pnm"])
 def test_a_ppm_of_floating_point_is_refused(tmp_path, suffix):
     (tmp_path / f"a.{suffix}").write_bytes(b"Pf\n48 40\n-1.0\n" + FLOAT.tobytes())
-    assert sentence(tmp_path / f"a.{suffix}") == "holds values that are not of 8 or 16 bits; save it as TIFF."
+    told = sentence(tmp_path / f"a.{suffix}")  # an earlier Pillow decodes none of them
+    assert told.startswith(("holds values that are not of 8 or 16 bits; save it as TIFF.", "cannot be decoded: "))
 
 
 def test_of_a_gif_the_first_frame_is_read(tmp_path):
