@@ -345,6 +345,8 @@ def test_inspect_shows_proves_and_draws(tmp_path, capsys):
         ("inspect RUN --csv NEW/t.csv --json nowhere/t.json", "`json` has no folder: nowhere; make it first."),
         ("inspect RUN --csv NEW/t.csv --json RUN/config.json", "`json` exists: "),
         ("inspect RUN --csv NEW/t --json NEW/t", "`csv`, `json` and `svg` must be different files, got "),
+        ("inspect RUN --csv NEW/a --json NEW/b --svg NEW/b", "/b twice."),
+        ("rank NEW/nothing RUN", "The run does not exist: "),
         ("inspect RUN --csv NEW/t.csv --mc-rate 0.5", "`mc_rate` needs sensitivity"),
         ("inspect RUN --csv NEW/t.csv --image-size 0", "`image_size` must be a whole number of at least 1"),
         ("inspect RUN --verify", "`model`: dropout was added: "),

@@ -77,15 +77,15 @@ def run_sweep(options: SweepOptions) -> None:
     from ..sweeps.sweep import estimate, sweep, sweep_report
 
     if options.report or options.test:
-        stored = open_sweep(options.folder).config
-        check_same(options.folder, dataclasses.replace(_sweep_config(options), reference=stored.reference))
+        reference = open_sweep(options.folder).config.reference  # of a report it may be another
+        check_same(options.folder, dataclasses.replace(_sweep_config(options), reference=reference))
         answer = sweep_report(
             options.folder,
             storage=options.storage,
             test=options.test,
-            data=options.train.data if options.train.data != stored.train.data else None,
+            data=options.train.data,
             margin=options.margin,
-            reference=options.reference if options.reference != stored.reference else None,
+            reference=options.reference or None,
         )
     elif options.dry_run:
         config = _sweep_config(options)
@@ -232,7 +232,7 @@ def run_rank(options: RankOptions) -> int:
     from ..show.tables import Table
 
     check_fields(options)  # named as the user knows them
-    if options.out is None and not options.run.is_dir():
+    if options.out is None and options.run.is_file():
         raise InputError(f"`out` must be given where the network is a file, got run={options.run} alone.")
     network, out = load(options.run), options.out or options.run
     _check_folder(out)
@@ -346,8 +346,8 @@ def _check_inspection(options: InspectOptions) -> None:
         if out and out.exists():
             raise FileExistsError(f"`{name}` exists: {out}; choose another name or delete it.")
     given = [out.absolute() for out in (options.csv, options.json, options.svg) if out]
-    if len(set(given)) < len(given):
-        raise InputError(f"`csv`, `json` and `svg` must be different files, got {given[0]} twice.")
+    for out in (out for out in given if given.count(out) > 1):
+        raise InputError(f"`csv`, `json` and `svg` must be different files, got {out} twice.")
 
 
 def _show_sensitivity(options: InspectOptions) -> None:
