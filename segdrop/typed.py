@@ -9,6 +9,7 @@ import csv
 import functools
 import io
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -174,8 +175,7 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             ...
         ValueError: the key 'lr' is there twice
     """
-    keys = [key for key, _ in pairs]
-    for key in (key for key in keys if keys.count(key) > 1):
+    for key in (key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
         raise ValueError(f"the key {key!r} is there twice")
     return dict(pairs)
 

@@ -179,13 +179,21 @@ def column_of(entries: Sequence[Entry], column: str | None) -> tuple[str, ...] |
     return values if any(column in entry.row for entry in entries) else None
 
 
-def check_column(entries: Sequence[Entry], column: str) -> Iterator[str]:
+def check_tables(entries: Sequence[Entry], listing: Listing, stratify: str | None) -> Iterator[str]:
+    """What CSV files say of some images and not of others, or in two ways."""
+    for column in ("split", "group"):
+        yield from _check_column(entries, column)
+    yield from _check_strata(entries, stratify)
+    yield from _check_contested(entries, listing, stratify)
+
+
+def _check_column(entries: Sequence[Entry], column: str) -> Iterator[str]:
     """A column that some images have no value in."""
     missing = [e.id for e, value in zip(entries, column_of(entries, column) or (), strict=False) if not value]
     yield from told(missing, f"{{n}} image(s) without a {column}")
 
 
-def check_contested(entries: Sequence[Entry], listing: Listing, stratify: str | None) -> Iterator[str]:
+def _check_contested(entries: Sequence[Entry], listing: Listing, stratify: str | None) -> Iterator[str]:
     """Images of which two CSV files of a folder say different things in a column that is used."""
     for column in dict.fromkeys((stratify, "spacing")):
         names = set(listing.contested.get(column or "", ()))
@@ -198,11 +206,11 @@ def check_contested(entries: Sequence[Entry], listing: Listing, stratify: str | 
         yield from told(concerned, f"{{n}} image(s) with two values of {column}, in two CSV files; remove one")
 
 
-def check_strata(entries: Sequence[Entry], column: str | None) -> Iterator[str]:
+def _check_strata(entries: Sequence[Entry], column: str | None) -> Iterator[str]:
     """A column to stratify by that is not there, or not whole."""
     if column is None:
         return
-    yield from check_column(entries, column)
+    yield from _check_column(entries, column)
     if entries and column_of(entries, column) is None:
         columns = sorted({name for entry in entries for name in entry.row} - {"id"})
         yield f"`stratify` names no column: {column!r}; there are: {', '.join(columns) or 'none'}"

@@ -47,13 +47,10 @@ def results(state: State, reference: str | None = None) -> Results:
     rows = read_fold_rows(state.folder)
     known = {row["id"] for row in rows}
     test, (leader, _), config = read_test(state.folder), leading(state, trials), state.config
-    shares: dict[str, list[float]] = {}
-    labelled: dict[str, list[float]] = {}
+    told_of: dict[str, list[FoldScores]] = {}
     for (arm, *_), trial in scored.items():
-        told = scores[trial.number]
-        shares.setdefault(arm, []).append(told["val_images"] / told["train_images"])
-        labelled.setdefault(arm, []).append(told.get("train_groups") or told["train_images"])
-    share = {arm: statistics.fmean(values) for arm, values in shares.items()}
+        told_of.setdefault(arm, []).append(scores[trial.number])
+    share = {arm: statistics.fmean(t["val_images"] / t["train_images"] for t in told) for arm, told in told_of.items()}
     whole = [share[key] for arm, key in zip(arms, keys, strict=True) if key in share and not arm.get("train_fraction")]
     return Results(
         title=state.folder.absolute().name,
@@ -67,7 +64,7 @@ def results(state: State, reference: str | None = None) -> Results:
                 changes=arm,
                 pruned=key in pruned,
                 test_share=share.get(key) if "train_fraction" in arm else None,
-                labelled=statistics.fmean(labelled.get(key, [0])),
+                labelled=_labelled(told_of.get(key, ())),
                 seeds=own_seeds if len(own_seeds) > len(config.seeds) else (),
             )
             for arm, key, reference, own_seeds in zip(arms, keys, references, seeds, strict=True)
@@ -90,6 +87,11 @@ def results(state: State, reference: str | None = None) -> Results:
         stops=config.stop_when_told,
         shares=shares_of(config, arms) if config.stop_when_told else (),
     )
+
+
+def _labelled(told: Sequence[FoldScores]) -> float:
+    """The mean number of groups, or else images, that an arm's trainings had to learn from; 0 where there are none."""
+    return statistics.fmean([one.get("train_groups") or one["train_images"] for one in told] or [0])
 
 
 def _asked(config: SweepConfig, arms: Sequence[Mapping], stated: list[int], reference: str | None) -> list[int]:

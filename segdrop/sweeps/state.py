@@ -88,7 +88,6 @@ def open_or_start(folder: Path, config: SweepConfig | None, storage: str | None,
             raise InputError(f"{folder} is not the folder of a sweep, and no configuration is given to start one.")
         _start(folder, config, storage)
     elif config is not None:
-        check_same(folder, config)
         dataset = _check_same_data(folder, config)
         with lock_answer(folder):
             _grow(folder, config, dataset)
@@ -156,7 +155,6 @@ def _start(folder: Path, config: SweepConfig, storage: str | None) -> None:
             write_folds(folder, dataset, folds)
         else:
             optuna.delete_study(study_name=record.study, storage=database)
-            check_same(folder, config)
             _grow(folder, config, _check_same_data(folder, config))
     finally:
         database.engine.dispose()
@@ -317,9 +315,10 @@ def check_same(folder: Path, config: SweepConfig) -> None:
 
 
 def _check_same_data(folder: Path, config: SweepConfig) -> Dataset:
-    """Raise InputError unless the data set is that of the sweep of `folder`; returns it."""
+    """Raise InputError unless the sweep of `folder` is that of `config`, and the data set its own; returns that."""
     from ..data.opening import open_configured
 
+    check_same(folder, config)
     record = open_sweep(folder)
     dataset = open_configured(config.train.continuing(record.config.train))
     identity = _identity(dataset)
